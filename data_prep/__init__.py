@@ -1,0 +1,1 @@
+"""Which images, which classes, which half: image lists and class maps."""

@@ -1,0 +1,54 @@
+"""Packaging: `pip install .` gives the package transfer_caffe and the command transfer-caffe, nothing else.
+
+tools, data_prep and prototxt_templates lie at the top of the repository, where people look for them; links
+inside the package take them along, so that an installation claims no other name than transfer_caffe.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "transfer_caffe" / "__init__.py").read_text())
+assert VERSION
+
+setup(
+    name="transfer_caffe",
+    version=VERSION[1],
+    description="How transferable are the features of a network? Yosinski et al. (2014) on Caffe's files, today",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=[
+        "transfer_caffe",
+        "transfer_caffe.data_prep",
+        "transfer_caffe.engine",
+        "transfer_caffe.prototxt_templates",
+        "transfer_caffe.proto",
+        "transfer_caffe.recipes",
+        "transfer_caffe.tools",
+    ],
+    package_data={
+        "transfer_caffe.data_prep": ["*.csv"],
+        "transfer_caffe.prototxt_templates": ["*/*.j2"],
+        "transfer_caffe.proto": ["*.proto", "*.pyi"],
+        "transfer_caffe.recipes": ["*.yaml"],
+    },
+    install_requires=[
+        "numpy>=1.26",
+        "protobuf>=5.26,<8",
+        "lmdb>=1.4",
+        "pyyaml>=6",
+        "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "torch>=2.11",
+        "opencv-python-headless>=4.9",
+        "rich>=13",
+    ],
+    extras_require={
+        "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
+        "dev": ["pytest", "hypothesis", "ruff", "pyright"],
+    },
+    entry_points={"console_scripts": ["transfer-caffe = transfer_caffe.cli:main"]},
+)

@@ -1,0 +1,1 @@
+"""Caffe's training engine on PyTorch: the command line, files and log lines of `caffe`."""

@@ -1,0 +1,72 @@
+"""One way for every command to fail: a line that says what, where and what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad usage or bad input, in one line a person can act on. Commands print it and exit with 2."""
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "no space left on the device; free some, then run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "no such file or directory",
+    errno.EISDIR: "this is a directory; a file was expected",
+    errno.ENOTDIR: "a part of this path is a file; a directory was expected",
+    errno.EEXIST: "this exists already",
+    errno.ENAMETOOLONG: "this name is too long",
+}
+
+
+def os_error_line(error: OSError) -> str:
+    """The one line for an operating system error: the file it is about, and what is wrong with it."""
+    what = _OS_HINTS.get(error.errno or 0, error.strerror or str(error))
+    return f"{os.fspath(error.filename)}: {what}" if error.filename else what
+
+
+def say_error(program: str, message: str) -> None:
+    """Write ``program: error: message`` to standard error, as one line."""
+    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def command(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+    """Wrap a command's ``main(argv) -> exit code`` so that bad input gives one line and 2, Ctrl-C gives 130.
+
+    Errors of the program itself keep their traceback: they are bugs, and the traceback is their report.
+    """
+    program = f"python -m {main.__module__}"
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        name = program if not program.endswith("__main__") else _module_of_main()
+        try:
+            return main(argv) or 0
+        except UserError as error:
+            say_error(name, str(error))
+            return 2
+        except BrokenPipeError:
+            # the reader of our output (head, less) went away: not an error of ours
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it keeps the flush at exit from failing again
+            return 0
+        except OSError as error:
+            say_error(name, os_error_line(error))
+            return 2
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            return 130
+
+    return run
+
+
+def _module_of_main() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else os.path.basename(sys.argv[0])
