@@ -38,7 +38,7 @@ def say_error(program: str, message: str) -> None:
     print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
-def command(main: Callable[[list[str] | None], int | None]) -> Callable[[list[str] | None], int]:
+def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
     """Wrap a command's ``main(argv) -> exit code`` so that bad input gives one line and 2, Ctrl-C gives 130.
 
     Errors of the program itself keep their traceback: they are bugs, and the traceback is their report.

@@ -1,0 +1,211 @@
+"""The embedded engine's command line: `caffe`'s commands and flags, on PyTorch.
+
+python -m transfer_caffe.engine train --solver solver.prototxt [--weights init.caffemodel] [--gpu 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.solver import Signals, Solver, read_solver, test_pass
+from transfer_caffe.errors import UserError, command
+from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run one of caffe's commands."""
+    args = _parser().parse_args(argv)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return args.run(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer_caffe.engine",
+        description="Train, test and time Caffe nets with the flags of `caffe`.",
+        epilog="example: python -m transfer_caffe.engine train --solver solver.prototxt --weights init.caffemodel",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, flags: str) -> None:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        for flag in flags.split():
+            # gflags takes one dash or two
+            sub.add_argument(f"--{flag}", f"-{flag}", **_FLAGS[flag])
+        sub.set_defaults(run=run)
+
+    add(
+        "train", train, "train or finetune a net", "solver snapshot weights gpu stage level sigint_effect sighup_effect"
+    )
+    add("test", test, "score a net", "model weights iterations gpu stage level")
+    add("time", time_net, "time a net layer by layer", "model iterations gpu stage level phase")
+    add("device_query", device_query, "show what is known of the GPUs", "gpu")
+    return parser
+
+
+_FLAGS: dict[str, dict] = {
+    "solver": {"required": True, "metavar": "FILE", "help": "the solver prototxt"},
+    "model": {"required": True, "metavar": "FILE", "help": "the net prototxt"},
+    "snapshot": {"default": "", "metavar": "FILE", "help": "resume from this .solverstate"},
+    "weights": {"default": "", "metavar": "FILE[,FILE]", "help": "start from the weights in these .caffemodel files"},
+    "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU, `all` for the first"},
+    "stage": {"default": "", "metavar": "NAME[,NAME]", "help": "stages of the net state"},
+    "level": {"default": 0, "type": int, "metavar": "N", "help": "level of the net state"},
+    "phase": {"default": "TRAIN", "choices": ("TRAIN", "TEST"), "help": "phase to time"},
+    "iterations": {"default": 50, "type": int, "metavar": "N", "help": "batches to run (default 50)"},
+    "sigint_effect": {"default": "stop", "choices": ("snapshot", "stop", "none"), "help": "on SIGINT (default stop)"},
+    "sighup_effect": {"default": "snapshot", "choices": ("snapshot", "stop", "none"), "help": "on SIGHUP"},
+}
+
+
+def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
+    """The device that --gpu names; without it the solver's mode, as far as this machine can follow."""
+    if gpu:
+        count = torch.cuda.device_count()
+        index = 0 if gpu == "all" else int(gpu) if gpu.isdigit() else -1
+        if not 0 <= index < count:
+            raise UserError(
+                f"--gpu {gpu}: this machine has {count} usable GPUs; leave --gpu out to run on the CPU"
+                if "," not in gpu
+                else f"--gpu {gpu}: one net runs on one GPU"
+            )
+        return _use(torch.device("cuda", index))
+    if solver and solver.solver_mode == SolverParameter.GPU and torch.cuda.is_available():
+        return _use(torch.device("cuda", solver.device_id))
+    return _use(torch.device("cpu"))
+
+
+def _use(device: torch.device) -> torch.device:
+    if device.type == "cuda":
+        glog.info("caffe.cpp:218", f"Using GPUs {device.index}: {torch.cuda.get_device_name(device)}")
+    else:
+        glog.info("caffe.cpp:197", f"Use CPU ({torch.get_num_threads()} threads).")
+    return device
+
+
+def _stages(args: argparse.Namespace) -> list[str]:
+    return [stage for stage in args.stage.split(",") if stage]
+
+
+def train(args: argparse.Namespace) -> int:
+    """`caffe train`: from scratch, from --weights, or on from --snapshot."""
+    if args.snapshot and args.weights:
+        raise UserError("give --snapshot to resume or --weights to finetune, not both")
+    param = read_solver(args.solver)
+    solver = Solver(param, _device(args.gpu, param), _stages(args), args.level)
+    signals = Signals(args.sigint_effect, args.sighup_effect)
+    for weights in args.weights.split(",") if args.weights else param.weights:
+        glog.info("caffe.cpp:155", f"Finetuning from {weights}")
+        copied = solver.net.copy_from(weights)
+        glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
+    if args.snapshot:
+        solver.restore(args.snapshot)
+    glog.info("caffe.cpp:248", "Starting Optimization")
+    if solver.solve(signals):
+        glog.info("caffe.cpp:251", "Optimization Done.")
+    return 0
+
+
+def test(args: argparse.Namespace) -> int:
+    """`caffe test`: mean outputs over --iterations batches."""
+    if not args.weights:
+        raise UserError("test needs --weights to score")
+    if args.iterations < 1:
+        raise UserError(f"--iterations must be at least 1, not {args.iterations}")
+    net = _net(args, "TEST")
+    for weights in args.weights.split(","):
+        net.copy_from(weights)
+    glog.info("caffe.cpp:281", f"Running for {args.iterations} iterations.")
+
+    def each(batch: int, outputs: dict[str, torch.Tensor]) -> None:
+        for name, values in outputs.items():
+            for value in values.reshape(-1).tolist():
+                glog.info("caffe.cpp:304", f"Batch {batch}, {name} = {glog.number(value)}")
+
+    means = test_pass(net, range(args.iterations), each)
+    loss = sum(net.loss_weight(name) * float(value.sum()) for name, value in means.items())
+    glog.info("caffe.cpp:309", f"Loss: {glog.number(loss)}")
+    for name, values in means.items():
+        weight = net.loss_weight(name)
+        for value in values.reshape(-1).tolist():
+            tail = f" (* {glog.number(weight)} = {glog.number(weight * value)} loss)" if weight else ""
+            glog.info("caffe.cpp:321", f"{name} = {glog.number(value)}{tail}")
+    if not all(bool(torch.isfinite(values).all()) for values in means.values()):
+        raise UserError(f"{args.weights}: the outputs are not finite numbers; the weights are damaged or diverged")
+    return 0
+
+
+def _net(args: argparse.Namespace, phase: str) -> Net:
+    param = read_net(args.model)
+    state = NetState(phase=phase, level=args.level, stage=_stages(args))
+    return Net(param, state, 0, _device(args.gpu))
+
+
+def time_net(args: argparse.Namespace) -> int:
+    """`caffe time`: forward and backward of each layer, averaged over --iterations."""
+    net = _net(args, args.phase)
+    device = net.layers[0].context.device
+    forward, backward = dict.fromkeys(net.layers, 0.0), dict.fromkeys(net.layers, 0.0)
+    glog.info("caffe.cpp:388", "*** Benchmark begins ***")
+    glog.info("caffe.cpp:389", f"Testing for {args.iterations} iterations.")
+    for iteration in range(-1, args.iterations):
+        count = iteration >= 0  # the first round warms up
+        blobs: dict[str, torch.Tensor] = {}
+        for layer in net.layers:
+            bottoms = [blobs[name] for name in layer.param.bottom]
+            inputs = [
+                b.detach().requires_grad_(i == 0 and bool(layer.blobs or b.grad_fn)) for i, b in enumerate(bottoms)
+            ]
+            start = _now(device)
+            tops = layer.forward(inputs, max(iteration, 0))
+            middle = _now(device)
+            if tops[0].requires_grad:
+                sources = [x for x in (*inputs, *(blob.data for blob in layer.blobs)) if x.requires_grad]
+                torch.autograd.grad(tops[0], sources, torch.ones_like(tops[0]), allow_unused=True)
+            forward[layer] += (middle - start) * count
+            backward[layer] += (_now(device) - middle) * count
+            blobs.update(zip(layer.param.top, tops, strict=True))
+    for layer in net.layers:
+        for what, seconds in (("forward", forward[layer]), ("backward", backward[layer])):
+            glog.info("caffe.cpp:400", f"{layer.name:>10}\t{what}: {1000 * seconds / args.iterations:g} ms.")
+    total = {"Forward": sum(forward.values()), "Backward": sum(backward.values())}
+    for what, seconds in total.items():
+        glog.info("caffe.cpp:410", f"Average {what} pass: {1000 * seconds / args.iterations:g} ms.")
+    glog.info("caffe.cpp:414", f"Average Forward-Backward: {1000 * sum(total.values()) / args.iterations:g} ms.")
+    glog.info("caffe.cpp:416", f"Total Time: {1000 * sum(total.values()):g} ms.")
+    return 0
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def device_query(args: argparse.Namespace) -> int:
+    """`caffe device_query`: the properties of the GPUs; exit code 2 where the one asked for does not exist."""
+    count = torch.cuda.device_count()
+    wanted = range(count) if args.gpu in ("", "all") else [_device(args.gpu).index]
+    for index in wanted:
+        found = torch.cuda.get_device_properties(index)
+        glog.info("common.cpp:0", f"Device id: {index}")
+        glog.info("common.cpp:0", f"Name: {found.name}")
+        glog.info("common.cpp:0", f"Total global memory: {found.total_memory}")
+        glog.info("common.cpp:0", f"Major.minor revision: {found.major}.{found.minor}")
+        glog.info("common.cpp:0", f"Number of multiprocessors: {found.multi_processor_count}")
+    if not count:
+        glog.info("common.cpp:0", f"No GPU can be used (PyTorch {torch.__version__}); nets run on the CPU.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

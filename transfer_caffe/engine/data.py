@@ -1,0 +1,178 @@
+"""The Data layer: batches of Datum records from an LMDB, cropped, mirrored and freed of the mean as Caffe does.
+
+Batch b of a net holds the records b * batch_size ... modulo the number of records, and its crops and flips are
+drawn from (seed, layer, phase, b): nothing has to be saved to resume at any iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+
+from transfer_caffe.datum import Database
+from transfer_caffe.engine import rng
+from transfer_caffe.engine.layers import LAYERS, Layer, Shape
+from transfer_caffe.errors import UserError
+from transfer_caffe.proto import blob_to_array, read_binary
+from transfer_caffe.proto.caffe_pb2 import BlobProto, DataParameter, TransformationParameter
+
+# a database whose decoded records fit in this many bytes is decoded once and kept
+KEEP_BYTES = 512 << 20
+
+
+class Transformer:
+    """TransformationParameter applied to a batch (caffe/data_transformer.cpp): crop, minus mean, mirror, scale."""
+
+    def __init__(self, param: TransformationParameter, shape: Shape, training: bool, where: str) -> None:
+        """``shape`` is that of a record: channels, height, width."""
+        self.where, self.training, self.shape = where, training, shape
+        self.crop, self.mirror, self.scale = param.crop_size, param.mirror, param.scale
+        if self.crop > min(shape[1:]):
+            raise UserError(f"{where}: crop_size {self.crop} is larger than the records ({shape[1]}x{shape[2]})")
+        if param.HasField("mean_file") and param.mean_value:
+            raise UserError(f"{where}: mean_file and mean_value cannot both be given")
+        self.mean: np.ndarray | None = None
+        if param.HasField("mean_file"):
+            self.mean = read_mean(param.mean_file)
+            if self.mean.shape != shape:
+                raise UserError(
+                    f"{where}: the mean {param.mean_file} is {list(self.mean.shape)}, the records are {list(shape)}"
+                )
+        elif param.mean_value:
+            if len(param.mean_value) not in (1, shape[0]):
+                raise UserError(f"{where}: {len(param.mean_value)} mean_value for {shape[0]} channels")
+            values = np.asarray(param.mean_value, np.float32)[:, None, None]
+            self.mean = np.ascontiguousarray(np.broadcast_to(values, shape))
+
+    @property
+    def out_shape(self) -> Shape:
+        """Channels, height, width after the crop."""
+        return (self.shape[0], self.crop, self.crop) if self.crop else self.shape
+
+    def __call__(self, records: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """Records as (batch, channels, height, width), uint8 or float32; gives float32, cropped."""
+        batch = np.arange(len(records))
+        mean = self.mean
+        if self.crop:
+            top_most, left_most = self.shape[1] - self.crop, self.shape[2] - self.crop
+            if self.training:
+                top = draw.integers(0, top_most + 1, len(records))
+                left = draw.integers(0, left_most + 1, len(records))
+            else:
+                # Caffe's centre crop; in the test phase every image has the same window
+                top = np.full(len(records), top_most // 2)
+                left = np.full(len(records), left_most // 2)
+            window = (self.crop, self.crop)
+            records = sliding_window_view(records, window, axis=(2, 3))[batch, :, top, left]
+            if mean is not None:
+                mean = sliding_window_view(mean, window, axis=(1, 2))[:, top, left].swapaxes(0, 1)
+        out = records.astype(np.float32)
+        if mean is not None:
+            out -= mean
+        if self.mirror:
+            flip = np.flatnonzero(draw.integers(0, 2, len(records)))
+            out[flip] = out[flip, :, :, ::-1]
+        if self.scale != 1:
+            out *= np.float32(self.scale)
+        return out
+
+
+def read_mean(path: str) -> np.ndarray:
+    """A mean image (.binaryproto) as float32 of shape channels, height, width."""
+    mean = blob_to_array(read_binary(path, BlobProto()), path)
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or not np.isfinite(mean).all():
+        raise UserError(f"{path}: not a mean image: one image of finite values was expected, not {list(mean.shape)}")
+    return mean
+
+
+class Data(Layer):
+    """Batches from an LMDB (caffe/layers/data_layer.cpp): tops are the images and, if asked for, the labels."""
+
+    bottoms = (0, 0)
+    tops = (1, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.data_param
+        if param.backend != DataParameter.LMDB:
+            raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
+        if param.batch_size < 1:
+            raise self.error("data_param gives no batch_size")
+        if param.rand_skip:
+            raise self.error("rand_skip is not supported: batches are a function of the iteration")
+        self.database = Database(param.source)
+        self.batch_size, self.with_labels = param.batch_size, len(self.param.top) > 1
+        self.transformer = Transformer(
+            self.param.transform_param, self.database.shape, self.context.training, f"layer {self.name!r}"
+        )
+        self.label_limits: dict[str, int] = {}
+        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def limit_labels(self, classes: int, layer: str) -> None:
+        """From now on a label outside 0 ... classes - 1, which ``layer`` could not use, is an error."""
+        self.label_limits[layer] = classes
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        images, labels = self._upcoming(batch)
+        tops = [images, labels] if self.with_labels else [images]
+        return [top.to(self.context.device, non_blocking=True) for top in tops]
+
+    def top_shapes(self) -> list[Shape]:
+        """The shapes of the tops: images (batch, channels, height, width) and labels (batch,)."""
+        return [(self.batch_size, *self.transformer.out_shape), (self.batch_size,)][: len(self.param.top)]
+
+    def _upcoming(self, batch: int) -> tuple[Tensor, Tensor]:
+        """This batch, made already if it was foreseen; where records are decoded each time, start on the next."""
+        if self._fits():
+            return self._make(batch)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"data-{self.name}")
+        ready = self._next[1] if self._next and self._next[0] == batch else self._pool.submit(self._make, batch)
+        self._next = (batch + 1, self._pool.submit(self._make, batch + 1))
+        return ready.result()
+
+    def _fits(self) -> bool:
+        return len(self.database) * int(np.prod(self.database.shape)) <= KEEP_BYTES
+
+    def _make(self, batch: int) -> tuple[Tensor, Tensor]:
+        size = len(self.database)
+        places = (batch * self.batch_size + np.arange(self.batch_size)) % size
+        if self._fits():
+            self._kept = self._kept or self._read(np.arange(size))
+            records, labels = self._kept[0][places], self._kept[1][places]
+        else:
+            records, labels = self._read(places)
+        phase = "train" if self.context.training else "test"
+        images = self.transformer(records, rng.numpy_generator(self.context.seed, "transform", self.name, phase, batch))
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are)."""
+        records, labels = [], np.empty(len(places), np.float32)
+        for index, place in enumerate(places.tolist()):
+            image, label = self.database.record(place)
+            if image.shape != self.database.shape:
+                raise self.error(
+                    f"record {place} of {self.param.data_param.source} is {list(image.shape)}, "
+                    f"the first record is {list(self.database.shape)}"
+                )
+            for layer, classes in self.label_limits.items():
+                if not 0 <= label < classes:
+                    raise self.error(
+                        f"record {place} of {self.param.data_param.source} has label {label}, but layer "
+                        f"{layer!r} knows the classes 0 to {classes - 1} only"
+                    )
+            records.append(image)
+            labels[index] = label
+        return np.stack(records), labels
+
+
+LAYERS["Data"] = Data

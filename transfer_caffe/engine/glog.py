@@ -1,0 +1,32 @@
+"""Log lines as glog writes them for Caffe: what parses a real Caffe's log parses ours.
+
+I1123 07:34:13.659520 22837 solver.cpp:239] Iteration 20 (76.9 iter/s, 0.065s/5 iters), loss = 0.5
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+
+def info(place: str, message: str) -> None:
+    """Write one line at level I; ``place`` is the Caffe source file and line that says the same."""
+    _write("I", place, message)
+
+
+def warning(place: str, message: str) -> None:
+    """Write one line at level W."""
+    _write("W", place, message)
+
+
+def number(value: float) -> str:
+    """A number as C++ streams print it: six significant digits."""
+    return f"{value:g}"
+
+
+def _write(level: str, place: str, message: str) -> None:
+    now = time.time()
+    stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
+    sys.stderr.write(f"{level}{stamp} {os.getpid():5d} {place}] {message}\n")
+    sys.stderr.flush()
