@@ -31,7 +31,7 @@ setup(
     ],
     package_data={
         "transfer_caffe.data_prep": ["*.csv"],
-        "transfer_caffe.prototxt_templates": ["*/*.j2"],
+        "transfer_caffe.prototxt_templates": ["*.j2", "*/*.j2"],
         "transfer_caffe.proto": ["*.proto", "*.pyi"],
         "transfer_caffe.recipes": ["*.yaml"],
     },

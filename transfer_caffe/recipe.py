@@ -1,0 +1,453 @@
+"""Recipes: which networks to train, on what, and how; one YAML file each, `transfer_caffe/recipes/*.yaml`.
+
+    recipe = load_recipe("demo")        # or the path of a YAML file
+    for network in recipe.networks():   # bases first
+        print(network.name)             # random0-A3B+-s0
+
+Nothing in a recipe is guessed: an unknown key, a value of another type, a key twice, a treatment that the split
+cannot hold are errors that name the file, the key and what is allowed. docs/architecture.md explains the keys.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import read_text
+from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.treatment import Treatment, expand
+
+HERE = Path(__file__).parent
+RECIPES = HERE / "recipes"
+TEMPLATES = HERE / "prototxt_templates"
+
+SPLITS = "random0, random1, ... (the number is the seed), natman, whole, reduced1, reduced2, ... (images a class)"
+
+# Solver fields that follow from the network and its folder, or that the driver relies on.
+_NOT_IN_RECIPES = {
+    "net", "net_param", "train_net", "test_net", "train_net_param", "test_net_param", "train_state", "test_state",
+    "test_iter", "snapshot_prefix", "snapshot_format", "snapshot_after_train", "device_id", "random_seed",
+    "solver_type", "weights",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the databases are built from: `tools.build_lmdb` gets these."""
+
+    root: str
+    val_root: str
+    resize: tuple[int, int]
+    encoded: bool
+    shuffle_seed: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images a batch."""
+
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, checked. Made by `load_recipe`; the fields are the keys of the YAML file.
+
+    ``treatments`` holds the file's ``networks``: split -> treatments, expanded, each split's needed bases added.
+    ``test_images`` is None for `all`, ``outputs`` None for `classes`.
+    """
+
+    name: str
+    dataset: str
+    images: Images
+    architecture: str
+    crop: int
+    mirror: bool
+    batch: Batch
+    outputs: int | None
+    mean: Literal["target", "base"]
+    test_images: int | None
+    solver: Mapping[str, Any]
+    solver_for: Mapping[str, Mapping[str, Any]]
+    threads: int
+    seeds: tuple[int, ...]
+    treatments: Mapping[str, tuple[Treatment, ...]]
+
+    def __hash__(self) -> int:
+        """By name: dictionaries have no hash."""
+        return hash(self.name)
+
+    def networks(self) -> list[Network]:
+        """Every network of the recipe, bases first, then seed by seed in the order of the file."""
+        every = [
+            Network(self, split, treatment, seed)
+            for seed in self.seeds
+            for split, treatments in self.treatments.items()
+            for treatment in treatments
+        ]
+        return sorted(every, key=lambda network: not network.treatment.is_base)
+
+    def network(self, split: str, treatment: Treatment | str, seed: int = 0) -> Network:
+        """One network by this recipe's settings, whether or not the recipe lists it. UserError if it means nothing."""
+        if isinstance(treatment, str):
+            treatment = Treatment.parse(treatment)
+        _check_fits(split, treatment)
+        return Network(self, split, treatment, seed)
+
+    def dataset_folder(self, data_root: str | os.PathLike[str]) -> Path:
+        """The folder of the dataset's own train.txt, val.txt and classes.csv."""
+        given = Path(self.dataset).expanduser()
+        return given if len(given.parts) > 1 else Path(data_root) / given
+
+    def data_folder(self, data_root: str | os.PathLike[str], split: str, letter: str = "") -> Path:
+        """The folder of the lists, databases and mean of a half (letter A or B), or of `whole` and `reducedK`."""
+        return Path(data_root) / Path(self.dataset).name / split / letter
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe as plain values in the shape of its YAML file, for provenance."""
+        return {
+            "name": self.name,
+            "dataset": self.dataset,
+            "images": {
+                "root": self.images.root,
+                "val_root": self.images.val_root,
+                "resize": list(self.images.resize),
+                "encoded": self.images.encoded,
+                "shuffle_seed": self.images.shuffle_seed,
+            },
+            "architecture": self.architecture,
+            "crop": self.crop,
+            "mirror": self.mirror,
+            "batch": {"train": self.batch.train, "test": self.batch.test},
+            "outputs": "classes" if self.outputs is None else self.outputs,
+            "mean": self.mean,
+            "test_images": "all" if self.test_images is None else self.test_images,
+            "solver": dict(self.solver),
+            "solver_for": {pattern: dict(fields) for pattern, fields in self.solver_for.items()},
+            "threads": self.threads,
+            "seeds": list(self.seeds),
+            "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Network:
+    """One training run: a treatment of a recipe on a split, with a seed."""
+
+    recipe: Recipe
+    split: str
+    treatment: Treatment
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """`random0-A3B+-s0`: unique in its recipe, and the name of its folder."""
+        return f"{self.split}-{self.treatment}-s{self.seed}"
+
+    @property
+    def random_seed(self) -> int:
+        """Caffe's random_seed, 1 to 2^31-1, of this network alone.
+
+        A selffer that shared its base's seed would draw the base's own initial values and see its crops again.
+        """
+        text = f"{self.recipe.name}/{self.split}/{self.treatment}/{self.seed}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") & 0x7FFFFFFF or 1
+
+    @property
+    def base(self) -> Network | None:
+        """The network whose weights this one takes over, of the same split and seed; None if it takes none."""
+        base = self.treatment.base
+        return None if base is None else Network(self.recipe, self.split, base, self.seed)
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """The recipe's solver fields, with what `solver_for` says about this network's split."""
+        fields = dict(self.recipe.solver)
+        for pattern, others in self.recipe.solver_for.items():
+            if fnmatch.fnmatchcase(self.split, pattern):
+                fields.update(others)
+        return fields
+
+    @property
+    def max_iter(self) -> int:
+        """The iterations this network trains."""
+        return self.solver["max_iter"]
+
+    def folder(self, runs_root: str | os.PathLike[str]) -> Path:
+        """runs_root/RECIPE/NETWORK."""
+        return Path(runs_root) / self.recipe.name / self.name
+
+    def data_folder(self, data_root: str | os.PathLike[str]) -> Path:
+        """Where the lists and databases are that this network is trained and tested on."""
+        return self.recipe.data_folder(data_root, self.split, self.treatment.target)
+
+    def mean_folder(self, data_root: str | os.PathLike[str]) -> Path:
+        """Where the mean image is that this network subtracts: its target's, or by `mean: base` its base's."""
+        base = self.base
+        return (base if base is not None and self.recipe.mean == "base" else self).data_folder(data_root)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """Read and check a recipe: one of `recipe_names`, or the path of a YAML file."""
+    text = os.fspath(name)
+    path = Path(text)
+    if text in recipe_names():
+        path = RECIPES / f"{text}.yaml"
+    elif not path.is_file():
+        raise UserError(
+            f"recipe {text}: neither a file nor one of the recipes that ship with this program: "
+            f"{', '.join(recipe_names())}"
+        )
+    return _recipe_of(_load_yaml(path), str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key twice is an error; YAML itself would take the second one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value} is here twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(read_text(path), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+_REQUIRED = object()
+
+
+class _Section:
+    """One mapping of the file: takes its keys one by one, checks their types, and knows those nobody took."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self.where = where
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: a mapping (key: value) was expected, not {_shown(value)}")
+        self.left: dict[Any, Any] = dict(value)
+        self.known: list[str] = []
+
+    def fail(self, key: str, problem: str) -> NoReturn:
+        raise UserError(f"{self.where}: {key}: {problem}")
+
+    def take(self, key: str, default: Any = _REQUIRED) -> Any:
+        self.known.append(key)
+        if key not in self.left:
+            if default is _REQUIRED:
+                raise UserError(f"{self.where}: the key `{key}` is missing")
+            return default
+        return self.left.pop(key)
+
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        value = self.take(key, default)
+        if not isinstance(value, str) or not value:
+            self.fail(key, f"text was expected, not {_shown(value)}")
+        return value
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+        value = self.take(key, default)
+        if not isinstance(value, bool):
+            self.fail(key, f"true or false was expected, not {_shown(value)}")
+        return value
+
+    def whole(self, key: str, least: int, default: Any = _REQUIRED) -> int:
+        value = self.take(key, default)
+        if not _is_whole(value, least):
+            self.fail(key, f"a whole number, {least} or more, was expected, not {_shown(value)}")
+        return value
+
+    def whole_or(self, key: str, word: str) -> int | None:
+        """A whole number from 1, or the word (None), which is also the default."""
+        value = self.take(key, word)
+        if value != word and not _is_whole(value, 1):
+            self.fail(key, f"`{word}` or a whole number, 1 or more, was expected, not {_shown(value)}")
+        return None if value == word else value
+
+    def one_of(self, key: str, words: list[str], default: Any = _REQUIRED) -> str:
+        value = self.take(key, default)
+        if value not in words:
+            self.fail(key, f"one of {', '.join(words)} was expected, not {_shown(value)}")
+        return value
+
+    def end(self) -> None:
+        """UserError if there are keys that nobody took."""
+        if self.left:
+            unknown = ", ".join(str(key) for key in self.left)
+            raise UserError(f"{self.where}: unknown key {unknown}; known are {', '.join(self.known)}")
+
+
+def _shown(value: Any) -> str:
+    shown = "nothing" if value is None else repr(value)
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
+        shown += " (YAML takes this for text: write it with a point and a sign, as 1.0e-4)"
+    return shown
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _recipe_of(value: Any, where: str) -> Recipe:
+    top = _Section(value, where)
+    name = top.text("name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        top.fail("name", f"letters, digits, `_`, `.` and `-` only: it names a folder; not {name!r}")
+    dataset = top.text("dataset")
+    images = _images_of(_Section(top.take("images"), f"{where}: images"))
+    architecture = top.one_of("architecture", _architectures())
+    crop, mirror = top.whole("crop", 1), top.flag("mirror")
+    if crop > min(images.resize):
+        top.fail("crop", f"{crop} does not fit into images of {images.resize[0]} x {images.resize[1]}")
+    batches = _Section(top.take("batch"), f"{where}: batch")
+    batch = Batch(batches.whole("train", 1), batches.whole("test", 1))
+    batches.end()
+    outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
+    mean = "base" if top.one_of("mean", ["target", "base"], "target") == "base" else "target"
+    solver = _solver_of(top.take("solver"), f"{where}: solver")
+    for key in ("base_lr", "lr_policy", "max_iter"):
+        if key not in solver:
+            raise UserError(f"{where}: solver: the key `{key}` is missing")
+    others = _Section(top.take("solver_for", {}), f"{where}: solver_for")
+    solver_for = {str(key): _solver_of(each, f"{where}: solver_for: {key}") for key, each in others.left.items()}
+    threads = top.whole("threads", 1, 1)
+    seeds = top.take("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(_is_whole(seed, 0) for seed in seeds):
+        top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {_shown(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        top.fail("seeds", f"a seed is there twice: {seeds}")
+    networks = _Section(top.take("networks"), f"{where}: networks")
+    treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
+    if not treatments:
+        top.fail("networks", "no split is listed")
+    top.end()
+    return Recipe(
+        name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for,
+        threads, tuple(seeds), treatments,
+    )  # fmt: skip
+
+
+def _architectures() -> list[str]:
+    return sorted(path.parent.name for path in TEMPLATES.glob("*/train_val.prototxt.j2"))
+
+
+def _images_of(section: _Section) -> Images:
+    root = section.text("root")
+    val_root = section.text("val_root", root)
+    resize = section.take("resize")
+    if not isinstance(resize, list) or len(resize) != 2 or not all(_is_whole(side, 1) for side in resize):
+        section.fail("resize", f"[height, width] in pixels was expected, not {_shown(resize)}")
+    images = Images(
+        root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0)
+    )
+    section.end()
+    return images
+
+
+def _solver_of(value: Any, where: str) -> dict[str, Any]:
+    """Solver fields, each checked against Caffe's SolverParameter."""
+    fields = {
+        field.name: field
+        for field in caffe_pb2.SolverParameter.DESCRIPTOR.fields
+        if field.name not in _NOT_IN_RECIPES and field.message_type is None
+    }
+    section = _Section(value, where)
+    for key, each in section.left.items():
+        if key in _NOT_IN_RECIPES:
+            section.fail(key, "not a recipe's to say: it follows from the network, or is given to the engine")
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {key}; known are {', '.join(sorted(fields))}")
+        field = fields[key]
+        repeated = key == "stepvalue"
+        if repeated and not isinstance(each, list):
+            section.fail(key, f"a list of whole numbers was expected, not {_shown(each)}")
+        for item in each if repeated else [each]:
+            problem = _not_a(field, item)
+            if problem:
+                section.fail(key, f"{problem} was expected, not {_shown(item)}")
+    solver = dict(section.left)
+    for key, least in (("max_iter", 1), ("test_interval", 0), ("display", 0), ("snapshot", 0), ("stepsize", 1)):
+        if key in solver and solver[key] < least:
+            section.fail(key, f"{least} or more was expected, not {solver[key]}")
+    return solver
+
+
+def _not_a(field: Any, value: Any) -> str:
+    """What should have been there, or nothing where the value is right."""
+    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if number else "a number"
+    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64):
+        return "" if _is_whole(value, -(2**31)) and value < 2**31 else "a whole number"
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return "" if isinstance(value, bool) else "true or false"
+    if field.cpp_type == field.CPPTYPE_ENUM:
+        names = [each.name for each in field.enum_type.values]
+        return "" if value in names else f"one of {', '.join(names)}"
+    return "" if isinstance(value, str) else "text"
+
+
+def _treatments_of(split: str, patterns: Any, where: str) -> tuple[Treatment, ...]:
+    where = f"{where}: networks: {split}"
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if not isinstance(patterns, list) or not patterns:
+        raise UserError(f"{where}: a list of treatments was expected, not {_shown(patterns)}")
+    listed: list[Treatment] = []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"{where}: the name of a treatment was expected, not {_shown(pattern)}")
+        try:
+            expanded = expand(pattern)
+            for treatment in expanded:
+                _check_fits(split, treatment)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for treatment in expanded:
+            if treatment in listed:
+                raise UserError(f"{where}: {treatment} is listed twice (again in {pattern!r})")
+            listed.append(treatment)
+    # a treatment without its base cannot be trained: what is needed is added, in front
+    needed = [treatment.base for treatment in listed if treatment.base is not None]
+    added = [base for base in dict.fromkeys(needed) if base not in listed]
+    return tuple(sorted([*added, *listed], key=lambda treatment: not treatment.is_base))
+
+
+def _check_fits(split: str, treatment: Treatment) -> None:
+    """UserError if there is no such split, or the treatment means nothing on it."""
+    if split == "whole":
+        allowed, fits = "base and R1 to R7", treatment.target == ""
+    elif re.fullmatch(r"reduced[1-9][0-9]*", split):
+        allowed, fits = "base", treatment.is_base and treatment.target == ""
+    elif split == "natman" or re.fullmatch(r"random(0|[1-9][0-9]*)", split):
+        allowed, fits = "treatments that end in a half, as baseA, A3B, R3B", treatment.target != ""
+    else:
+        raise UserError(f"there is no split {split!r}; splits are {SPLITS}")
+    if not fits:
+        raise UserError(f"treatment {treatment}: the split {split} takes {allowed}")
