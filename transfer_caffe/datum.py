@@ -1,0 +1,295 @@
+"""Datum records and the LMDB databases that hold them, as Caffe's tools write them and its Data layer reads them.
+
+    db = Database("train_lmdb")
+    image, label = db.record(7)         # CHW uint8, channels BGR
+
+Caffe's sources: src/caffe/util/io.cpp (decoding), src/caffe/util/db_lmdb.cpp, src/caffe/layers/data_layer.cpp.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import lmdb
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import refuse_existing, whole_folder
+from transfer_caffe.proto import caffe_pb2
+
+_BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
+_FIRST_MAP = 64 << 20
+
+
+def decode_datum(data: bytes | memoryview, where: str, color: bool | None = None) -> tuple[np.ndarray, int]:
+    """A serialized Datum as (array, label); the array is C x H x W, uint8, or float32 for a Datum with float_data.
+
+    An encoded image becomes what it is (gray images one channel), or three channels (BGR) with ``color=True``, one
+    with ``color=False``: the Data layer's force_encoded_color. Raises UserError, starting with ``where``, for a
+    record that is damaged. The array may be read-only: it can share the record's bytes.
+    """
+    datum = caffe_pb2.Datum()
+    try:
+        datum.ParseFromString(data)  # pyright: ignore[reportArgumentType]
+    except DecodeError:
+        raise UserError(f"{where}: damaged: it does not parse as a Datum; build the database again") from None
+    if datum.encoded:
+        return _decode_image(datum.data, where, color), datum.label
+    shape = (datum.channels, datum.height, datum.width)
+    array = np.frombuffer(datum.data, np.uint8) if datum.data else np.asarray(datum.float_data, np.float32)
+    if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
+        raise UserError(
+            f"{where}: damaged: a Datum of {shape[0]}x{shape[1]}x{shape[2]} (channels, height, width) "
+            f"that holds {array.size} values; build the database again"
+        )
+    return array.reshape(shape), datum.label
+
+
+def _decode_image(data: bytes, where: str, color: bool | None) -> np.ndarray:
+    import cv2  # only encoded databases need it, and it takes a while to load
+
+    flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[color]
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    if image is None:
+        raise UserError(f"{where}: damaged: its encoded image cannot be decoded; build the database again")
+    if image.dtype != np.uint8:
+        raise UserError(f"{where}: its encoded image has {image.dtype} pixels; Caffe takes 8 bits a channel only")
+    return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def raw_datum(image: np.ndarray, label: int) -> bytes:
+    """An 8-bit image, H x W or H x W x C, as CVMatToDatum stores it: channels first, ``encoded`` set to false."""
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise ValueError(f"an 8-bit image was expected, not {image.dtype} of shape {image.shape}")
+    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    channels, height, width = planes.shape
+    datum = caffe_pb2.Datum(
+        channels=channels, height=height, width=width, data=planes.tobytes(), label=label, encoded=False
+    )
+    return datum.SerializeToString()
+
+
+def encoded_datum(data: bytes, label: int) -> bytes:
+    """An image file's bytes as Caffe's ReadFileToDatum stores them: no channels, height, width."""
+    return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
+
+
+class _Environment:
+    """An open LMDB; a holder that, unlike lmdb.Environment, can be referred to weakly."""
+
+    def __init__(self, path: Path) -> None:
+        # A finished database is never written again: no locks, so that it can lie on a read-only disk.
+        # Records are read in any order: no readahead.
+        self.lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.lmdb.close()
+
+
+# LMDB must not open a file twice in one process, but a train and a test net may well name the same database.
+_environments: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
+
+
+class Database:
+    """A finished LMDB of Datum records, read-only; records are numbered from 0 in the order of their keys.
+
+    ``color`` as in `decode_datum`. Raises UserError for a path that is missing, no LMDB, truncated, or without records
+    (on the last, real Caffe dies of a segmentation fault).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], color: bool | None = None) -> None:
+        """Open ``path``: the folder that holds data.mdb."""
+        self.path = Path(path)
+        self.color = color
+        file = _data_file(self.path)
+        status = file.stat()
+        identity = (status.st_dev, status.st_ino)
+        environment = _environments.get(identity)
+        if environment is None:
+            with self._as_user_error():
+                environment = _Environment(self.path)
+            self._refuse_truncated(environment.lmdb, status.st_size)
+            _environments[identity] = environment
+        self._environment = environment
+        self._env = environment.lmdb
+        self._keys: list[bytes] | None = None
+        with self._as_user_error():
+            self._length = int(self._env.stat()["entries"])
+            if not self._length:
+                raise UserError(f"{self.path}: the database has no records; build it again")
+            self._numbered = self._keys_are_line_numbers()
+
+    def __len__(self) -> int:
+        """The number of records."""
+        return self._length
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the first record."""
+        channels, height, width = self.record(0)[0].shape
+        return channels, height, width
+
+    def record(self, index: int) -> tuple[np.ndarray, int]:
+        """Record ``index``, 0 <= index < len, as (C x H x W array, label): `decode_datum`."""
+        key, value = self.raw(index)
+        return decode_datum(value, self._where(key), self.color)
+
+    def raw(self, index: int) -> tuple[bytes, bytes]:
+        """The key and the serialized Datum of record ``index``."""
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of a database of {self._length}")
+        with self._as_user_error(), self._env.begin() as transaction:
+            if self._keys is None and self._numbered:
+                cursor = transaction.cursor()
+                if cursor.set_range(b"%08d" % index) and cursor.key()[:8] == b"%08d" % index:
+                    return cursor.item()
+            if self._keys is None:
+                self._keys = list(transaction.cursor().iternext(values=False))
+            key = self._keys[index]
+            value = transaction.get(key)
+            if value is None:
+                raise UserError(f"{self._where(key)}: listed, but not found: the database is damaged; build it again")
+            return key, value
+
+    def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
+        """All records in key order as (key, array, label)."""
+        with self._as_user_error(), self._env.begin() as transaction:
+            for key, value in transaction.cursor():
+                array, label = decode_datum(value, self._where(key), self.color)
+                yield key, array, label
+
+    def _where(self, key: bytes) -> str:
+        return f"{self.path}: record {key.decode(errors='backslashreplace')!r}"
+
+    def _keys_are_line_numbers(self) -> bool:
+        """Whether keys count 00000000, 00000001, ... as convert_imageset's do when it skipped no image.
+
+        Then a record is found by its number, and a million keys need not be read first. `raw` looks at each key.
+        """
+        with self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            return (
+                cursor.first()
+                and cursor.key()[:8] == b"0" * 8
+                and cursor.last()
+                and cursor.key()[:8] == b"%08d" % (self._length - 1)
+            )
+
+    @contextlib.contextmanager
+    def _as_user_error(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as error:
+            raise UserError(f"{self.path}: not a sound LMDB; build it again ({error})") from None
+
+    def _refuse_truncated(self, env: lmdb.Environment, size: int) -> None:
+        """LMDB maps the file: reading a page beyond its end would kill the process with SIGBUS."""
+        page_size = env.stat()["psize"]
+        if size % page_size == 0 and size >= (env.info()["last_pgno"] + 1) * page_size:
+            return
+        # Pages that were freed before they were written may be missing at the end of a sound database. So let another
+        # process touch every record: of a truncated database it dies at once, as the root page is written last.
+        read_all = (
+            "import lmdb, sys\n"
+            "with lmdb.open(sys.argv[1], readonly=True, lock=False).begin(buffers=True) as t:\n"
+            "    for k, v in t.cursor(): v[-1:]"
+        )
+        argv = [sys.executable, "-c", read_all, str(self.path)]
+        if size % page_size or subprocess.run(argv, capture_output=True).returncode:
+            raise UserError(f"{self.path}: data.mdb is truncated ({size} bytes); build the database again")
+
+
+def _data_file(path: Path) -> Path:
+    """The file data.mdb of the database ``path``."""
+    file = path / "data.mdb"
+    if file.is_file():
+        return file
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: no such database; build it with python -m tools.build_lmdb")
+    if (path / "CURRENT").exists():
+        raise UserError(f"{path}: this is a LevelDB; only LMDB is read: build it with python -m tools.build_lmdb")
+    raise UserError(f"{path}: not an LMDB: a folder with a file data.mdb was expected")
+
+
+class DatabaseWriter:
+    """A new LMDB at ``path``: complete, or absent. As a context manager; leaving it by an error leaves nothing.
+
+        with DatabaseWriter("train_lmdb") as db:
+            db.put(b"00000000_cat.png", raw_datum(image, label))
+
+    The map grows when it is full. Raises UserError when ``path`` exists, OSError (naming ``path``) on a full disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Nothing happens on the disk before the writer is entered."""
+        self.path = Path(path)
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending_bytes = 0
+
+    def __enter__(self) -> DatabaseWriter:
+        """Make the temporary folder; `folder` is where files that go with the database may be written, too."""
+        refuse_existing(self.path, "choose another name, or remove it to build it again")
+        self._whole = whole_folder(self.path)
+        self.folder = self._whole.__enter__()
+        try:
+            # sync once, when all is written: until then the folder has its temporary name anyway
+            self._env = lmdb.open(str(self.folder), map_size=_FIRST_MAP, sync=False, lock=False)
+        except BaseException as error:
+            self._whole.__exit__(type(error), error, error.__traceback__)
+            raise self._translated(error) from None
+        return self
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add a record. A key that is there already is an error, when the batch is written."""
+        self._pending.append((key, value))
+        self._pending_bytes += len(key) + len(value)
+        if self._pending_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending, in one transaction."""
+        while self._pending:
+            try:
+                with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
+                    for key, value in self._pending:
+                        if not cursor.put(key, value, overwrite=False):
+                            raise UserError(f"{self.path}: two records with the key {key.decode(errors='replace')!r}")
+                self._pending.clear()
+                self._pending_bytes = 0
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as error:
+                raise self._translated(error) from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the rest, close, and give the folder its name; after an error, remove it."""
+        try:
+            if error is None:
+                self.flush()
+        except BaseException as late:
+            self._env.close()
+            self._whole.__exit__(type(late), late, late.__traceback__)
+            raise
+        self._env.close()
+        self._whole.__exit__(kind, error, trace)
+
+    def _translated(self, error: BaseException) -> BaseException:
+        """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
+        if isinstance(error, lmdb.Error):
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
+                if os.strerror(code) in str(error):
+                    return OSError(code, os.strerror(code), str(self.path))
+            return UserError(f"{self.path}: LMDB cannot write here: {error}")
+        return error
