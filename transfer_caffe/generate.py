@@ -1,0 +1,237 @@
+"""Render one network's train_val.prototxt and solver.prototxt from the templates.
+
+    python -m transfer_caffe.generate --treatment A3B+                      the paper's network, on random0
+    python -m transfer_caffe.generate --treatment R3 --recipe demo          in small, on all classes
+
+The templates are prototxt_templates/ARCHITECTURE/*.j2. A variable that is not defined is an error, strings are quoted
+as prototxt wants them, and what comes out is parsed back and checked before anything is written. Paths in the files
+are relative to the network's folder, where the engine runs, so that the whole tree can be moved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from transfer_caffe.errors import UserError, command
+from transfer_caffe.files import read_text, write_text
+from transfer_caffe.proto import caffe_pb2, parse_text
+from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter
+from transfer_caffe.recipe import TEMPLATES, Network, load_recipe
+from transfer_caffe.treatment import Treatment
+
+NET, SOLVER, INIT = "train_val.prototxt", "solver.prototxt", "init.caffemodel"
+
+
+@dataclass(frozen=True)
+class Prototxts:
+    """A network's two files, as text and as the messages that the text means."""
+
+    net: NetParameter
+    solver: SolverParameter
+    net_text: str
+    solver_text: str
+
+
+def render(
+    network: Network, data_root: str | os.PathLike[str], folder: str | os.PathLike[str], force: bool = False
+) -> Prototxts:
+    """Write a network's files into its folder (made if need be, with the folder for snapshots) and return them.
+
+    Files that are there already stay if they are the same; others are a UserError, unless ``force``.
+    """
+    folder = Path(folder)
+    prototxts = compose(network, data_root, folder)
+    texts = {folder / NET: prototxts.net_text, folder / SOLVER: prototxts.solver_text}
+    if not force:
+        for path, text in texts.items():
+            if os.path.lexists(path) and (there := read_text(path)) != text:
+                raise UserError(
+                    f"{path} exists and differs from what {network.name} has by its recipe now: "
+                    f"{_first_difference(there, text)}; move the folder away, or write the file anew with "
+                    f"`python -m transfer_caffe.generate --force`"
+                )
+    (folder / "snapshots").mkdir(parents=True, exist_ok=True)  # Caffe does not make it, and stops without it
+    for path, text in texts.items():
+        if force or not path.exists():
+            write_text(path, text)
+    return prototxts
+
+
+def compose(network: Network, data_root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Prototxts:
+    """What `render` writes. Image lists are read only where the recipe says `outputs: classes`, `test_images: all`."""
+    recipe, treatment = network.recipe, network.treatment
+    data = network.data_folder(data_root)
+    test_images = recipe.test_images or count_images(data / "val.txt")
+    values: dict[str, Any] = {
+        "network": network,
+        "recipe": recipe,
+        "treatment": treatment,
+        "solver": {"solver_mode": "CPU"} | network.solver,  # `caffe train --gpu` overrides it
+        "outputs": recipe.outputs or count_classes(data / "train.txt"),
+        "test_images": test_images,
+        "test_iter": -(-test_images // recipe.batch.test),
+        "train_source": _relative(data / "train_lmdb", folder),
+        "test_source": _relative(data / "val_lmdb", folder),
+        "mean_file": _relative(network.mean_folder(data_root) / "mean.binaryproto", folder),
+        "mean_of_base": network.mean_folder(data_root) != data,
+        "description": describe(treatment),
+        "command": _command_line(network),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"quoted": quoted, "solver_value": solver_value}
+    texts = []
+    for name in (NET, SOLVER):
+        template = f"{recipe.architecture}/{name}.j2"
+        try:
+            texts.append(environment.get_template(template).render(values))
+        except jinja2.TemplateError as error:
+            raise UserError(f"template {template}: {error}") from None
+    origin = f"{recipe.architecture} for {network.name}"
+    net = parse_text(texts[0], NetParameter(), f"{NET} of {origin}")
+    solver = parse_text(texts[1], SolverParameter(), f"{SOLVER} of {origin}")
+    require_frozen(net, treatment)
+    return Prototxts(net, solver, *texts)
+
+
+def require_frozen(net: NetParameter, treatment: Treatment) -> None:
+    """UserError unless exactly the layers that the treatment freezes, from the image upwards, do not learn."""
+    for i, layer in enumerate(layers_with_weights(net), start=1):
+        frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
+        if frozen != (i <= treatment.frozen):
+            raise UserError(
+                f"network {net.name!r}, layer {layer.name}: by the net it {'is frozen' if frozen else 'learns'}, "
+                f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
+            )
+
+
+def layers_with_weights(net: NetParameter) -> list[caffe_pb2.LayerParameter]:
+    """The layers that have weights, in the net's order: layer i of the paper is the i-th of them."""
+    return [layer for layer in net.layer if layer.type in ("Convolution", "InnerProduct")]
+
+
+def count_images(path: Path) -> int:
+    """The number of images in an image list."""
+    return len(_labels(path))
+
+
+def count_classes(path: Path) -> int:
+    """The number of classes of an image list: its labels are 0 to that minus 1."""
+    return max(_labels(path)) + 1
+
+
+def _labels(path: Path) -> list[int]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such image list; make the dataset and its splits first (README.md says how)")
+    labels = []
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        label = line.rsplit(" ", 1)[-1]
+        if not re.fullmatch(r"[0-9]+", label):
+            raise UserError(f"{path}:{number}: `path label` was expected, not {line!r}")
+        labels.append(int(label))
+    if not labels:
+        raise UserError(f"{path}: the image list is empty")
+    return labels
+
+
+def describe(treatment: Treatment) -> str:
+    """A treatment in words."""
+    place = f"half {treatment.target}" if treatment.target else "all classes"
+    if treatment.is_base:
+        return f"trained from scratch on {place}"
+    layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
+    if treatment.is_random:
+        return f"{layers} random, untrained and frozen; the rest trained on {place}"
+    if treatment.finetuned:
+        return f"{layers} from {treatment.base}, the rest fresh; all layers trained on {place}"
+    return f"{layers} from {treatment.base}, frozen; the rest fresh, trained on {place}"
+
+
+def quoted(text: str) -> str:
+    """A string as prototxt wants it: in double quotes, with C escapes; letters beyond ASCII stay as UTF-8."""
+    text = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\{ord(match[0]):03o}", text) + '"'
+
+
+def solver_value(value: Any, name: str) -> str:
+    """The value of a SolverParameter field as prototxt wants it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    field = SolverParameter.DESCRIPTOR.fields_by_name[name]
+    return quoted(value) if field.type == field.TYPE_STRING else str(value)
+
+
+def _relative(path: Path, folder: str | os.PathLike[str]) -> str:
+    # realpath: from inside a folder behind a link, `..` leads to where the folder really is
+    return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+
+
+def _command_line(network: Network) -> str:
+    # the same for everyone who renders this network, so nothing about their folders
+    return (
+        f"python -m transfer_caffe.generate --recipe {network.recipe.name} --split {network.split} "
+        f"--treatment {network.treatment} --seed {network.seed}"
+    )
+
+
+def _first_difference(there: str, now: str) -> str:
+    old, new = there.splitlines(), now.splitlines()
+    for number, (a, b) in enumerate(zip(old, new, strict=False), start=1):
+        if a != b:
+            return f"line {number} is `{a.strip()}`, not `{b.strip()}`"
+    return f"it has {len(old)} lines, not {len(new)}"
+
+
+EXAMPLES = """examples:
+  python -m transfer_caffe.generate --treatment A3B+
+  python -m transfer_caffe.generate --treatment A3B --recipe demo --split natman --out /tmp/A3B
+"""
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer_caffe.generate",
+        description="Write one network's train_val.prototxt and solver.prototxt.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--treatment", required=True, help="base, baseA, A3B, B3B, A3B+, R3, ...")
+    parser.add_argument("--recipe", default="paper", help="a recipe's name or its YAML file (default: paper)")
+    parser.add_argument("--split", help="random0, natman, ... (default: random0; whole for base and R3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the network (default: 0)")
+    parser.add_argument("--data", default="data", metavar="DIR", help="where the datasets are (default: data)")
+    parser.add_argument("--out", metavar="DIR", help="the network's folder (default: runs/RECIPE/NETWORK)")
+    parser.add_argument("--force", action="store_true", help="overwrite files that differ")
+    args = parser.parse_args(argv)
+    treatment = Treatment.parse(args.treatment)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: a seed is 0 or more")
+    split = args.split or ("random0" if treatment.target else "whole")
+    network = load_recipe(args.recipe).network(split, treatment, args.seed)
+    folder = Path(args.out) if args.out else network.folder("runs")
+    render(network, args.data, folder, args.force)
+    print(f"{network.name}: {describe(treatment)}\nwrote {folder / NET}\nwrote {folder / SOLVER}\nnext:")
+    weights = ""
+    if network.base:
+        base = network.base.folder("runs") / "snapshots" / f"net_iter_{network.base.max_iter}.caffemodel"
+        surgery = ["--treatment", str(treatment), "--base", base, "--net", folder / NET, "--out", folder / INIT]
+        print("  python -m transfer_caffe.surgery", shlex.join(str(word) for word in surgery))
+        weights = f" --weights {INIT}"
+    print(f"  cd {shlex.quote(str(folder))} && caffe train --solver {SOLVER}{weights}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
