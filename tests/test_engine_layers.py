@@ -1,0 +1,197 @@
+"""What single layers compute; reference values are Caffe's, or its formulas written out."""
+
+import numpy as np
+import pytest
+import torch
+
+from transfer_caffe.engine import rng
+from transfer_caffe.engine.fillers import fill
+from transfer_caffe.engine.layers import LAYERS, Context
+from transfer_caffe.engine.net import included
+from transfer_caffe.engine.solver import LR_POLICIES
+from transfer_caffe.errors import UserError
+from transfer_caffe.proto import caffe_pb2, parse_text
+from transfer_caffe.proto.caffe_pb2 import FillerParameter, LayerParameter, NetState, SolverParameter
+
+
+def run(text, *bottoms, training=True, batch=0):
+    """The tops of one layer; bottoms that ask for gradients get them."""
+    bottoms = [torch.as_tensor(bottom, dtype=torch.float32) for bottom in bottoms]
+    names = "".join(f' bottom: "b{index}"' for index in range(len(bottoms)))
+    tops = "" if " top:" in text else ' top: "t"'
+    param = parse_text(f'name: "l"{names}{tops} {text}', LayerParameter(), "test")
+    layer = LAYERS[param.type](param, Context(seed=1, device=torch.device("cpu"), training=training))
+    layer.setup([tuple(bottom.shape) for bottom in bottoms])
+    return layer, layer.forward(bottoms, batch)
+
+
+def ramp(*shape):
+    return torch.arange(float(np.prod(shape))).reshape(shape)
+
+
+def test_convolution_with_groups_stride_and_pad_is_the_sum_it_says():
+    x = torch.randn(2, 4, 5, 6)
+    layer, (y,) = run(
+        'type: "Convolution" convolution_param { num_output: 6 kernel_h: 3 kernel_w: 2 stride: 2 pad: 1 group: 2 '
+        'weight_filler { type: "gaussian" std: 1 } bias_filler { type: "gaussian" std: 1 } }',
+        x,
+    )
+    weight, bias = (blob.data.detach().numpy() for blob in layer.blobs)
+    assert weight.shape == (6, 2, 3, 2) and y.shape == (2, 6, 3, 4)
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    for out, row, column in np.ndindex(6, 3, 4):
+        channels = slice(0, 2) if out < 3 else slice(2, 4)
+        window = padded[:, channels, 2 * row : 2 * row + 3, 2 * column : 2 * column + 2]
+        expected = (window * weight[out]).sum((1, 2, 3)) + bias[out]
+        np.testing.assert_allclose(y[:, out, row, column].detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "setting", "expected"),
+    [
+        (6, "kernel_size: 3 stride: 2", 3),  # rounds up: floor would give 2
+        (7, "kernel_size: 3 stride: 2", 3),
+        (6, "kernel_size: 3 stride: 2 round_mode: FLOOR", 2),
+        (6, "kernel_size: 2 stride: 2 pad: 1", 4),
+        (5, "kernel_size: 2 stride: 2 pad: 1", 3),  # a fourth window would start in the padding
+        (6, "global_pooling: true", 1),
+    ],
+)
+def test_pooling_sizes_are_caffes(size, setting, expected):
+    _, (y,) = run(f'type: "Pooling" pooling_param {{ pool: MAX {setting} }}', ramp(1, 1, size, size))
+    assert y.shape == (1, 1, expected, expected)
+
+
+def test_average_pooling_divides_by_the_window_clipped_to_the_padded_image():
+    _, (y,) = run('type: "Pooling" pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 }', ramp(1, 1, 4, 4))
+    # printed by Caffe 1.0: the last windows are 2 wide in the padded 6x6 image
+    expected = [[1.1111112, 2.6666667, 1.6666666], [5.6666665, 10.0, 5.5], [4.1666665, 7.0, 3.75]]
+    np.testing.assert_allclose(y[0, 0], expected, rtol=1e-6)
+
+
+def test_lrn_forward_and_backward_follow_the_formula():
+    x = torch.randn(2, 7, 3, 3, dtype=torch.float32).mul_(3).requires_grad_()
+    y = LAYERS["LRN"](
+        parse_text('name: "n" type: "LRN" bottom: "x" top: "y" lrn_param { local_size: 5 alpha: 0.5 beta: 0.75 k: 2 }',
+                   LayerParameter(), ""),
+        Context(0, torch.device("cpu"), True),
+    ).forward([x], 0)[0]  # fmt: skip
+    z = x.detach().double().requires_grad_()
+    sums = [sum(z[:, c] ** 2 for c in range(max(0, i - 2), min(7, i + 3))) for i in range(7)]
+    expected = z / (2 + 0.5 / 5 * torch.stack(sums, 1)) ** 0.75
+    np.testing.assert_allclose(y.detach(), expected.detach(), rtol=1e-5)
+    toward = torch.randn_like(y)
+    y.backward(toward)
+    expected.backward(toward.double())
+    assert x.grad is not None and z.grad is not None
+    np.testing.assert_allclose(x.grad, z.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_scales_what_it_keeps_and_repeats_itself_for_the_same_batch_only():
+    text = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 }'
+    _, (y,) = run(text, torch.ones(400, 50))
+    assert sorted(set(y.flatten().tolist())) == [0, pytest.approx(4 / 3)]
+    assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(y, run(text, torch.ones(400, 50))[1][0])
+    assert not torch.equal(y, run(text, torch.ones(400, 50), batch=1)[1][0])
+    assert torch.equal(run(text, torch.ones(4, 5), training=False)[1][0], torch.ones(4, 5))
+
+
+def test_a_tie_counts_against_the_label():
+    scores = [[1.0, 1, 0], [0, 2, 1], [3, 3, 3]]
+    assert run('type: "Accuracy"', scores, [0, 1, 2])[1][0].item() == pytest.approx(1 / 3)
+    assert run('type: "Accuracy" accuracy_param { top_k: 2 }', scores, [0, 1, 2])[1][0].item() == pytest.approx(2 / 3)
+    ignoring = 'type: "Accuracy" accuracy_param { ignore_label: 2 }'
+    assert run(ignoring, scores, [0, 1, 2])[1][0].item() == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "divisor"),
+    [("", 3), ("normalization: FULL", 4), ("normalization: BATCH_SIZE", 2), ("normalization: NONE", 1),
+     ("normalize: false", 2)],
+)  # fmt: skip
+def test_softmax_loss_is_normalised_as_asked(setting, divisor):
+    scores = torch.randn(2, 5, 2)
+    labels = torch.tensor([[0, 3], [4, 255]])
+    text = f'type: "SoftmaxWithLoss" loss_param {{ ignore_label: 255 {setting} }}'
+    logs = torch.log_softmax(scores, 1)
+    total = -(logs[0, 0, 0] + logs[0, 3, 1] + logs[1, 4, 0])
+    assert run(text, scores, labels)[1][0].item() == pytest.approx(total.item() / divisor, rel=1e-5)
+
+
+def test_a_second_top_of_the_softmax_loss_is_the_softmax():
+    scores = torch.randn(3, 4)
+    _, tops = run('type: "SoftmaxWithLoss" top: "loss" top: "prob"', scores, [0, 1, 2])
+    np.testing.assert_allclose(tops[1], torch.softmax(scores, 1), rtol=1e-6)
+
+
+def filler(text, shape):
+    return fill(shape, parse_text(text, FillerParameter(), ""), rng.torch_generator(5, text), "here")
+
+
+def test_fillers_have_caffes_ranges_and_moments():
+    shape = (64, 32, 5, 5)  # fan in 800, fan out 1600
+    assert filler("value: 3", (2, 2)).tolist() == [[3, 3], [3, 3]]
+    uniform = filler('type: "uniform" min: -1 max: 3', shape)
+    assert uniform.min() >= -1 and uniform.max() <= 3 and uniform.mean().item() == pytest.approx(1, abs=0.02)
+    gaussian = filler('type: "gaussian" mean: 1 std: 2', shape)
+    assert gaussian.mean().item() == pytest.approx(1, abs=0.03) and gaussian.std().item() == pytest.approx(2, rel=0.02)
+    sparse = filler('type: "gaussian" std: 2 sparse: 16', shape)
+    assert (sparse != 0).float().mean().item() == pytest.approx(16 / 64, abs=0.01)
+    ball = filler('type: "positive_unitball"', shape)
+    assert ball.min() >= 0 and torch.allclose(ball.flatten(1).sum(1), torch.ones(64))
+    for norm, fan in (("FAN_IN", 800), ("FAN_OUT", 1600), ("AVERAGE", 1200)):
+        xavier = filler(f'type: "xavier" variance_norm: {norm}', shape)
+        assert xavier.abs().max().item() == pytest.approx((3 / fan) ** 0.5, rel=1e-3)
+        assert filler(f'type: "msra" variance_norm: {norm}', shape).std().item() == pytest.approx(
+            (2 / fan) ** 0.5, rel=0.02
+        )
+
+
+def test_the_bilinear_filler_gives_caffes_values():
+    # printed by Caffe 1.0
+    np.testing.assert_allclose(filler('type: "bilinear"', (1, 1, 3, 3))[0, 0, 0], [0.25, 0.5, 0.25])
+    np.testing.assert_allclose(filler('type: "bilinear"', (2, 1, 4, 4))[1, 0, 0], [0.0625, 0.1875, 0.1875, 0.0625])
+
+
+@pytest.mark.parametrize(
+    ("text", "iteration", "expected"),
+    [
+        ('lr_policy: "fixed"', 99, 0.5),
+        ('lr_policy: "step" gamma: 0.1 stepsize: 10', 19, 0.05),
+        ('lr_policy: "step" gamma: 0.1 stepsize: 10', 20, 0.005),
+        ('lr_policy: "exp" gamma: 0.9', 2, 0.405),
+        ('lr_policy: "inv" gamma: 0.1 power: 2', 10, 0.125),
+        ('lr_policy: "multistep" gamma: 0.1 stepvalue: 5 stepvalue: 8', 4, 0.5),
+        ('lr_policy: "multistep" gamma: 0.1 stepvalue: 5 stepvalue: 8', 8, 0.005),
+        ('lr_policy: "poly" power: 2 max_iter: 100', 50, 0.125),
+        ('lr_policy: "sigmoid" gamma: -0.1 stepsize: 10', 10, 0.25),
+    ],
+)
+def test_learning_rate_policies(text, iteration, expected):
+    param = parse_text(f"base_lr: 0.5 {text}", SolverParameter(), "")
+    assert LR_POLICIES[param.lr_policy](param, iteration) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("", True),
+        ("include { phase: TRAIN }", True),
+        ("include { phase: TEST }", False),
+        ('include { phase: TEST } include { stage: "a" }', True),
+        ("exclude { phase: TRAIN }", False),
+        ("include { min_level: 3 }", False),
+        ("include { max_level: 1 }", False),
+        ('include { not_stage: "a" }', False),
+        ('include { stage: "a" stage: "b" }', False),
+    ],
+)
+def test_include_and_exclude_rules_decide_which_layers_a_net_has(rules, expected):
+    state = NetState(phase=caffe_pb2.TRAIN, level=2, stage=["a"])
+    assert included(parse_text(rules, LayerParameter(), ""), state) is expected
+
+
+def test_include_and_exclude_together_are_an_error():
+    with pytest.raises(UserError, match="not both"):
+        included(parse_text("include { phase: TEST } exclude { phase: TEST }", LayerParameter(), ""), NetState())

@@ -1,0 +1,286 @@
+"""The embedded engine as a whole: training, testing, snapshots, resuming, signals, and what it refuses."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from conftest import net_text, tiny_images, write_lmdb
+
+from transfer_caffe.engine.__main__ import main
+from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+
+
+@pytest.fixture(autouse=True)
+def keep_signal_handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def edit(path, *changes):
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def write_weights(path):
+    draw = np.random.RandomState(3)
+    param = NetParameter()
+    for name, shape in (("conv1", (6, 3, 3, 3)), ("conv2", (8, 3, 3, 3)), ("fc3", (4, 8))):
+        layer = param.layer.add(name=name)
+        layer.blobs.append(array_to_blob(draw.randn(*shape) * 0.1))
+        layer.blobs.append(array_to_blob(draw.randn(shape[0]) * 0.1))
+    write_binary(path, param)
+
+
+def blobs(path):
+    param = read_binary(path, NetParameter())
+    return {layer.name: [blob_to_array(blob, "") for blob in layer.blobs] for layer in param.layer if layer.blobs}
+
+
+def refused(capsys, *argv):
+    """Run the engine, expect exit code 2 and one error line, and give that line."""
+    assert main(list(argv)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_losses_of_twenty_iterations_and_three_test_passes_are_those_of_real_caffe(tiny, capsys):
+    # printed by Caffe 1.0 on the same files: momentum, decay, lr steps, data order and test passes all enter
+    losses = """1.43028 1.4289 1.40884 1.41116 1.42446 1.42357 1.35599 1.39494 1.36858 1.37384 1.32327 1.3812 1.36847
+    1.31971 1.33631 1.31716 1.33328 1.30997 1.333 1.3201 1.3319"""
+    (tiny / "net.prototxt").write_text(net_text(random=False))
+    edit(tiny / "solver.prototxt", ("base_lr: 0.05", "base_lr: 0.002"))
+    write_weights("w.caffemodel")
+    assert main(["train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]) == 0
+    log = capsys.readouterr().err
+    found = [float(value) for value in re.findall(r"Iteration \d+.*, loss = (\S+)", log)]
+    np.testing.assert_allclose(found, [float(value) for value in losses.split()], rtol=2e-5)
+    assert re.findall(r"#0: accuracy = (\S+)", log) == ["0.25", "0.45", "0.6"]
+    tests = [float(value) for value in re.findall(r"Test net output #1: loss = (\S+)", log)]
+    np.testing.assert_allclose(tests, [1.45678, 1.37977, 1.33496], rtol=2e-5)
+    assert re.findall(r"lr = (\S+)", log)[14:16] == ["0.002", "0.0002"]
+
+
+def test_resuming_at_any_snapshot_gives_the_same_bytes_as_an_undisturbed_run(tiny, capsys):
+    edit(tiny / "solver.prototxt", ("snapshot: 5", "snapshot: 3"))
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    names = ("snap/tiny_iter_20.caffemodel", "snap/tiny_iter_20.solverstate")
+    whole = [(tiny / name).read_bytes() for name in names]
+    for iteration in (3, 9, 18):
+        for name in names:
+            (tiny / name).unlink()
+        assert (
+            main(["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_{iteration}.solverstate"]) == 0
+        )
+        assert [(tiny / name).read_bytes() for name in names] == whole
+
+
+def test_another_seed_gives_other_weights(tiny):
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    first = (tiny / "snap/tiny_iter_20.caffemodel").read_bytes()
+    edit(tiny / "solver.prototxt", ("random_seed: 7", "random_seed: 8"))
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    assert (tiny / "snap/tiny_iter_20.caffemodel").read_bytes() != first
+
+
+def test_layers_with_lr_mult_0_keep_their_bytes_and_the_others_learn(tiny):
+    text = net_text()
+    head, tail = text.split('layer { name: "relu1"')
+    head = head.replace("lr_mult: 1 decay_mult: 1", "lr_mult: 0 decay_mult: 0").replace("lr_mult: 2", "lr_mult: 0")
+    (tiny / "net.prototxt").write_text(head + 'layer { name: "relu1"' + tail)
+    write_weights("w.caffemodel")
+    assert main(["train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]) == 0
+    before, after = blobs("w.caffemodel"), blobs("snap/tiny_iter_20.caffemodel")
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before["conv1"], after["conv1"], strict=True))
+    assert all(a.tobytes() != b.tobytes() for a, b in zip(before["conv2"], after["conv2"], strict=True))
+    state = read_binary("snap/tiny_iter_20.solverstate", SolverState())
+    assert len(state.history) == 6 and not any(state.history[0].data)
+
+
+def test_a_killed_run_leaves_whole_snapshots_and_resumes_to_the_same_bytes(tiny, capsys):
+    edit(tiny / "solver.prototxt", ("max_iter: 20", "max_iter: 300"), ("snapshot: 5", "snapshot: 7"))
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    final = tiny / "snap/tiny_iter_300.caffemodel"
+    whole = final.read_bytes()
+    for path in (tiny / "snap").iterdir():
+        path.unlink()
+    child = subprocess.Popen([sys.executable, "-m", "transfer_caffe.engine", "train", "--solver", "solver.prototxt"],
+                             stderr=subprocess.DEVNULL, env=with_project())  # fmt: skip
+    while not list((tiny / "snap").glob("*.solverstate")):
+        assert child.poll() is None
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    states = sorted((tiny / "snap").glob("*.solverstate"), key=lambda path: int(path.stem.split("_")[-1]))
+    assert states and not final.exists()
+    assert main(["train", "--solver", "solver.prototxt", "--snapshot", str(states[-1])]) == 0
+    assert final.read_bytes() == whole
+
+
+def with_project():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_sigint_stops_with_a_snapshot_and_exit_code_0(tiny):
+    edit(tiny / "solver.prototxt", ("max_iter: 20", "max_iter: 1000000"), ("display: 1", "display: 1000"))
+    edit(tiny / "solver.prototxt", ("snapshot: 5", "snapshot: 0"), ("test_interval: 10", "test_interval: 1000"))
+    child = subprocess.Popen([sys.executable, "-m", "transfer_caffe.engine", "train", "--solver", "solver.prototxt"],
+                             stderr=subprocess.PIPE, text=True, env=with_project())  # fmt: skip
+    assert child.stderr
+    for line in child.stderr:
+        if "Iteration 0 (" in line:
+            break
+    child.send_signal(signal.SIGINT)
+    rest = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 0
+    assert "Optimization stopped early." in rest and "Optimization Done." not in rest
+    assert len(list((tiny / "snap").glob("*.solverstate"))) == 1
+
+
+def test_test_prints_the_mean_of_the_batches(tiny, capsys):
+    write_weights("w.caffemodel")
+    assert main(["test", "--model", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "4"]) == 0
+    log = capsys.readouterr().err
+    each = [float(value) for value in re.findall(r"Batch \d, accuracy = (\S+)", log)]
+    assert len(each) == 4
+    assert float(re.findall(r"\] accuracy = (\S+)", log)[-1]) == pytest.approx(np.mean(each))
+
+
+def test_time_gives_forward_and_backward_of_each_layer(tiny, capsys):
+    assert main(["time", "-model", "net.prototxt", "-iterations", "2"]) == 0
+    log = capsys.readouterr().err
+    assert len(re.findall("forward: ", log)) == len(re.findall("backward: ", log)) == 11
+    assert "Average Forward-Backward" in log
+
+
+def test_device_query_says_so_where_there_is_no_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["device_query"]) == 0
+    assert "No GPU can be used" in capsys.readouterr().err
+    assert "this machine has 0 usable GPUs" in refused(capsys, "device_query", "--gpu", "0")
+
+
+def test_a_diverging_run_ends_with_an_error_and_leaves_no_snapshot_that_is_not_finite(tiny, capsys):
+    edit(tiny / "solver.prototxt", ("base_lr: 0.05", "base_lr: 1e30"))
+    assert "training diverged; lower base_lr" in refused(capsys, "train", "--solver", "solver.prototxt")
+    assert not list((tiny / "snap").glob("*.caffemodel"))
+
+
+def test_a_label_outside_the_outputs_is_an_error_that_names_record_and_layer(tiny, capsys):
+    images, labels = tiny_images(60, 1)
+    labels[33] = 4
+    for path in (tiny / "train_lmdb").iterdir():
+        path.unlink()
+    write_lmdb("train_lmdb", images, labels)
+    line = refused(capsys, "train", "--solver", "solver.prototxt")
+    assert "record 33" in line and "label 4" in line and "'loss'" in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "is empty"),
+        (lambda data: data[: len(data) // 2], "damaged or truncated"),
+        (lambda data: bytes(range(256)) * 4, "damaged or truncated"),
+    ],
+    ids=["empty", "truncated", "random bytes"],
+)
+def test_a_damaged_weights_file_is_refused(tiny, capsys, damage, message):
+    write_weights("w.caffemodel")
+    (tiny / "w.caffemodel").write_bytes(damage((tiny / "w.caffemodel").read_bytes()))
+    line = refused(capsys, "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel")
+    assert "w.caffemodel" in line and message in line
+
+
+def test_weights_of_which_no_layer_fits_are_refused(tiny, capsys):
+    param = NetParameter()
+    param.layer.add(name="elsewhere").blobs.append(array_to_blob(np.zeros((2, 2))))
+    write_binary("w.caffemodel", param)
+    line = refused(capsys, "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel")
+    assert "no layer in it has the name" in line and "elsewhere" in line
+
+
+def test_weights_of_another_shape_are_refused_naming_layer_and_blob(tiny, capsys):
+    param = NetParameter()
+    layer = param.layer.add(name="conv2")
+    layer.blobs.extend([array_to_blob(np.zeros((8, 6, 3, 3))), array_to_blob(np.zeros(8))])
+    write_binary("w.caffemodel", param)
+    line = refused(capsys, "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel")
+    assert "'conv2', blob 0" in line and "[8, 6, 3, 3]" in line and "[8, 3, 3, 3]" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('lr_policy: "step"', 'lr_policy: "steps"', "unknown lr_policy 'steps'; known: fixed, step"),
+        ('net: "net.prototxt"', 'net: "gone.prototxt"', "gone.prototxt: no such file"),
+        ("base_lr: 0.05", "base_lr: 0.05 nonsense: 1", "solver.prototxt: not a valid SolverParameter prototxt"),
+        ("base_lr: 0.05", 'base_lr: 0.05 type: "Best"', "solver type 'Best' is not supported"),
+        ('snapshot_prefix: "snap/tiny"', "", "snapshot_prefix"),
+        ("max_iter: 20", "", "max_iter"),
+    ],
+)
+def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
+    edit(tiny / "solver.prototxt", (old, new))
+    assert message in refused(capsys, "train", "--solver", "solver.prototxt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('type: "ReLU"', 'type: "Relu"', "unknown layer type 'Relu'"),
+        ('bottom: "pool2"', 'bottom: "pool9"', "'fc3' (InnerProduct): bottom blob 'pool9' is not made"),
+        ("group: 2", "group: 4", "group 4 must divide"),
+        ('source: "train_lmdb"', 'source: "gone_lmdb"', "gone_lmdb"),
+        ("crop_size: 10", "crop_size: 20", "crop_size 20 is larger than the records (12x12)"),
+        (
+            "kernel_size: 3 stride: 2 pad: 1",
+            "stride: 2",
+            "'conv1' (Convolution): convolution_param gives no kernel_size",
+        ),
+        ('type: "gaussian"', 'type: "gauss"', "unknown filler type 'gauss'"),
+        ("local_size: 5", "local_size: 4", "local_size must be odd"),
+        ('bottom: "fc3" bottom: "label"', 'bottom: "fc3"', "takes 2 bottom blobs, not 1"),
+        ('name: "relu2"', 'name: "relu1"', "two layers are named 'relu1'"),
+        ("mean.binaryproto", "net.prototxt", "net.prototxt: damaged or truncated"),
+    ],
+)
+def test_a_wrong_net_is_refused_in_one_line_that_names_the_place(tiny, capsys, old, new, message):
+    edit(tiny / "net.prototxt", (old, new))
+    assert message in refused(capsys, "train", "--solver", "solver.prototxt")
+
+
+def test_an_empty_or_missing_database_is_refused(tiny, capsys):
+    for path in (tiny / "train_lmdb").iterdir():
+        path.unlink()
+    lmdb.open("train_lmdb").close()
+    assert "train_lmdb" in refused(capsys, "train", "--solver", "solver.prototxt")
+
+
+def test_old_nets_are_named_as_such(tiny, capsys):
+    (tiny / "net.prototxt").write_text('layers { name: "ip" type: INNER_PRODUCT }')
+    assert "upgrade_net_proto_text" in refused(capsys, "train", "--solver", "solver.prototxt")
+
+
+def test_a_state_of_another_net_is_refused(tiny, capsys):
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    state = read_binary("snap/tiny_iter_5.solverstate", SolverState())
+    del state.history[-1]
+    write_binary("snap/tiny_iter_5.solverstate", state)
+    line = refused(capsys, "train", "--solver", "solver.prototxt", "--snapshot", "snap/tiny_iter_5.solverstate")
+    assert "a history of 5 blobs, the net learns 6" in line
