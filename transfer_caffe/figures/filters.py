@@ -1,0 +1,150 @@
+"""The first layer's filters of the base networks, as images."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.figures.cells import Marker
+from transfer_caffe.figures.style import Drawn, write_figure
+from transfer_caffe.proto import blob_to_array, caffe_pb2
+
+LAYER = "conv1"
+MOST = 12
+
+
+def draw_filters(markers: Sequence[Marker], weights: dict[str, Path], folder: Path) -> Drawn | None:
+    """A grid a base network, of those that have final weights (``weights``: network name to .caffemodel).
+
+    None where there is none. At most `MOST` networks are shown; the caption says so if there are more.
+    """
+    found: list[tuple[Marker, np.ndarray]] = []
+    bases = [m for m in markers if m.kind == "base" and m.network in weights]
+    for marker in bases:
+        if len(found) == MOST:
+            break
+        filters = read_filters(weights[marker.network])
+        if filters is not None:
+            found.append((marker, filter_grid(filters)))
+    if not found:
+        return None
+
+    seeds = len({marker.seed for marker, _ in found})
+
+    def make() -> Figure:
+        columns = len(found) if len(found) < 6 else 3 if len(found) == 6 else 4
+        rows = math.ceil(len(found) / columns)
+        side = 15 / columns
+        shape = max(grid.shape[0] / grid.shape[1] for _, grid in found)
+        figure = Figure(figsize=(15, rows * (side * 0.94 * shape + 0.55) + 0.1))
+        for index, (marker, grid) in enumerate(found):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            axes.imshow(grid, interpolation="nearest")
+            seed = f", seed {marker.seed}" if seeds > 1 else ""
+            axes.set_title(f"{marker.split} {marker.treatment}{seed}", fontsize=15)
+            axes.axis("off")
+        figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.45 / figure.get_figheight(), 0.06, 0.1)
+        return figure
+
+    more = f" Shown are the first {MOST} of {len(bases)} base networks." if len(bases) > len(found) == MOST else ""
+    drawn = Drawn(
+        "conv1_filters",
+        "First-layer filters of the base networks",
+        f"The filters of {LAYER} of each base network after training, each stretched to its own full range of colour: "
+        f"brightness cannot be compared between filters.{more}",
+        f"Grids of small colour images, the {LAYER} filters of {len(found)} base networks.",
+    )
+    return write_figure(make, folder, drawn)
+
+
+def filter_grid(filters: np.ndarray) -> np.ndarray:
+    """Filters (count, 3 or 1, height, width), BGR as Caffe has them, to one RGB image (rows, columns, 3) in 0..1.
+
+    Each filter is stretched to 0..1 by itself (a constant one is grey), with one white pixel around it.
+    """
+    count, channels, height, width = filters.shape
+    side = math.sqrt(count)
+    candidates = range(math.ceil(side), math.ceil(2 * side) + 1)  # as few empty places as possible, and not too wide
+    columns = min(candidates, key=lambda each: (-count % each, abs(each - side * 1.22)))
+    rows = math.ceil(count / columns)
+    grid = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), dtype=np.float32)
+    for index, each in enumerate(filters):
+        low, high = float(each.min()), float(each.max())
+        image = (each - low) / (high - low) if high > low else np.full_like(each, 0.5)
+        image = np.repeat(image, 3, axis=0) if channels == 1 else image[::-1]
+        row, column = divmod(index, columns)
+        top, left = row * (height + 1) + 1, column * (width + 1) + 1
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return grid
+
+
+def read_filters(path: Path) -> np.ndarray | None:
+    """The weights of `LAYER` in a .caffemodel, (count, channels, height, width); None if it has no such colour layer.
+
+    Only this layer is read: parsing all of a 244 MB CaffeNet takes a gigabyte of memory. UserError if damaged.
+    """
+    if not path.stat().st_size:
+        raise UserError(f"{path}: the file is empty; a binary NetParameter was expected")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for number, start, end in _fields(data, 0, len(data)):
+                if number == caffe_pb2.NetParameter.LAYER_FIELD_NUMBER and _name(data, start, end) == LAYER.encode():
+                    layer = caffe_pb2.LayerParameter.FromString(data[start:end])
+                    break
+            else:
+                return None
+        except (IndexError, ValueError):
+            raise UserError(f"{path}: damaged or truncated: it does not parse as a binary NetParameter") from None
+    if not layer.blobs:
+        return None
+    filters = blob_to_array(layer.blobs[0], f"{path}: {LAYER}")
+    if filters.ndim != 4 or filters.shape[1] not in (1, 3) or not np.isfinite(filters).all():
+        return None
+    return filters
+
+
+def _name(data: mmap.mmap, start: int, end: int) -> bytes:
+    number = caffe_pb2.LayerParameter.NAME_FIELD_NUMBER
+    return next((data[a:b] for field, a, b in _fields(data, start, end) if field == number), b"")
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, start, end) of every length-delimited field of a message; ValueError where it is damaged.
+
+    Protocol buffers' wire format: a key (number and wire type) as varint, then a value by its type.
+    """
+    at = start
+    while at < end:
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 2:
+            length, at = _varint(data, at)
+            if at + length > end:
+                raise ValueError
+            yield key >> 3, at, at + length
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError

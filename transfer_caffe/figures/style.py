@@ -1,0 +1,150 @@
+"""What the figures share: the paper's markers and colours, saving with the same bytes every time, captions."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from transfer_caffe.files import write_bytes, write_text
+
+RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 15,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.linewidth": 1.0,
+    "axes.labelsize": 17,
+    "axes.labelpad": 8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.frameon": True,
+    "legend.framealpha": 0.9,
+    "legend.edgecolor": "#cccccc",
+    "legend.fontsize": 15,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "transfer_caffe",
+    "svg.fonttype": "path",
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a kind is drawn: marker, face and line colour, a plus on it or not, shift along n, and its name."""
+
+    marker: str
+    face: str
+    line: str
+    plus: bool
+    shift: float
+    label: str
+    size: float = 10
+
+
+LOOKS = {
+    "base": Look("o", "white", "black", False, 0.0, "base"),
+    "BnB": Look("o", "#0000ff", "#0000ff", False, -0.25, "selffer BnB"),
+    "BnB+": Look("o", "#aaaaff", "#aaaaff", True, -0.09, "selffer BnB$^+$"),
+    "AnB": Look("D", "#ff0000", "#ff0000", False, 0.09, "transfer AnB", 9),
+    "AnB+": Look("D", "#ffaaaa", "#ffaaaa", True, 0.27, "transfer AnB$^+$", 9),
+    "R": Look("v", "#aaaa00", "#aaaa00", False, 0.0, "random, untrained filters"),
+}
+
+
+@dataclass
+class Drawn:
+    """A figure that was written: name.png, name.svg and, where it has numbers, name.csv."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    files: list[Path] = field(default_factory=list)
+
+
+def draw_markers(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float], clip: bool = False) -> None:
+    """The markers of one kind; a fine-tuned kind has a black plus on each. Without ``clip`` they may stick out."""
+    size = look.size
+    axes.plot(
+        x, y, look.marker, markersize=size, markerfacecolor=look.face, markeredgecolor="black", markeredgewidth=0.8,
+        linestyle="none", zorder=3, clip_on=clip,
+    )  # fmt: skip
+    if look.plus:
+        axes.plot(
+            x, y, "+", markersize=size * 0.8, color="black", markeredgewidth=1.2, linestyle="none", zorder=3.1,
+            clip_on=clip,
+        )  # fmt: skip
+
+
+def handle(look: Look, line: bool = False) -> Any:
+    """A kind's entry for a legend: its marker, the plus on it, and its line if there is one."""
+    marker = Line2D(
+        [], [], marker=look.marker, markersize=look.size, markerfacecolor=look.face, markeredgecolor="black",
+        markeredgewidth=0.8, color=look.line, linewidth=1.5 if look.face == "white" else 2.5,
+        linestyle="none" if not line else "--" if look.face == "white" else "-",
+    )  # fmt: skip
+    plus = Line2D([], [], marker="+", markersize=look.size * 0.8, color="black", markeredgewidth=1.2, linestyle="none")
+    return (marker, plus) if look.plus else (marker,)
+
+
+def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], points: Sequence[tuple[float, float]]):
+    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points."""
+    figure = axes.get_figure()
+    assert figure is not None
+    for place in ("lower left", "lower right", "upper right", "upper left", "lower center", "upper center"):
+        legend = axes.legend(handles, labels, loc=place, borderpad=0.6, labelspacing=0.5, handletextpad=0.6)
+        box = legend.get_window_extent().transformed(axes.transData.inverted())
+        margin_x, margin_y = 0.12, 0.02 * (axes.get_ylim()[1] - axes.get_ylim()[0])
+        if not any(
+            box.x0 - margin_x < x < box.x1 + margin_x and box.y0 - margin_y < y < box.y1 + margin_y for x, y in points
+        ):
+            return legend
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - (box.y1 - box.y0) * 1.15, high)
+    return axes.legend(handles, labels, loc="lower left", borderpad=0.6, labelspacing=0.5, handletextpad=0.6)
+
+
+def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: Iterable[Sequence[Any]] = ()) -> Drawn:
+    """Draw under the shared style and write PNG, SVG and the table of numbers; the same data give the same bytes."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **RC}):
+        figure = make()
+        for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=ending, dpi=100, metadata=metadata)
+            path = folder / f"{drawn.name}.{ending}"
+            write_bytes(path, buffer.getvalue())
+            drawn.files.append(path)
+    rows = list(table)
+    if rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([shown(value) for value in row] for row in rows)
+        path = folder / f"{drawn.name}.csv"
+        write_text(path, text.getvalue())
+        drawn.files.append(path)
+    return drawn
+
+
+def signed(value: float, _position: int = 0) -> str:
+    """A tick label with its sign, and a real minus."""
+    return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-9 else "0"
+
+
+def shown(value: Any) -> Any:
+    """A value as the tables beside the figures give it: six digits, nothing for what is not known."""
+    return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
