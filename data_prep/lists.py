@@ -1,0 +1,124 @@
+"""Caffe's image lists (`relative/path label`, one image a line), class files and class maps: reading and writing.
+
+    cat/0001.png 0
+    my photos/dog 7.png 1
+
+As in Caffe's convert_imageset the last space separates the label, so that paths may hold spaces.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import read_text, write_text
+
+MAX_LABEL = 2**31 - 1  # Datum.label is an int32
+GROUPS = ("natural", "man-made")
+IMAGENET_CLASSES = Path(__file__).parent / "classes.csv"
+
+Line = tuple[str, int]
+
+
+def read_list(path: str | os.PathLike[str]) -> list[Line]:
+    """The (path, label) pairs of an image list, in its order: line i + 1 of the file is element i.
+
+    UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
+    """
+    text = read_text(path)
+    result: list[Line] = []
+    for number, line in enumerate(text.rstrip().split("\n"), 1):
+        name, space, label = line.rstrip().rpartition(" ")
+        if not space or not name.strip():
+            if not text.strip():
+                raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
+            raise UserError(f"{path}: line {number}: {_short(line)} is not `relative/path label`")
+        if not (label.isascii() and label.isdigit()):
+            if label[:1] == "-" and label[1:].isdigit():
+                raise UserError(f"{path}: line {number}: the label {label} is negative; labels count from 0")
+            raise UserError(f"{path}: line {number}: the label {_short(label)} is not a whole number")
+        if len(label) > 10 or int(label) > MAX_LABEL:
+            raise UserError(f"{path}: line {number}: the label {_short(label)} is above {MAX_LABEL}")
+        result.append((name, int(label)))
+    return result
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def write_list(path: str | os.PathLike[str], lines: Iterable[Line]) -> None:
+    """Write an image list, byte for byte in the format of the paper's authors."""
+    write_text(path, "".join(f"{name} {label}\n" for name, label in lines))
+
+
+@dataclass(frozen=True)
+class Class:
+    """A line of a class file: number, folder or WordNet id, words, group (`natural` or `man-made`)."""
+
+    index: int
+    name: str
+    words: str
+    group: str
+
+
+def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]:
+    """The classes of a class file, element i with index i.
+
+    The file is CSV under the header `index,wnid,words,group` (or `name` instead of `wnid`). UserError, naming file and
+    line, for anything else, for classes not numbered 0, 1, 2, ..., for a group that is neither natural nor man-made.
+    """
+    rows = csv.reader(read_text(path).splitlines())
+    header = next(rows, [])
+    if header not in (["index", "wnid", "words", "group"], ["index", "name", "words", "group"]):
+        raise UserError(f"{path}: not a class file: its first line must be index,wnid,words,group (or name for wnid)")
+    result: list[Class] = []
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if len(row) != 4:
+            raise UserError(f"{where}: {len(row)} columns; index, {header[1]}, words and group were expected")
+        if row[0] != str(len(result)):
+            raise UserError(f"{where}: class {row[0]!r} where {len(result)} was expected: classes count 0, 1, 2, ...")
+        if row[3] not in GROUPS:
+            raise UserError(f"{where}: unknown group {row[3]!r}; allowed are {' and '.join(GROUPS)}")
+        result.append(Class(len(result), *row[1:]))
+    if not result:
+        raise UserError(f"{path}: the class file has no classes")
+    return result
+
+
+def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], name_column: str = "name") -> None:
+    """Write a class file."""
+    with_header = [("index", name_column, "words", "group"), *((c.index, c.name, c.words, c.group) for c in classes)]
+    lines = _CsvLines()
+    csv.writer(lines, lineterminator="\n").writerows(with_header)
+    write_text(path, "".join(lines))
+
+
+class _CsvLines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line)
+
+
+def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
+    """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
+    write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
+
+
+def read_class_map(path: str | os.PathLike[str]) -> list[int]:
+    """The old class numbers of a class map, element i that of new class i."""
+    result: list[int] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) != len(result):
+            raise UserError(f"{path}: line {number}: {_short(line)}, where `old {len(result)}` was expected")
+        result.append(int(fields[0]))
+    return result

@@ -1,0 +1,44 @@
+"""How far a long loop is: a bar on a terminal, a line now and then elsewhere; on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield ``items``, of which there are ``total``, and show how many are done, how fast, and the time left."""
+    return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
+
+
+def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.0f}/s")
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft(elapsed_when_finished=True))
+    with Progress(*columns, console=Console(file=sys.stderr)) as progress:
+        yield from progress.track(items, total=total)
+
+
+def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and done < total:
+            last = now
+            rate = done / (now - start)
+            left = (total - done) / rate
+            print(f"{done} of {total} {what}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
