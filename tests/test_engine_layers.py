@@ -77,7 +77,7 @@ def test_lrn_forward_and_backward_follow_the_formula():
         Context(0, torch.device("cpu"), True),
     ).forward([x], 0)[0]  # fmt: skip
     z = x.detach().double().requires_grad_()
-    sums = [sum(z[:, c] ** 2 for c in range(max(0, i - 2), min(7, i + 3))) for i in range(7)]
+    sums = [(z[:, max(0, i - 2) : i + 3] ** 2).sum(1) for i in range(7)]
     expected = z / (2 + 0.5 / 5 * torch.stack(sums, 1)) ** 0.75
     np.testing.assert_allclose(y.detach(), expected.detach(), rtol=1e-5)
     toward = torch.randn_like(y)

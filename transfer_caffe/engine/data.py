@@ -152,7 +152,8 @@ class Data(Layer):
             records, labels = self._read(places)
         phase = "train" if self.context.training else "test"
         images = self.transformer(records, rng.numpy_generator(self.context.seed, "transform", self.name, phase, batch))
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        # the layout in memory that PyTorch's convolutions and poolings are quick with; shapes stay Caffe's
+        return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 
     def _read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are)."""
