@@ -250,7 +250,7 @@ def _number_into(numbers: dict[Any, float], key: Any, text: str) -> None:
 def _seconds(month: str, day: str, hour: str, minute: str, second: str, fraction: str) -> float:
     """Seconds since the beginning of the year; glog names no year, so this one is taken."""
     try:
-        days = datetime.date(datetime.date.today().year, int(month), int(day)).toordinal()
+        days = datetime.date(datetime.date.today().year, int(month), int(day)).timetuple().tm_yday
     except ValueError:
         days = 0  # 29 February, read in another year: a time is wrong, the results are not
     return days * 86400 + int(hour) * 3600 + int(minute) * 60 + int(second) + float(f"0.{fraction}")
