@@ -1,0 +1,86 @@
+# The front door. `make` alone lists the commands.
+
+PYTHON  ?= python3
+RECIPE  ?= demo
+DATA    ?= data
+RUNS    ?= runs
+REPORT  ?= report
+ENGINE  ?= embedded
+JOBS    ?=
+SEED    ?= 0
+K       ?= 100
+# the lists that the split targets cut: ImageNet's, as Caffe's users have them
+IMAGENET ?= $(DATA)/ilsvrc12
+TRAIN   ?= $(IMAGENET)/train.txt
+VAL     ?= $(IMAGENET)/val.txt
+CLASSES ?=
+
+PY    = .venv/bin/python
+READY = .venv/ready
+SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" \
+        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS))
+SPLIT = "$(PY)" -m data_prep.split
+SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
+.DEFAULT_GOAL = help
+.PHONY: help setup demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report \
+        proto clean
+
+help:       ## list the commands
+	@echo "make COMMAND [NAME=value ...]"
+	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
+
+demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
+	@$(MAKE) --no-print-directory sweep figures report
+
+test: $(READY)      ## pass the tests
+	@"$(PY)" -m pytest
+
+lint: $(READY)      ## ruff and pyright
+	@"$(PY)" -m ruff check .
+	@"$(PY)" -m ruff format --check .
+	@"$(PY)" -m pyright
+
+setup: $(READY)     ## make .venv with pinned packages
+	@echo "ready: .venv"
+
+$(READY): requirements.txt setup.py
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+	  "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
+	@echo "Installing Python packages into .venv ..."
+	@test -x "$(PY)" || "$(PYTHON)" -m venv .venv
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+data lmdb: $(READY)      ## databases and means of RECIPE
+	@"$(PY)" -m transfer_caffe.data --recipe "$(RECIPE)" --data "$(DATA)"
+
+split-random: $(READY)   ## TRAIN and VAL lists cut at random: SEED=0..3 are the paper's
+	@$(SPLIT) random --seed $(SEED) $(SPLIT_OPTIONS) --out "$(IMAGENET)/random$(SEED)"
+
+split-natman: $(READY)   ## TRAIN and VAL lists cut into man-made (A) and natural (B)
+	@$(SPLIT) natman $(SPLIT_OPTIONS) --out "$(IMAGENET)/natman"
+
+split-reduced: $(READY)  ## the first K images of each class of TRAIN
+	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(IMAGENET)/reduced$(K)"
+
+plan: $(READY)      ## the networks of RECIPE, and what is done
+	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --runs "$(RUNS)"
+
+sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped
+	@$(SWEEP)
+
+results: $(READY)   ## the table of results of RECIPE
+	@"$(PY)" -m transfer_caffe.results --recipe "$(RECIPE)" --runs "$(RUNS)"
+
+figures: results    ## the figures of RECIPE
+	@"$(PY)" -m transfer_caffe.figures --results "$(RUNS)/$(RECIPE)/results.csv" --out "$(REPORT)/figures"
+
+report: results     ## report/index.html
+	@"$(PY)" -m transfer_caffe.report --runs "$(RUNS)/$(RECIPE)" --out "$(REPORT)"
+
+proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
+	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto
+
+clean:      ## remove what the demo made (not .venv)
+	@rm -rf "$(DATA)/photos" "$(RUNS)/demo" "$(REPORT)"
