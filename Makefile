@@ -10,7 +10,7 @@ JOBS    ?=
 SEED    ?= 0
 K       ?= 100
 # the lists that the split targets cut: ImageNet's, as Caffe's users have them
-IMAGENET ?= $(DATA)/ilsvrc12
+IMAGENET ?= $(DATA)/ilsvrc2012
 TRAIN   ?= $(IMAGENET)/train.txt
 VAL     ?= $(IMAGENET)/val.txt
 CLASSES ?=
