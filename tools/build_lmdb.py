@@ -161,6 +161,8 @@ def build(root: str, image_list: str, database: str, settings: Settings, on_erro
     """
     refuse_existing(database, "choose another name, or remove it to build it again")
     lines = read_list(image_list)
+    if root and not os.path.isdir(root):
+        raise UserError(f"{root}: no such folder; the image list's paths should start there")
     order = np.arange(len(lines))
     if settings.shuffle:
         order = np.random.RandomState(settings.seed).permutation(len(lines))

@@ -21,7 +21,7 @@ def as_argparse(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
         if word == "--":
             result += argv[place:]
             break
-        if not word.startswith("-") or word in ("-", "-h"):
+        if not word.startswith("-") or word in ("-", "-h") or word[1].isdigit():
             result.append(word)
             continue
         name, equals, value = word.lstrip("-").partition("=")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -288,6 +289,9 @@ class DatabaseWriter:
     def _translated(self, error: BaseException) -> BaseException:
         """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
         if isinstance(error, lmdb.Error):
+            # a write that the disk took in part only is EIO to LMDB
+            if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(self.folder).free < self._pending_bytes:
+                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
                 if os.strerror(code) in str(error):
                     return OSError(code, os.strerror(code), str(self.path))
