@@ -23,7 +23,8 @@ import jinja2
 
 from transfer_caffe.errors import UserError, command
 from transfer_caffe.files import read_text, write_text
-from transfer_caffe.proto import caffe_pb2, parse_text
+from transfer_caffe.proto import caffe_pb2, parse_text, to_text
+from transfer_caffe.proto import read_text as read_message
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter
 from transfer_caffe.recipe import TEMPLATES, Network, load_recipe
 from transfer_caffe.treatment import Treatment
@@ -46,21 +47,25 @@ def render(
 ) -> Prototxts:
     """Write a network's files into its folder (made if need be, with the folder for snapshots) and return them.
 
-    Files that are there already stay if they are the same; others are a UserError, unless ``force``.
+    Files that are there already stay if they mean the same (comments may differ); others are a UserError, unless
+    ``force``.
     """
     folder = Path(folder)
     prototxts = compose(network, data_root, folder)
-    texts = {folder / NET: prototxts.net_text, folder / SOLVER: prototxts.solver_text}
+    files = (
+        (folder / NET, prototxts.net_text, prototxts.net, NetParameter()),
+        (folder / SOLVER, prototxts.solver_text, prototxts.solver, SolverParameter()),
+    )
     if not force:
-        for path, text in texts.items():
-            if os.path.lexists(path) and (there := read_text(path)) != text:
+        for path, _, now, empty in files:
+            if os.path.lexists(path) and (there := read_message(path, empty)) != now:
                 raise UserError(
                     f"{path} exists and differs from what {network.name} has by its recipe now: "
-                    f"{_first_difference(there, text)}; move the folder away, or write the file anew with "
-                    f"`python -m transfer_caffe.generate --force`"
+                    f"{_first_difference(to_text(there), to_text(now))}; move the folder away, or write the file anew "
+                    f"with `python -m transfer_caffe.generate --force`"
                 )
     (folder / "snapshots").mkdir(parents=True, exist_ok=True)  # Caffe does not make it, and stops without it
-    for path, text in texts.items():
+    for path, text, *_ in files:
         if force or not path.exists():
             write_text(path, text)
     return prototxts
@@ -186,10 +191,10 @@ def _command_line(network: Network) -> str:
 
 def _first_difference(there: str, now: str) -> str:
     old, new = there.splitlines(), now.splitlines()
-    for number, (a, b) in enumerate(zip(old, new, strict=False), start=1):
+    for a, b in zip(old, new, strict=False):
         if a != b:
-            return f"line {number} is `{a.strip()}`, not `{b.strip()}`"
-    return f"it has {len(old)} lines, not {len(new)}"
+            return f"`{a.strip()}` is there, not `{b.strip()}`"
+    return f"it has {len(old)} settings, not {len(new)}"
 
 
 EXAMPLES = """examples:

@@ -68,10 +68,10 @@ def take_over(
     out = NetParameter(name=net.name)
     rows = []
     for i, (name, wanted) in enumerate(shapes.items(), start=1):
+        if name not in by_name:  # above n as well: a file that ends early still parses where it ends between layers
+            has = ", ".join(layer.name for layer in base.layer if layer.blobs) or "no layer"
+            raise UserError(f"{where}: layer {name} is missing: cut off, or another network; it has weights for {has}")
         if i <= treatment.n:
-            if name not in by_name:
-                has = ", ".join(layer.name for layer in base.layer if layer.blobs) or "none"
-                raise UserError(f"{where}: layer {name} is missing; the file has weights for: {has}")
             _check_blobs(by_name[name], wanted, f"{where}: layer {name}")
             out.layer.add(name=name, type=by_name[name].type, blobs=by_name[name].blobs)
         rows.append(Row(name, "copied" if i <= treatment.n else "fresh", i > treatment.frozen, wanted))
