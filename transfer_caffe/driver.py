@@ -1,0 +1,393 @@
+"""Train one network, from recipe to done. Read from top to bottom this is the path of a network.
+
+    python -m transfer_caffe.driver --treatment A3B+ --recipe demo --split random0
+    python -m transfer_caffe.driver --treatment baseA --recipe demo --engine caffe
+
+A network that is done stays untouched; one that was stopped or killed goes on from its newest whole snapshot. Every
+step leaves whole files or none, and done.json comes last, so that nothing half made ever looks made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe import processes, snapshots
+from transfer_caffe.errors import UserError, command, say_error
+from transfer_caffe.files import read_text, sha256, write_json, write_text
+from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
+from transfer_caffe.log import START, Log, LogParser, read_log
+from transfer_caffe.processes import Engine
+from transfer_caffe.recipe import Network, load_recipe
+from transfer_caffe.record import curve_csv, now_utc, record
+from transfer_caffe.surgery import take_over
+from transfer_caffe.treatment import Treatment
+
+DONE, CURVE, LOG, STARTED, SURGERY = "done.json", "curve.csv", "train.log", "started.json", "surgery.json"
+
+Say = Callable[[str], None]
+
+
+class RunFailed(Exception):
+    """The network was trained, or begun, and is not good: why, in one line. Exit code 1."""
+
+
+def train(
+    network: Network, runs: Path, data: Path, engine: Engine, gpu: str | None, restart: bool, say: Say
+) -> dict[str, Any]:
+    """Take a network to done and return what done.json says of it.
+
+    UserError for what has to be put right first, RunFailed for a training that went wrong, KeyboardInterrupt when
+    it was told to stop (the engine has then written a snapshot).
+    """
+    folder = network.folder(runs)
+    if not restart and (done := read_done(network, runs)):
+        require_unchanged(network, runs, data, done)
+        say(f"done already, test accuracy {done['accuracy_final']:.4f}; nothing to do")
+        return done
+
+    with processes.lock(folder.parent / f".{network.name}.lock", network.name, say) as lock:
+        if restart:
+            set_aside(folder, say)
+        elif done := read_done(network, runs):  # whoever held the lock has finished it
+            say("done meanwhile; nothing to do")
+            return done
+
+        # 1. What it is trained on, and its files
+        require_data(network, data)
+        prototxts = render_here(network, folder, data)
+        snapshots.remove_partial(folder)
+        require_same_engine(network, folder, engine, gpu)
+
+        # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
+        argv = [*engine.argv, "train", "--solver", SOLVER]
+        iteration = snapshots.newest(folder, say)
+        base_sha = surgery(network, runs, folder) if network.base else None
+        if iteration is not None:
+            argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
+            say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
+        elif network.base:
+            argv += ["--weights", INIT]
+        if gpu is not None:
+            argv += ["--gpu", gpu]
+
+        # 3. Training
+        code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+        log = read_log(folder / LOG)
+
+        # 4. Is it what it should be?
+        require_finished(log, code, folder)
+        final = snapshots.weights_path(folder, network.max_iter)
+        frozen = require_sound(
+            network, folder, log, final, [layer.name for layer in layers_with_weights(prototxts.net)]
+        )
+
+        # 5. Done
+        write_text(folder / CURVE, curve_csv(log.rows()))
+        snapshots.thin(folder, keep=network.max_iter)
+        started = json.loads(read_text(folder / STARTED))["started"]
+        done = record(network, folder, data, engine.name, started, log)
+        done |= {"frozen_layers": frozen, "base_sha256": base_sha}
+        write_json(folder / DONE, done)
+    say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
+    return done
+
+
+# ---- before the training ----------------------------------------------------------------------------------------
+
+
+def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
+    """What done.json says, or None if the network is not done."""
+    path = network.folder(runs) / DONE
+    try:
+        done = json.loads(read_text(path))
+        _ = done["sha256"]["final"], done["accuracy_final"]  # what others rely on
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path}: not what the driver wrote ({error}); start the network anew with --restart") from None
+    return done
+
+
+def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> None:
+    """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
+    folder = network.folder(runs)
+    render_here(network, folder, data)
+    base = read_done(network.base, runs) if network.base else None
+    if base and base["sha256"]["final"] != done.get("base_sha256"):
+        raise UserError(
+            f"{network.name}: its base {base['network']} was trained anew since; train this one anew, with --restart"
+        )
+
+
+def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
+    """Write the prototxts, or find that they are there already; others there are refused."""
+    try:
+        return render(network, data, folder)
+    except UserError as error:
+        if "exists and differs" not in str(error):
+            raise
+        what = str(error).split("; move the folder", 1)[0]
+        raise UserError(
+            f"{what}: the settings of a network that was started have changed; take them back, or start it anew with "
+            f"`python -m transfer_caffe.driver {arguments_of(network)} --restart`, which sets the old folder aside"
+        ) from None
+
+
+def arguments_of(network: Network) -> str:
+    """The driver's arguments that mean this network."""
+    seed = f" --seed {network.seed}" if network.seed else ""
+    return f"--recipe {network.recipe.name} --split {network.split} --treatment {network.treatment}{seed}"
+
+
+def set_aside(folder: Path, say: Say) -> None:
+    """Rename a network's folder, if there is one, so that nothing of it is lost."""
+    if not folder.exists():
+        return
+    number = 1
+    while (old := folder.with_name(f"{folder.name}.old{number}")).exists():
+        number += 1
+    os.rename(folder, old)
+    say(f"the old folder is now {old}")
+
+
+def require_data(network: Network, data: Path) -> None:
+    """UserError unless the databases and the mean image are there."""
+    folder = network.data_folder(data)
+    for path in (
+        *(folder / name for name in ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")),
+        network.mean_folder(data) / "mean.binaryproto",
+    ):
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.name}"
+            )
+
+
+def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str | None) -> None:
+    """UserError if the network was started with another engine or number of threads: its bytes depend on both."""
+    now = {"engine": engine.name, "gpu": gpu, "threads": network.recipe.threads}
+    path = folder / STARTED
+    if not path.exists():
+        write_json(path, {**now, "started": now_utc()})
+        return
+    started = json.loads(read_text(path))
+    for key, value in now.items():
+        if started.get(key) != value:
+            raise UserError(
+                f"{path}: {network.name} was started with {key} {started.get(key)}, not {value}; go on with that, "
+                "or start it anew with --restart"
+            )
+
+
+def surgery(network: Network, runs: Path, folder: Path) -> str:
+    """Make init.caffemodel out of the base's final weights, unless it is there; gives the sha256 of those."""
+    assert network.base is not None
+    base = read_done(network.base, runs)
+    if base is None:
+        raise UserError(
+            f"{network.name} takes over layers of {network.base.name}, which is not done; train that first: "
+            f"python -m transfer_caffe.driver {arguments_of(network.base)}"
+        )
+    base_sha: str = base["sha256"]["final"]
+    record_path = folder / SURGERY
+    if record_path.exists() and (folder / INIT).exists():
+        made = json.loads(read_text(record_path))
+        if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
+            return base_sha
+        if snapshots.iterations(folder):
+            raise UserError(
+                f"{record_path}: {network.name} was started from other weights than {network.base.name} has now; "
+                "start it anew with --restart"
+            )
+    base_weights = snapshots.weights_path(network.base.folder(runs), network.base.max_iter)
+    if sha256(base_weights) != base_sha:
+        raise UserError(
+            f"{base_weights}: not the weights that {DONE} beside it tells of; train {network.base.name} anew with "
+            "--restart"
+        )
+    rows = take_over(base_weights, folder / NET, network.treatment, folder / INIT)
+    write_json(
+        record_path,
+        {
+            "base": network.base.name,
+            "base_sha256": base_sha,
+            "init_sha256": sha256(folder / INIT),
+            "layers": [asdict(row) for row in rows],
+        },
+    )
+    return base_sha
+
+
+# ---- the training -----------------------------------------------------------------------------------------------
+
+
+def run_engine(argv: list[str], folder: Path, env: dict[str, str], lock: int, say: Say) -> int:
+    """Run the engine to its end, in the network's folder, its output appended to train.log; gives its exit code.
+
+    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on as SIGINT, on which engines write a snapshot and end. The lock
+    is the engine's too: should it outlive this process, the next one waits for it.
+    """
+    path = folder / LOG
+    _drop_cut_off_line(path)
+    with open(path, "ab") as output:
+        before = output.tell()
+        line = f"{time.strftime('I%m%d %H:%M:%S')}.000000 {os.getpid():5d} {START}:1] Starting {' '.join(argv)}\n"
+        output.write(line.encode())
+        output.flush()
+        process = processes.start(argv, output, folder, env, keep_open=[lock])
+    try:
+        _follow(process, path, before, say)
+    except KeyboardInterrupt:
+        say("stopping: the engine writes a snapshot (once more Ctrl-C ends it without)")
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.kill()
+            process.wait()
+        raise
+    return process.returncode
+
+
+def _follow(process: subprocess.Popen[bytes], path: Path, start: int, say: Say) -> None:
+    """Wait for the engine to end, and say each test result as it comes; its log begins at byte ``start``."""
+    parser, said = LogParser(), None
+    with open(path, encoding="utf-8", errors="replace") as log:
+        log.seek(start)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+            parser.feed(log.read())
+            rows = [row for row in parser.log.rows() if row.test_accuracy is not None and row.test_loss is not None]
+            if rows and rows[-1] != said and (said is None or rows[-1].iteration != said.iteration):
+                said = rows[-1]
+                say(f"iteration {said.iteration}: test accuracy {said.test_accuracy:.4f}, loss {said.test_loss:.4f}")
+            if process.returncode is not None:
+                return
+
+
+def _drop_cut_off_line(path: Path) -> None:
+    """Remove a last line without an end, left by a kill: the next line must not become a part of it."""
+    if path.exists():
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+
+
+# ---- after the training -----------------------------------------------------------------------------------------
+
+
+def require_finished(log: Log, code: int, folder: Path) -> None:
+    """RunFailed unless the engine came to its proper end with finite numbers; real Caffe exits 0 for far less."""
+    why = f": {log.errors[0]}" if log.errors else ""
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise RunFailed(f"the engine was ended by {name}{hint}{why}; its log is {folder / LOG}")
+    if code > 0:
+        raise RunFailed(f"the engine failed with exit code {code}{why}; its log is {folder / LOG}")
+    if log.bad_number:
+        raise RunFailed(f"training diverged: {log.bad_number}; lower base_lr ({folder / LOG})")
+    if log.stopped_early:
+        raise RunFailed("the engine was stopped before its end, and wrote a snapshot; the same command goes on from it")
+    if not log.done:
+        raise RunFailed(f"the engine ended without `Optimization Done.`{why}; its log is {folder / LOG}")
+    if not log.rows() or log.rows()[-1].test_accuracy is None:
+        raise RunFailed(f"no test accuracy is in {folder / LOG}; does the net have an output `accuracy` in TEST?")
+
+
+def require_sound(network: Network, folder: Path, log: Log, final: Path, layers: list[str]) -> str:
+    """RunFailed unless all layers to be taken over were, and the frozen ones did not move; says what was compared."""
+    if not final.exists():
+        raise RunFailed(f"{final} is missing, though the engine says that it is done")
+    after = snapshots.read_weights(final)
+    if missing := [name for name in layers if name not in after]:
+        raise RunFailed(f"{final}: layer {missing[0]} is missing")
+    frozen = layers[: network.treatment.frozen]
+    if network.base:
+        init = snapshots.read_weights(folder / INIT)
+        for name, blobs in init.items():
+            if name in log.ignored_layers:
+                raise RunFailed(f"layer {name} was to be taken over, but the engine ignored it ({folder / LOG})")
+            if [blob.shape for blob in after.get(name, [])] != [blob.shape for blob in blobs]:
+                raise RunFailed(f"{final}: layer {name} was to be taken over, but has another shape")
+        _require_unmoved(frozen, init, after, f"{folder / INIT}, its base's")
+        return "equal to the base's" if frozen else "none"
+    if not frozen:
+        return "none"
+    earlier = [iteration for iteration in snapshots.iterations(folder) if iteration < network.max_iter]
+    if not earlier:
+        return "not compared: an engine writes no snapshot of the untrained network, and this run left but its last one"
+    before = snapshots.read_weights(snapshots.weights_path(folder, earlier[0]))
+    _require_unmoved(frozen, before, after, f"the snapshot of iteration {earlier[0]}")
+    return f"equal to those of iteration {earlier[0]}"
+
+
+def _require_unmoved(names: list[str], before: dict[str, Any], after: dict[str, Any], what: str) -> None:
+    if moved := snapshots.differing_layers(names, before, after):
+        raise RunFailed(f"layer {moved[0]} was frozen, but its weights differ from those in {what}")
+
+
+EXAMPLES = """examples:
+  python -m transfer_caffe.driver --treatment baseB --recipe demo
+  python -m transfer_caffe.driver --treatment A3B+ --recipe demo --split natman --engine caffe
+"""
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that the sweep has too."""
+    parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
+    parser.add_argument(
+        "--engine", default="embedded", help="embedded (default), or a program with Caffe's command line, as caffe"
+    )
+    parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
+    parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")
+    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets are (default: data)")
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer_caffe.driver",
+        description="Train one network of a recipe, or go on with it; a network that is done stays as it is.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--treatment", required=True, help="base, baseA, A3B, B3B, A3B+, R3, ...")
+    parser.add_argument("--split", help="random0, natman, ... (default: random0; whole for base and R3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the network (default: 0)")
+    parser.add_argument("--restart", action="store_true", help="set the network's folder aside and start anew")
+    args = parser.parse_args(argv)
+    processes.interrupt_on_sigterm()
+    treatment = Treatment.parse(args.treatment)
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: a seed is 0 or more")
+    split = args.split or ("random0" if treatment.target else "whole")
+    network = load_recipe(args.recipe).network(split, treatment, args.seed)
+
+    def say(line: str) -> None:
+        print(f"{network.name}: {line}", flush=True)
+
+    try:
+        train(network, args.runs, args.data, Engine.find(args.engine), args.gpu, args.restart, say)
+    except RunFailed as error:
+        say_error(parser.prog, f"{network.name}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

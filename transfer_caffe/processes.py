@@ -1,0 +1,114 @@
+"""Engines as programs, and what keeps them from each other's way: locks, and children that die with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from transfer_caffe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A program with Caffe's command line. ``name`` says in records which; ``argv`` starts it."""
+
+    name: str
+    argv: tuple[str, ...]
+
+    @classmethod
+    def find(cls, given: str) -> Engine:
+        """The engine of an --engine option: `embedded`, or a program (with arguments) such as `caffe`."""
+        if given == "embedded":
+            return cls("embedded", (sys.executable, "-m", "transfer_caffe.engine"))
+        try:
+            words = shlex.split(given)
+        except ValueError as error:
+            raise UserError(f"--engine {given}: {error}") from None
+        program = shutil.which(words[0]) if words else None
+        if program is None:
+            raise UserError(
+                f"--engine {given}: there is no such program; take `embedded`, or give the path of a caffe "
+                "(`make caffe` fetches one)"
+            )
+        # engines run in the network's folder, where a relative path would mean another program
+        return cls(" ".join([Path(words[0]).name, *words[1:]]), (os.path.abspath(program), *words[1:]))
+
+    def environment(self, threads: int) -> dict[str, str]:
+        """What the engine runs under: the log on standard error, and so many threads for its sums."""
+        package_parent = str(Path(__file__).resolve().parent.parent)
+        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+        counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        return {**os.environ, **counts, "GLOG_logtostderr": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def start(
+    argv: Sequence[str], output: IO[bytes], folder: Path | None = None, env: dict[str, str] | None = None,
+    keep_open: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """Start a child in a process group of its own, which dies at once when this process dies, however it dies.
+
+    A Ctrl-C at the terminal reaches this process alone, which then tells the child; so the child gets one signal,
+    not two. ``keep_open``: file descriptors the child holds open as well, those of locks. Not for use in threads.
+    """
+    return subprocess.Popen(
+        argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
+        pass_fds=keep_open, preexec_fn=_dies_with(os.getpid()),
+    )  # fmt: skip
+
+
+def _dies_with(parent: int) -> Callable[[], None]:
+    """A function for the child: ask Linux for SIGKILL at the parent's death. Elsewhere the lock alone protects."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def ask() -> None:
+        if prctl is not None:
+            prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
+
+    return ask
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
+    """Hold the lock file ``path``, waiting for whoever holds it; yields its descriptor, for children to inherit.
+
+    The kernel gives the lock up when all that hold the descriptor have ended, so a kill leaves no stale lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            say(f"{what}: {holder} is at work on it; waiting until it ends")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM do what Ctrl-C does: stop in order, with a snapshot. For the main thread of a command."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    # a shell starts background jobs with SIGINT ignored; ours is how the sweep tells a driver to stop
+    signal.signal(signal.SIGINT, interrupt)

@@ -1,0 +1,122 @@
+"""What is kept of a network that is done: the curve of its tests, and done.json with its results and provenance."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import os
+import platform
+import statistics
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe import __version__, snapshots
+from transfer_caffe.files import sha256
+from transfer_caffe.generate import INIT, NET, SOLVER, count_classes, layers_with_weights
+from transfer_caffe.log import Log, Row
+from transfer_caffe.proto import read_text
+from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.recipe import Network
+
+
+def curve_csv(rows: list[Row]) -> str:
+    """One line a test; what is unknown stays empty."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["iteration", "test_accuracy", "test_loss", "train_loss", "lr"])
+    table.writerows([row.iteration, row.test_accuracy, row.test_loss, row.train_loss, row.lr] for row in rows)
+    return out.getvalue()
+
+
+def record(network: Network, folder: Path, data: Path, engine: str, started: str, log: Log) -> dict[str, Any]:
+    """What done.json keeps: the results, and all that they came from.
+
+    ``engine`` is the engine's name, ``started`` the time of the first start, ``log`` that of a finished run.
+    """
+    recipe, treatment, rows = network.recipe, network.treatment, log.rows()
+    tests = [(row.test_accuracy, row.iteration) for row in rows if row.test_accuracy is not None]
+    net = read_text(folder / NET, NetParameter())
+    best, best_iteration = max(tests, key=lambda test: test[0])  # the first of equal ones
+    data_folder = network.data_folder(data)
+    final = snapshots.weights_path(folder, network.max_iter)
+    files = {
+        "init": folder / INIT,
+        "final": final,
+        NET: folder / NET,
+        SOLVER: folder / SOLVER,
+        "train.txt": data_folder / "train.txt",
+        "val.txt": data_folder / "val.txt",
+        "mean.binaryproto": network.mean_folder(data) / "mean.binaryproto",
+    }
+    return {
+        "network": network.name,
+        "recipe": recipe.name,
+        "split": network.split,
+        "treatment": str(treatment),
+        "source": treatment.source,
+        "target": treatment.target,
+        "n": treatment.n,
+        "finetuned": treatment.finetuned,
+        "seed": network.seed,
+        "random_seed": network.random_seed,
+        "accuracy_final": tests[-1][0],
+        "accuracy_top10": top10([accuracy for accuracy, _ in tests]),
+        "accuracy_max": best,
+        "iteration_of_max": best_iteration,
+        "tests": len(tests),
+        "test_loss_final": rows[-1].test_loss,
+        "train_loss_last1000": log.train_loss_over_last(1000),
+        "max_iter": network.max_iter,
+        "outputs": layers_with_weights(net)[-1].inner_product_param.num_output,
+        "target_classes": count_classes(data_folder / "train.txt"),
+        "wall_seconds": round(log.seconds, 3),
+        "seconds_per_iteration": _rounded(log.seconds_per_iteration),
+        "seconds_per_test": _rounded(log.seconds_per_test),
+        "engine": engine,
+        "versions": versions(),
+        "machine": machine(),
+        "settings": recipe.settings(),
+        "sha256": {name: sha256(path) for name, path in files.items() if path.exists()},
+        "started": started,
+        "finished": now_utc(),
+    }
+
+
+def top10(accuracies: list[float]) -> float:
+    """Mean of the ten highest test accuracies (of all, where there are fewer): what the paper plots."""
+    return round(statistics.fmean(sorted(accuracies, reverse=True)[:10]), 6)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes; torch is asked for its name plate only, importing it takes seconds."""
+    found = {"transfer_caffe": __version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "protobuf", "lmdb", "opencv-python-headless"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where it was trained."""
+    model = ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        model = platform.processor()
+    return {"node": platform.node(), "system": platform.platform(), "cpu": model, "cores": os.cpu_count()}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def now_utc() -> str:
+    """The time, in ISO format, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,104 @@
+"""The snapshots of a network's folder: the newest one that is whole, and what the last one must hold.
+
+An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real
+Caffe writes them in place, so that a kill can leave a part of one; resuming from such a part would fail, or worse.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.proto import blob_to_array, caffe_pb2, read_binary
+
+PREFIX = "snapshots/net"
+
+
+def weights_path(folder: Path, iteration: int) -> Path:
+    """The .caffemodel of an iteration."""
+    return folder / f"{PREFIX}_iter_{iteration}.caffemodel"
+
+
+def state_path(folder: Path, iteration: int) -> Path:
+    """The .solverstate of an iteration."""
+    return folder / f"{PREFIX}_iter_{iteration}.solverstate"
+
+
+def iterations(folder: Path) -> list[int]:
+    """The iterations that have a .solverstate, ascending."""
+    found = (re.fullmatch(r"net_iter_(\d+)\.solverstate", path.name) for path in (folder / PREFIX).parent.glob("*"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def newest(folder: Path, say: Callable[[str], None]) -> int | None:
+    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside."""
+    for iteration in reversed(iterations(folder)):
+        try:
+            check_pair(folder, iteration)
+            return iteration
+        except (UserError, FileNotFoundError) as error:
+            say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
+            for path in (weights_path(folder, iteration), state_path(folder, iteration)):
+                if path.exists():
+                    os.replace(path, path.with_name(path.name + ".damaged"))
+    return None
+
+
+def check_pair(folder: Path, iteration: int) -> None:
+    """UserError unless both files parse, agree with each other and hold finite numbers only."""
+    weights, state_file = weights_path(folder, iteration), state_path(folder, iteration)
+    shapes = [array.shape for arrays in read_weights(weights).values() for array in arrays]
+    state = read_binary(state_file, caffe_pb2.SolverState())
+    if state.iter != iteration:
+        raise UserError(f"{state_file}: says that it is of iteration {state.iter}")
+    history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
+    if history != shapes:
+        raise UserError(f"{state_file}: holds a history of {len(history)} blobs, {weights.name} has {len(shapes)}")
+
+
+def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
+    """The blobs of each layer that has any, by the layer's name. UserError if one is damaged or not finite."""
+    net = read_binary(path, caffe_pb2.NetParameter())
+    return {
+        layer.name: [_finite(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)]
+        for layer in net.layer
+        if layer.blobs
+    }
+
+
+def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
+    array = blob_to_array(blob, where)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where} holds values that are not finite")
+    return array
+
+
+def thin(folder: Path, keep: int) -> None:
+    """Remove all snapshots but one, and what killed engines and damage left behind."""
+    kept = {weights_path(folder, keep), state_path(folder, keep)}
+    for path in (folder / PREFIX).parent.glob("*"):
+        if path not in kept and re.fullmatch(r"\.?net_iter_\d+\.(caffemodel|solverstate)(\..+)?", path.name):
+            path.unlink()
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed. Only for who holds the folder's lock."""
+    for path in [*folder.glob(".*.tmp"), *(folder / PREFIX).parent.glob(".*.tmp")]:
+        if path.is_file():
+            path.unlink()
+
+
+def differing_layers(
+    names: Iterable[str], before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
+) -> list[str]:
+    """Those of the layers whose blobs are not byte for byte the same."""
+
+    def content(weights: dict[str, list[np.ndarray]], name: str) -> list[tuple[tuple[int, ...], bytes]]:
+        return [(array.shape, array.tobytes()) for array in weights.get(name, [])]
+
+    return [name for name in names if content(before, name) != content(after, name) or not content(before, name)]
