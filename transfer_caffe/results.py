@@ -109,6 +109,8 @@ def _value(text: str, kind: str) -> Any:
     if text == "":
         if kind.endswith("| None"):
             return None
+        if kind == "bool":
+            return False  # a base is neither fine-tuned nor not
         raise ValueError("is empty")
     kind = kind.split(" ")[0]
     if kind == "bool":
@@ -127,9 +129,8 @@ def to_csv(rows: list[Row]) -> str:
     table = csv.writer(out, lineterminator="\n")
     table.writerow(COLUMNS)
     for row in rows:
-        values = dataclasses.astuple(row)
-        table.writerow(["" if value is None else int(value) if value is True or value is False else value
-                        for value in values])  # fmt: skip
+        values = {name: int(value) if isinstance(value, bool) else value for name, value in vars(row).items()}
+        table.writerow((values | {"finetuned": values["finetuned"] if row.source else ""}).values())
     return out.getvalue()
 
 
