@@ -281,7 +281,7 @@ def architecture_of(monkeypatch: pytest.MonkeyPatch, folder: Path, net: str) -> 
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        ("name: {{ no_such_variable | quoted }}", r"template mine/train_val.prototxt.j2: 'no_such_variable' is undef"),
+        ('name: "{{ no_such_variable }}"', r"template mine/train_val.prototxt.j2: 'no_such_variable' is undef"),
         ("name: {% if %}", "template mine/train_val.prototxt.j2"),
         ("nmae: 'x'", "train_val.prototxt of mine for random0-A3B-s0: not a valid NetParameter prototxt: line 1"),
         ('layer { name: "c" type: "Convolution" }', "layer c: by the net it learns, but A3B freezes 3 layers"),
