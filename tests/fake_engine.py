@@ -1,0 +1,111 @@
+"""A stand-in for an engine: Caffe's command line, files and log lines in a fraction of a second; it learns nothing.
+
+    python tests/fake_engine.py [MISBEHAVIOUR ...] train --solver solver.prototxt [--weights W | --snapshot S]
+
+The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
+Misbehaviours: slow, nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
+silent (no `Optimization Done.`), quits (exit 0 amid training).
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.engine import glog
+from transfer_caffe.generate import layers_with_weights
+from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter, SolverState
+from transfer_caffe.surgery import weight_shapes
+
+
+def main() -> int:
+    at = sys.argv.index("train")
+    bad = set(sys.argv[1:at])
+    parser = argparse.ArgumentParser()
+    for flag in ("--solver", "--weights", "--snapshot", "--gpu"):
+        parser.add_argument(flag)
+    args = parser.parse_args(sys.argv[at + 1 :])
+    stop: list[int] = []
+    signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+
+    solver = read_text(args.solver, SolverParameter())
+    net = read_text(solver.net, NetParameter())
+    shapes = weight_shapes(net)
+    frozen = {layer.name for layer in layers_with_weights(net) if not any(p.lr_mult for p in layer.param)}
+    draw = np.random.default_rng(solver.random_seed)
+    weights = {name: [draw.normal(size=shape).astype("f4") for shape in each] for name, each in shapes.items()}
+    start = 0
+    if args.snapshot:
+        state = read_binary(args.snapshot, SolverState())
+        start = state.iter
+        weights = _load(state.learned_net)
+    elif args.weights:
+        taken = _load(args.weights)
+        for name in taken:
+            glog.info("net.cpp:746", f"Ignoring source layer {name}" if "ignores" in bad else f"Copying {name}")
+        weights |= {} if "ignores" in bad else taken
+
+    def snapshot(iteration: int) -> None:
+        path = f"{solver.snapshot_prefix}_iter_{iteration}"
+        out = NetParameter(name=net.name)
+        for name, each in weights.items():
+            out.layer.add(name=name, type="", blobs=[array_to_blob(array) for array in each])
+        write_binary(f"{path}.caffemodel", out)
+        state = SolverState(iter=iteration, learned_net=f"{path}.caffemodel")
+        state.history.extend(array_to_blob(array) for each in weights.values() for array in each)
+        write_binary(f"{path}.solverstate", state)
+
+    def test(iteration: int) -> None:
+        glog.info("solver.cpp:347", f"Iteration {iteration}, Testing net (#0)")
+        glog.info("solver.cpp:414", f"    Test net output #0: accuracy = {iteration / solver.max_iter:g}")
+        glog.info("solver.cpp:414", "    Test net output #1: loss = 1.5 (* 1 = 1.5 loss)")
+
+    glog.info("solver.cpp:289", "Solving fake")
+    for iteration in range(start, solver.max_iter):
+        if iteration % solver.test_interval == 0:
+            test(iteration)
+        loss = "nan" if "nan" in bad and iteration else "2.5"
+        glog.info("solver.cpp:239", f"Iteration {iteration} (5 iter/s, 0s/5 iters), loss = {loss}")
+        glog.info("sgd_solver.cpp:112", f"Iteration {iteration}, lr = {solver.base_lr:g}")
+        step = np.float32(solver.random_seed % 7 + iteration)
+        for name, each in weights.items():
+            if name not in frozen or "moves" in bad:
+                weights[name] = [array + step for array in each]
+        done = iteration + 1
+        if "slow" in bad:
+            time.sleep(0.1)
+        if done > start + 1 and "quits" in bad:
+            return 0
+        if done > start + 1 and "dies" in bad:
+            sys.stderr.write("F1123 13:41:53.000000 9956 data_layer.cpp:9] Check failed: not today\n")
+            sys.stderr.write("*** Check failure stack trace: ***\n")
+            os.abort()
+        if done % solver.snapshot == 0 or done == solver.max_iter:
+            snapshot(done)
+        if stop or ("early" in bad and done == start + 2):
+            snapshot(done)
+            glog.info("solver.cpp:311", "Optimization stopped early.")
+            glog.info("caffe.cpp:250", "Optimization Done.")
+            return 0
+    test(solver.max_iter)
+    if "loses" in bad:
+        Path(f"{solver.snapshot_prefix}_iter_{solver.max_iter}.caffemodel").unlink()
+    if "silent" not in bad:
+        glog.info("solver.cpp:332", "Optimization Done.")
+    return 0
+
+
+def _load(path: str) -> dict[str, list[np.ndarray]]:
+    net = read_binary(path, NetParameter())
+    return {layer.name: [blob_to_array(blob, path) for blob in layer.blobs] for layer in net.layer}
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

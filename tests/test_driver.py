@@ -1,0 +1,302 @@
+"""The path of one network, with a fake engine: what counts as done, what is resumed, what is refused."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_world import RECIPE, fake_engine, make_world
+
+from transfer_caffe import driver
+from transfer_caffe.files import sha256
+from transfer_caffe.processes import Engine
+from transfer_caffe.snapshots import read_weights
+
+RUNS = Path("runs/small")
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path, monkeypatch):
+    """A current folder whose name has a space and a quote, and signal handlers as before."""
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    make_world(folder)
+    monkeypatch.chdir(folder)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def arguments(treatment: str, engine: str = "", *more: str) -> list[str]:
+    return ["--recipe", "small.yaml", "--treatment", treatment, "--engine", engine or fake_engine(), *more]
+
+
+def drive(treatment: str, *misbehaviours: str, more: tuple[str, ...] = ()) -> int:
+    return driver.main(arguments(treatment, fake_engine(*misbehaviours), *more))
+
+
+def done_of(name: str) -> dict:
+    return json.loads((RUNS / name / "done.json").read_text())
+
+
+def final(name: str) -> Path:
+    return RUNS / name / "snapshots" / "net_iter_8.caffemodel"
+
+
+def test_a_base_is_trained_to_done(capsys):
+    assert drive("baseA") == 0
+    done = done_of("random0-baseA-s0")
+    assert done["accuracy_final"] == 1.0 and done["accuracy_max"] == 1.0 and done["iteration_of_max"] == 8
+    assert done["accuracy_top10"] == 0.5  # tests at 0, 4 and 8
+    assert done["test_loss_final"] == 1.5 and done["outputs"] == 3 and done["target_classes"] == 3
+    assert done["sha256"]["final"] == sha256(final("random0-baseA-s0"))
+    assert done["settings"]["solver"]["base_lr"] == 0.5
+    with open(RUNS / "random0-baseA-s0" / "curve.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iteration"] for row in rows] == ["0", "4", "8"]
+    assert rows[1] == {"iteration": "4", "test_accuracy": "0.5", "test_loss": "1.5", "train_loss": "2.5", "lr": "0.5"}
+    assert rows[2]["lr"] == ""  # unknown stays empty
+    assert "iteration 8: test accuracy 1.0000" in capsys.readouterr().out
+
+
+def test_only_the_final_snapshot_is_kept():
+    assert drive("baseA") == 0
+    assert sorted(os.listdir(RUNS / "random0-baseA-s0" / "snapshots")) == [
+        "net_iter_8.caffemodel",
+        "net_iter_8.solverstate",
+    ]
+
+
+def test_a_second_start_of_a_network_that_is_done_touches_nothing(capsys):
+    assert drive("baseA") == 0
+    before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")}
+    capsys.readouterr()
+    assert drive("baseA", "dies") == 0  # an engine that was started would fail
+    assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")} == before
+    assert "done already" in capsys.readouterr().out
+
+
+def test_the_layers_taken_over_are_the_bases_and_stay_so_when_frozen():
+    for treatment in ("baseA", "A3B", "A3B+"):
+        assert drive(treatment) == 0
+    base, transfer, tuned = (
+        read_weights(final(f"random0-{name}-s0")) for name in ("baseA", "A3B", "A3B+")
+    )  # fmt: skip
+    for name in ("conv1", "conv2", "conv3"):
+        for of_base, of_transfer, of_tuned in zip(base[name], transfer[name], tuned[name], strict=True):
+            assert of_base.tobytes() == of_transfer.tobytes()
+            assert of_base.tobytes() != of_tuned.tobytes()
+    assert base["conv4"][0].tobytes() != transfer["conv4"][0].tobytes()
+    assert done_of("random0-A3B-s0")["frozen_layers"] == "equal to the base's"
+    surgery = json.loads((RUNS / "random0-A3B-s0" / "surgery.json").read_text())
+    assert surgery["base_sha256"] == sha256(final("random0-baseA-s0"))
+    assert [layer["start"] for layer in surgery["layers"]] == ["copied"] * 3 + ["fresh"] * 5
+
+
+def test_a_frozen_layer_that_moved_is_not_done(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B", "moves") == 1
+    assert "layer conv1 was frozen, but" in capsys.readouterr().err
+    assert not (RUNS / "random0-A3B-s0" / "done.json").exists()
+
+
+def test_random_frozen_layers_are_compared_with_the_first_snapshot(capsys):
+    assert drive("R2", "moves") == 1
+    assert "layer conv1 was frozen, but" in capsys.readouterr().err
+    assert drive("R2", more=("--restart",)) == 0
+    assert done_of("whole-R2-s0")["frozen_layers"] == "equal to those of iteration 3"
+
+
+def test_a_transfer_needs_its_base_to_be_done(capsys):
+    assert drive("A3B") == 2
+    assert "random0-baseA-s0, which is not done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("misbehaviour", "message"),
+    [
+        ("nan", "training diverged: the training loss is nan at iteration 1"),
+        ("early", "stopped before its end"),
+        ("silent", "ended without `Optimization Done.`"),
+        ("quits", "ended without `Optimization Done.`"),
+        ("dies", "ended by SIGABRT: Check failed: not today"),
+        ("loses", "net_iter_8.caffemodel is missing"),
+    ],
+)
+def test_a_run_that_did_not_come_to_its_proper_end_is_not_done(misbehaviour, message, capsys):
+    assert drive("baseA", misbehaviour) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (RUNS / "random0-baseA-s0" / "done.json").exists()
+
+
+def test_layers_that_the_engine_ignores_are_not_done(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B+", "ignores") == 1
+    assert "layer conv1 was to be taken over, but the engine ignored it" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(capsys):
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    # started.json keeps the engine's name, which holds the misbehaviour: for the test they are one engine
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    assert drive("baseA") == 0
+    assert "going on from the snapshot of iteration 2 of 8" in capsys.readouterr().out
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert [line.split(",")[0] for line in (RUNS / "random0-baseA-s0/curve.csv").read_text().split()[1:]] == list("048")
+
+
+def rename_engine(name: str) -> None:
+    path = RUNS / name / "started.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": Engine.find(fake_engine()).name}))
+
+
+def test_a_damaged_snapshot_is_set_aside_and_an_older_one_taken(capsys):
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    snapshots = RUNS / "random0-baseA-s0" / "snapshots"
+    for kind in ("caffemodel", "solverstate"):
+        shutil.copy(snapshots / f"net_iter_2.{kind}", snapshots / f"net_iter_6.{kind}")
+    os.truncate(snapshots / "net_iter_6.caffemodel", 5000)
+    (snapshots / ".net_iter_7.caffemodel.1234.tmp").write_text("half")
+    capsys.readouterr()
+    assert drive("baseA") == 0
+    said = capsys.readouterr().out
+    assert "the snapshot of iteration 6 is damaged and set aside" in said
+    assert "going on from the snapshot of iteration 2" in said
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert len(os.listdir(snapshots)) == 2
+
+
+def test_changed_settings_are_refused_until_restart(capsys):
+    assert drive("baseA") == 0
+    Path("small.yaml").write_text(RECIPE.replace("base_lr: 0.5", "base_lr: 0.25"))
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert "`base_lr: 0.5` is there, not `base_lr: 0.25`" in error and "--restart" in error
+    assert drive("baseA", more=("--restart",)) == 0
+    assert (RUNS / "random0-baseA-s0.old1" / "done.json").exists()
+    assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25
+
+
+def test_another_engine_or_thread_count_is_refused_amid_a_network(capsys):
+    assert drive("baseA", "early") == 1
+    assert drive("baseA") == 2
+    assert "was started with engine" in capsys.readouterr().err
+    rename_engine("random0-baseA-s0")
+    Path("small.yaml").write_text(RECIPE + "threads: 2\n")
+    assert drive("baseA") == 2
+    assert "was started with threads 1, not 2" in capsys.readouterr().err
+
+
+def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B") == 0
+    path = RUNS / "random0-baseA-s0" / "done.json"
+    done = json.loads(path.read_text())
+    done["sha256"]["final"] = "0" * 64
+    path.write_text(json.dumps(done))
+    assert drive("A3B") == 2
+    assert "its base random0-baseA-s0 was trained anew" in capsys.readouterr().err
+
+
+def test_missing_data_is_an_error_that_names_the_command(capsys):
+    shutil.rmtree("data/pictures/random0/A/val_lmdb")
+    assert drive("baseA") == 2
+    assert "python -m transfer_caffe.data --recipe small" in capsys.readouterr().err
+
+
+def test_an_engine_that_does_not_exist_is_an_error(capsys):
+    assert driver.main(arguments("baseA", "no-such-caffe")) == 2
+    assert "no-such-caffe: there is no such program" in capsys.readouterr().err
+
+
+def test_a_treatment_that_means_nothing_is_an_error(capsys):
+    assert drive("A9B") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def start_driver(treatment: str, *misbehaviours: str) -> subprocess.Popen[str]:
+    """A driver of its own, whose engine (so slow that it is caught amid its work) has written a snapshot."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, fake_engine(*misbehaviours))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not list(RUNS.glob("*/snapshots/net_iter_3.solverstate")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def engine_pid() -> int:
+    """The process that writes the log that is growing."""
+    line = (RUNS / "random0-baseA-s0" / "train.log").read_text().splitlines()[-1]
+    return int(line.split()[2])
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # a process that ended, and whose new parent has not asked for its end, is gone too
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
+    process = start_driver("baseA", "slow")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "stopping: the engine writes a snapshot" in out
+    assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_same_bytes():
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    process = start_driver("baseA", "slow")
+    engine = engine_pid()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 5
+    while not gone(engine):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with open(RUNS / "random0-baseA-s0" / "train.log", "a") as log:
+        log.write("I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur")  # as a kill leaves it
+    assert drive("baseA", "slow") == 0
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert "accurI" not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
+    first = start_driver("baseA", "slow")
+    second = subprocess.run(
+        [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert first.wait(timeout=30) == 0
+    first.communicate()
+    assert second.returncode == 0
+    assert f"process {first.pid} on" in second.stdout and "done meanwhile" in second.stdout
