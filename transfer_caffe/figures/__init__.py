@@ -21,13 +21,16 @@ from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
 from transfer_caffe.figures.figure3 import draw_figure3
 from transfer_caffe.figures.filters import draw_filters
 from transfer_caffe.figures.style import Drawn
-from transfer_caffe.figures.table import Row, read_results
+from transfer_caffe.results import Row, read_results
 
 METRIC_WORDS = {
     "final": "Accuracy is the one after the last iteration.",
     "top10": "Accuracy is the mean of the ten highest test accuracies of a network's training, as in the paper: a "
     "choice made on the test set, so slightly too high.",
 }
+
+
+NAMES = ("figure2_bottom", "figure2_top", "figure2_paired", "figure3", "conv1_filters", "curves")
 
 
 def draw_figures(
@@ -40,7 +43,7 @@ def draw_figures(
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
     markers, folder, words = markers_of(rows, metric), Path(out), METRIC_WORDS[metric]
-    random = [marker for marker in markers if marker.family == "random"]
+    random = [marker for marker in markers if marker.family == "random" and marker.kind != "R"]
     drawn: list[Drawn | None] = []
     if random:
         drawn += [draw(random, folder, words) for draw in (draw_bottom, draw_top, draw_paired)]
@@ -56,7 +59,11 @@ def draw_figures(
             if path.is_file():
                 curves[marker.network] = read_curve(path)
         drawn += [draw_filters(markers, weights, folder), draw_curves(markers, curves, folder)]
-    return [each for each in drawn if each is not None]
+    found = [each for each in drawn if each is not None]
+    for name in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
+        for ending in ("png", "svg", "csv"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    return found
 
 
 def add_metric(parser: argparse.ArgumentParser) -> None:

@@ -11,11 +11,12 @@ What is safe is the difference between a network and the base of its own target:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transfer_caffe.errors import UserError
-from transfer_caffe.figures.table import Row
+from transfer_caffe.results import Row
 from transfer_caffe.treatment import Treatment
 
 KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+", "R")
@@ -113,6 +114,8 @@ def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
             continue
         if row.images_per_class is not None or row.split.startswith("reduced"):
             continue
+        if not re.fullmatch(r"random\d+|natman|whole", row.split):
+            raise UserError(f"{row.network}: there is no split {row.split!r}: random0, random1, ..., natman or whole")
         marker = Marker(row.network, row.recipe, row.split, row.seed, Treatment.parse(row.treatment), accuracy)
         key = marker.place, marker.treatment
         if key in found:

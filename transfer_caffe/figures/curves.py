@@ -90,7 +90,7 @@ def draw_curves(markers: Sequence[Marker], curves: dict[str, Curve], folder: Pat
     drawn = Drawn(
         "curves",
         "Training curves",
-        "Accuracy on the whole test set against iteration, a line a network, coloured by n (the number of layers "
+        "Test accuracy against iteration, a line a network, coloured by n (the number of layers "
         "taken over); dashed where half B is the target. All panels share their axes.",
         f"Line plots of test accuracy against training iteration for {len(drawn_names)} networks, a panel a treatment.",
     )

@@ -34,7 +34,7 @@ Points = dict[str, list[tuple[int, Cell]]]
 
 
 def draw_top(markers: Sequence[Marker], folder: Path, metric_words: str) -> Drawn:
-    """Every network as one marker. ``markers`` are those of the random splits."""
+    """Every network as one marker. ``markers`` are those of the random splits, without random features."""
     kinds = [kind for kind in KINDS if any(marker.kind == kind for marker in markers)]
     counts = ", ".join(f"{sum(m.kind == kind for m in markers)} {_plain(kind)}" for kind in kinds)
 
@@ -78,7 +78,7 @@ def draw_bottom(markers: Sequence[Marker], folder: Path, metric_words: str) -> D
     base = cells.get(("base", 0))
     title = "Means over networks (the paper's Figure 2, bottom)"
     caption = (
-        "The same networks: lines through the mean of each treatment, starting at the mean of the bases. "
+        "Random splits: lines through the mean of each treatment, all starting at the mean of the bases. "
         f"{metric_words} "
         + _errors_words([cell for (kind, _), cell in cells.items() if kind != "base"])
         + " The numbers are the paper's; what they stand for is written beside the figure. "
@@ -264,7 +264,7 @@ def _errors_words(cells: Sequence[Cell]) -> str:
         return (
             "Every mean is a single network: there is no error bar, and how far chance alone would move it is unknown."
         )
-    return f"Error bars, drawn a little to the side: standard error of the mean, where it has several networks ({many})."
+    return f"Error bars, a little to the side: standard error of the mean, where it has several networks ({many})."
 
 
 def _balance_words(markers: Sequence[Marker]) -> str:

@@ -1,0 +1,307 @@
+"""Figures: which networks each number is made of, pairing, gaps in the table, filters, curves, files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transfer_caffe import figures
+from transfer_caffe.errors import UserError
+from transfer_caffe.figures import cells, curves, filters
+from transfer_caffe.figures.cells import Cell, Marker, cells_of, markers_of
+from transfer_caffe.files import write_text
+from transfer_caffe.proto import array_to_blob, caffe_pb2, write_binary
+from transfer_caffe.results import Row, read_results, to_csv
+from transfer_caffe.treatment import Treatment
+
+# split, treatment, seed, accuracy_final
+NETWORKS = [
+    ("random0", "baseA", 0, 0.60), ("random0", "baseB", 0, 0.70), ("random0", "A3A", 0, 0.59),
+    ("random0", "B3B", 0, 0.68), ("random0", "B3A", 0, 0.57), ("random0", "A3B", 0, 0.66),
+    ("random0", "A3B+", 0, 0.71), ("random0", "baseA", 1, 0.62), ("random0", "B3A", 1, 0.58),
+    ("natman", "baseA", 0, 0.50), ("natman", "baseB", 0, 0.65), ("natman", "A3B", 0, 0.55),
+    ("natman", "B3A", 0, 0.45), ("whole", "base", 0, 0.50), ("whole", "R3", 0, 0.20),
+]  # fmt: skip
+
+
+def write_table(folder: Path, networks: Iterable[tuple[str, str, int, float | None]]) -> Path:
+    """A results.csv as the results module writes it; accuracy_top10 is 0.01 above accuracy_final."""
+    rows = []
+    for split, name, seed, accuracy in networks:
+        treatment = Treatment.parse(name)
+        row = Row(
+            network=f"{split}-{name}-s{seed}", split=split, treatment=name,
+            source="random" if treatment.is_random else treatment.source, target=treatment.target or "whole",
+            n=treatment.n, finetuned=treatment.finetuned, images_per_class=None, target_classes=50, outputs=50,
+            max_iter=1000, logged=True, accuracy_final=accuracy,
+            accuracy_top10=None if accuracy is None else round(accuracy + 0.01, 6), accuracy_max=accuracy,
+            iteration_of_max=1000, test_loss_final=1.5, train_loss_last1000=1.2, seconds_per_iteration=0.02,
+            seconds_per_test=0.5, recipe="demo", seed=seed, wall_seconds=20.0,
+        )  # fmt: skip
+        rows.append(row)
+    write_text(folder / "results.csv", to_csv(rows))
+    return folder / "results.csv"
+
+
+def markers(folder: Path, networks: Iterable[tuple[str, str, int, float | None]]) -> list[Marker]:
+    return markers_of(read_results(write_table(folder, networks)), "final")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(results: Path, out: Path, *more: str) -> int:
+    return figures.main(["--results", str(results), "--out", str(out), *more])
+
+
+def test_letters_are_pooled_as_in_the_paper(tmp_path):
+    kinds = {marker.network: marker.kind for marker in markers(tmp_path, NETWORKS)}
+    assert kinds["random0-A3A-s0"] == kinds["random0-B3B-s0"] == "BnB"
+    assert kinds["random0-B3A-s0"] == kinds["random0-A3B-s0"] == "AnB"
+    assert kinds["random0-A3B+-s0"] == "AnB+"
+    assert kinds["whole-R3-s0"] == "R"
+
+
+def test_each_network_is_paired_with_the_base_of_its_own_target_split_and_seed(tmp_path):
+    found = {marker.network: marker for marker in markers(tmp_path, NETWORKS)}
+    assert found["random0-B3A-s0"].gain == pytest.approx(0.57 - 0.60)
+    assert found["random0-A3B-s0"].gain == pytest.approx(0.66 - 0.70)
+    assert found["random0-B3A-s1"].gain == pytest.approx(0.58 - 0.62)
+    assert found["natman-B3A-s0"].gain == pytest.approx(0.45 - 0.50)
+    assert found["whole-R3-s0"].gain == pytest.approx(0.20 - 0.50)
+    assert found["random0-baseA-s0"].gain is None
+
+
+def test_a_transfer_network_is_compared_with_the_selffer_of_its_own_target_and_kind(tmp_path):
+    found = {marker.network: marker for marker in markers(tmp_path, NETWORKS)}
+    assert found["random0-B3A-s0"].over_control == pytest.approx(0.57 - 0.59)
+    assert found["random0-A3B-s0"].over_control == pytest.approx(0.66 - 0.68)
+    assert found["random0-A3B+-s0"].over_control is None  # there is no B3B+
+    assert found["random0-B3A-s1"].over_control is None  # A3A of seed 1 was not trained
+
+
+def test_a_network_without_its_own_base_has_no_gain(tmp_path):
+    (lonely,) = [m for m in markers(tmp_path, [*NETWORKS[:1], ("random1", "B3A", 0, 0.5)]) if m.kind == "AnB"]
+    assert lonely.gain is None
+
+
+def test_networks_of_different_recipes_are_not_paired(tmp_path):
+    path = write_table(tmp_path, [("random0", "baseA", 0, 0.6), ("random0", "B3A", 0, 0.5)])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2].replace("demo", "other")]) + "\n")
+    assert [marker.gain for marker in markers_of(read_results(path), "final")] == [None, None]
+
+
+def test_the_csv_beside_a_figure_holds_the_means_computed_by_hand(tmp_path):
+    assert run(write_table(tmp_path, NETWORKS), tmp_path / "out") == 0
+    rows = {(row["kind"], row["n"]): row for row in table(tmp_path / "out" / "figure2_bottom.csv")}
+    assert float(rows["base", "0"]["mean"]) == pytest.approx((0.60 + 0.70 + 0.62) / 3, abs=1e-6)
+    assert float(rows["AnB", "3"]["mean"]) == pytest.approx((0.57 + 0.66 + 0.58) / 3, abs=1e-6)
+    deviation = float(np.std([0.57, 0.66, 0.58], ddof=1))
+    assert float(rows["AnB", "3"]["standard_deviation"]) == pytest.approx(deviation, abs=1e-6)
+    assert float(rows["AnB", "3"]["standard_error"]) == pytest.approx(deviation / math.sqrt(3), abs=1e-6)
+    assert rows["AnB+", "3"]["networks"] == "1" and rows["AnB+", "3"]["standard_error"] == ""
+    paired = {(row["kind"], row["n"]): row for row in table(tmp_path / "out" / "figure2_paired.csv")}
+    assert float(paired["AnB", "3"]["mean"]) == pytest.approx((-0.03 - 0.04 - 0.04) / 3, abs=1e-6)
+    assert float(paired["BnB", "3"]["mean"]) == pytest.approx((-0.01 - 0.02) / 2, abs=1e-6)
+
+
+def test_the_csv_of_single_markers_gives_every_network_of_the_random_splits_once(tmp_path):
+    run(write_table(tmp_path, NETWORKS), tmp_path / "out")
+    rows = {row["network"]: row for row in table(tmp_path / "out" / "figure2_top.csv")}
+    assert sorted(rows) == sorted(f"{s}-{t}-s{seed}" for s, t, seed, _ in NETWORKS if s == "random0")
+    assert rows["random0-A3B-s0"]["accuracy"] == "0.660000" and rows["random0-A3B-s0"]["gain"] == "-0.040000"
+    assert rows["random0-A3B-s0"]["x"] == "3.090000"
+    figure3 = {row["network"]: row for row in table(tmp_path / "out" / "figure3.csv")}
+    assert figure3["whole-R3-s0"]["gain"] == "-0.300000"
+    assert "random0-A3A-s0" not in figure3
+
+
+def test_the_papers_metric_is_drawn_when_asked_for(tmp_path):
+    run(write_table(tmp_path, NETWORKS), tmp_path / "out", "--metric", "top10")
+    assert {row["network"]: row["accuracy"] for row in table(tmp_path / "out" / "figure2_top.csv")}[
+        "random0-baseA-s0"
+    ] == "0.610000"
+
+
+def test_an_unknown_metric_is_exit_2(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(write_table(tmp_path, NETWORKS), tmp_path / "out", "--metric", "best")
+    assert stop.value.code == 2
+    with pytest.raises(UserError, match=r"best.*final, top10"):
+        figures.draw_figures(read_results(tmp_path / "results.csv"), tmp_path / "out", "best")
+
+
+def test_networks_without_a_finite_accuracy_are_left_out(tmp_path):
+    gaps = [("random0", "A1A", 0, None), ("random0", "A5A", 0, math.nan)]
+    assert len(markers(tmp_path, [*NETWORKS, *gaps])) == len(NETWORKS)
+
+
+def test_a_table_without_any_accuracy_is_an_error_of_one_line(tmp_path, capsys):
+    assert run(write_table(tmp_path, [("random0", "baseA", 0, None)]), tmp_path / "out") == 2
+    assert "no network has accuracy_final" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [
+        [("random0", "baseA", 0, 0.6)],
+        [("random0", "baseA", 0, 0.6), ("random0", "baseB", 0, 0.6)],
+        [("random0", "A3B", 0, 0.6)],
+        [("random0", "baseB", 0, 0.6), ("random0", "A3B", 0, 0.6)],
+        [("natman", "A3B", 0, 0.6)],
+        [("whole", "R7", 0, 0.0)],
+        [("random1", "baseA", 0, 0.0), ("random1", "R2A", 0, 1.0), ("random1", "B1A+", 0, 1.0)],
+    ],
+)
+def test_few_networks_still_give_figures(tmp_path, networks):
+    assert run(write_table(tmp_path, networks), tmp_path / "out") == 0
+    written = sorted((tmp_path / "out").iterdir())
+    assert written and all(path.stat().st_size > 50 for path in written)
+
+
+def test_bases_of_natman_alone_are_an_error_that_says_what_is_missing(tmp_path, capsys):
+    assert run(write_table(tmp_path, [("natman", "baseA", 0, 0.6)]), tmp_path / "out") == 2
+    assert "nothing to draw" in capsys.readouterr().err
+
+
+def test_every_figure_is_written_as_png_and_svg_and_named_on_standard_output(tmp_path, capsys):
+    results = write_table(tmp_path / "runs", NETWORKS)
+    add_folder(tmp_path / "runs" / "random0-baseA-s0")
+    assert run(results, tmp_path / "out") == 0
+    names = set(capsys.readouterr().out.split())
+    for figure in figures.NAMES:
+        png, svg = tmp_path / "out" / f"{figure}.png", tmp_path / "out" / f"{figure}.svg"
+        assert png.read_bytes().startswith(b"\x89PNG") and b"<svg" in svg.read_bytes()[:1000]
+        assert {str(png), str(svg)} <= names
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path):
+    results = write_table(tmp_path / "runs", NETWORKS)
+    add_folder(tmp_path / "runs" / "random0-baseA-s0")
+    run(results, tmp_path / "one")
+    run(results, tmp_path / "two")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_a_figure_of_an_earlier_table_does_not_stay(tmp_path):
+    run(write_table(tmp_path, NETWORKS), tmp_path / "out")
+    assert (tmp_path / "out" / "figure3.png").exists()
+    run(write_table(tmp_path, NETWORKS[:2]), tmp_path / "out")
+    assert not (tmp_path / "out" / "figure3.png").exists()
+
+
+def test_two_networks_of_one_treatment_split_and_seed_are_an_error_that_names_them(tmp_path):
+    twice = [("random0", "baseA", 0, 0.6), ("random0", "baseA", 0, 0.7)]
+    with pytest.raises(UserError, match="random0-baseA-s0"):
+        markers(tmp_path, twice)
+
+
+def test_an_unknown_split_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="halves"):
+        markers(tmp_path, [("halves", "baseA", 0, 0.6)])
+
+
+def test_the_axes_of_the_papers_figure_follow_from_the_papers_range():
+    assert cells.limits([0.533, 0.6477], 0.01, 0.02) == pytest.approx((0.52, 0.66))
+    assert cells.limits([0.6], 0.01, 0.02) == pytest.approx((0.58, 0.62))
+
+
+def test_a_mean_stands_out_only_beyond_its_own_and_the_pooled_spread():
+    pooled = cells.pooled_sd([Cell((0.0, 0.02)), Cell((0.01, 0.03)), Cell((0.5,))])
+    assert pooled is not None
+    assert pooled[0] == pytest.approx(math.sqrt(0.0002)) and pooled[1] == 2
+    # the pooled standard error of two is 0.01, t for 2 degrees of freedom 4.303
+    assert cells.verdict(Cell((0.05, 0.05)), pooled) == "above"
+    assert cells.verdict(Cell((0.04, 0.04)), pooled) == "within"
+    assert cells.verdict(Cell((-0.05, -0.05)), pooled) == "below"
+    assert cells.verdict(Cell((0.0, 0.1)), pooled) == "within"
+    assert cells.verdict(Cell((0.5,)), pooled) == "unknown"
+
+
+def test_students_t_is_near_its_tables():
+    for freedom, value in ((1, 12.706), (4, 2.776), (5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)):
+        assert cells.t95(freedom) == pytest.approx(value, abs=0.03)
+
+
+def test_means_over_n_are_taken_within_each_half_and_seed():
+    found = [
+        Marker("a", "r", "random0", 0, Treatment.parse(name), accuracy, 0.5)
+        for name, accuracy in (("A1B", 0.6), ("A3B", 0.8), ("B1A", 0.5))
+    ]
+    means = cells.by_place(found, "gain")
+    assert means == {("r", "random0", 0, "B"): pytest.approx(0.2), ("r", "random0", 0, "A"): pytest.approx(0.0)}
+    assert cells_of(found, "gain")["AnB", 1].mean == pytest.approx(0.05)
+
+
+def add_folder(folder: Path, channels: int = 3) -> Path:
+    """A network's folder with a curve and final weights."""
+    (folder / "snapshots").mkdir(parents=True)
+    folder.joinpath("curve.csv").write_text(
+        "iteration,test_accuracy,test_loss,train_loss,lr\n0,0.02,3.9,,0.02\n500,,,,\n1000,0.6,1.5,1.2,0.002\n"
+    )
+    net = caffe_pb2.NetParameter(name="mini")
+    net.layer.add(name="data", type="Data")
+    layer = net.layer.add(name="conv1", type="Convolution")
+    weights = np.arange(4 * channels * 5 * 5, dtype=np.float32).reshape(4, channels, 5, 5)
+    layer.blobs.append(array_to_blob(weights))
+    layer.blobs.append(array_to_blob(np.zeros(4, np.float32)))
+    net.layer.add(name="fc8", type="InnerProduct").blobs.append(array_to_blob(np.ones((2, 2), np.float32)))
+    path = folder / "snapshots" / "net_iter_1000.caffemodel"
+    write_binary(path, net)
+    return path
+
+
+def test_filters_are_read_from_the_final_weights(tmp_path):
+    weights = filters.read_filters(add_folder(tmp_path / "net"))
+    assert weights is not None
+    np.testing.assert_array_equal(weights, np.arange(300, dtype=np.float32).reshape(4, 3, 5, 5))
+
+
+def test_filters_are_shown_red_green_blue_each_over_its_own_range():
+    blue = np.zeros((2, 3, 1, 1), dtype=np.float32)
+    blue[0, 0], blue[1] = 5.0, 7.0  # Caffe's channel 0 is blue; the second filter is constant
+    grid = filters.filter_grid(blue)
+    assert grid[1, 1].tolist() == [0, 0, 1]
+    assert grid[1, 3].tolist() == [0.5, 0.5, 0.5]
+    assert grid[0].min() == 1
+
+
+def test_a_damaged_weights_file_is_an_error_that_names_it(tmp_path):
+    path = add_folder(tmp_path / "net")
+    data = path.read_bytes()
+    for damaged in (b"", data[: len(data) // 3], b"\xff" * 40):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="net_iter_1000"):
+            filters.read_filters(path)
+
+
+def test_filters_that_are_no_colours_are_not_shown(tmp_path):
+    assert filters.read_filters(add_folder(tmp_path / "net", channels=2)) is None
+
+
+def test_a_curve_leaves_out_what_was_not_tested(tmp_path):
+    add_folder(tmp_path / "net")
+    assert curves.read_curve(tmp_path / "net" / "curve.csv") == [(0, 0.02), (1000, 0.6)]
+
+
+def test_a_broken_curve_is_an_error_that_names_file_and_line(tmp_path):
+    (tmp_path / "curve.csv").write_text("iteration,test_accuracy\n0,0.02\n100,much\n")
+    with pytest.raises(UserError, match=r"curve\.csv:3"):
+        curves.read_curve(tmp_path / "curve.csv")
+
+
+def test_importing_figures_and_report_does_not_import_torch():
+    code = "import sys, transfer_caffe.figures, transfer_caffe.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
