@@ -5,7 +5,23 @@
         print(network.name)             # random0-A3B+-s0
 
 Nothing in a recipe is guessed: an unknown key, a value of another type, a key twice, a treatment that the split
-cannot hold are errors that name the file, the key and what is allowed. docs/architecture.md explains the keys.
+cannot hold are errors that name the file, the key and what is allowed. The keys (* may be left out):
+
+    name          of the recipe; its networks lie in runs/NAME
+    dataset       a name, for data/NAME, or the path of a folder, with train.txt, val.txt and classes.csv
+    images        root: what the lists' paths start from; val_root*: the same for val.txt, if it is another;
+                  resize: [height, width]; encoded*: keep images as files in the database; shuffle_seed*
+    architecture  a folder of prototxt_templates
+    crop, mirror  side of the square cut from an image; whether training images are flipped at random
+    batch         train, test: images a batch
+    outputs*      of the last layer: `classes` (as many as there are, the default) or a number
+    mean*         whose mean image a network subtracts: `target` (the half it learns, the default) or `base`
+    test_images*  a test pass: `all` (the default) or a number; rounded up to whole batches
+    solver        any field of Caffe's SolverParameter that does not follow from the network
+    solver_for*   split pattern, as `reduced*`: solver fields that are others there
+    threads*      CPU threads a network; sums depend on it to the last bit
+    seeds*        each network is trained once for each seed
+    networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
 """
 
 from __future__ import annotations
