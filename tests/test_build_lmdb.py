@@ -106,6 +106,13 @@ def test_encoded_records_hold_the_resized_image_encoded_anew(images):
     assert caffe_pb2.Datum.FromString(records()[1][1]).data[:4] == b"\x89PNG"
 
 
+def test_encoded_records_that_are_resized_keep_the_type_of_their_file(images):
+    assert main(["--encoded", "--resize_height=20", "--resize_width=24", "img/", "three.txt", "db"]) == 0
+    assert [array.shape for _, array, _ in Database("db")] == [(3, 20, 24)] * 3
+    kinds = [caffe_pb2.Datum.FromString(record).data[:4] for _, record in records()]
+    assert kinds == [b"\x89PNG", b"\xff\xd8\xff\xe0", b"\x89PNG"]
+
+
 def test_shuffle_follows_from_the_seed_and_is_recorded(images):
     names = [f"{i}.png" for i in range(20)]
     for name in names:

@@ -176,8 +176,8 @@ def test_a_malformed_image_list_is_an_error_that_says_where(tmp_path, text, mess
 
 
 def test_an_image_list_may_have_spaces_in_paths_and_dos_line_ends(tmp_path):
-    (tmp_path / "list.txt").write_bytes(b"my cats/1 2.png 3\r\nb.png 0")
-    assert read_list(tmp_path / "list.txt") == [("my cats/1 2.png", 3), ("b.png", 0)]
+    (tmp_path / "list.txt").write_bytes(b"my cats/1 2.png 3\r\na.png 1 \nb.png 0")
+    assert read_list(tmp_path / "list.txt") == [("my cats/1 2.png", 3), ("a.png", 1), ("b.png", 0)]
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ class Database:
     def _refuse_truncated(self, env: lmdb.Environment, size: int) -> None:
         """LMDB maps the file: reading a page beyond its end would kill the process with SIGBUS."""
         page_size = env.stat()["psize"]
-        if size % page_size == 0 and size >= (env.info()["last_pgno"] + 1) * page_size:
+        if size >= (env.info()["last_pgno"] + 1) * page_size:
             return
         # Pages that were freed before they were written may be missing at the end of a sound database. So let another
         # process touch every record: of a truncated database it dies at once, as the root page is written last.
