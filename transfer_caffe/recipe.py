@@ -34,13 +34,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import yaml
+from typing import Any, Literal
 
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import read_text
 from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.strict_yaml import Section, is_whole, load_yaml, shown
 from transfer_caffe.treatment import Treatment, expand
 
 HERE = Path(__file__).parent
@@ -230,118 +228,21 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             f"recipe {text}: neither a file nor one of the recipes that ship with this program: "
             f"{', '.join(recipe_names())}"
         )
-    return _recipe_of(_load_yaml(path), str(path))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key twice is an error; YAML itself would take the second one without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value} is here twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.load(read_text(path), Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
-
-
-_REQUIRED = object()
-
-
-class _Section:
-    """One mapping of the file: takes its keys one by one, checks their types, and knows those nobody took."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        self.where = where
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: a mapping (key: value) was expected, not {_shown(value)}")
-        self.left: dict[Any, Any] = dict(value)
-        self.known: list[str] = []
-
-    def fail(self, key: str, problem: str) -> NoReturn:
-        raise UserError(f"{self.where}: {key}: {problem}")
-
-    def take(self, key: str, default: Any = _REQUIRED) -> Any:
-        self.known.append(key)
-        if key not in self.left:
-            if default is _REQUIRED:
-                raise UserError(f"{self.where}: the key `{key}` is missing")
-            return default
-        return self.left.pop(key)
-
-    def text(self, key: str, default: Any = _REQUIRED) -> str:
-        value = self.take(key, default)
-        if not isinstance(value, str) or not value:
-            self.fail(key, f"text was expected, not {_shown(value)}")
-        return value
-
-    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
-        value = self.take(key, default)
-        if not isinstance(value, bool):
-            self.fail(key, f"true or false was expected, not {_shown(value)}")
-        return value
-
-    def whole(self, key: str, least: int, default: Any = _REQUIRED) -> int:
-        value = self.take(key, default)
-        if not _is_whole(value, least):
-            self.fail(key, f"a whole number, {least} or more, was expected, not {_shown(value)}")
-        return value
-
-    def whole_or(self, key: str, word: str) -> int | None:
-        """A whole number from 1, or the word (None), which is also the default."""
-        value = self.take(key, word)
-        if value != word and not _is_whole(value, 1):
-            self.fail(key, f"`{word}` or a whole number, 1 or more, was expected, not {_shown(value)}")
-        return None if value == word else value
-
-    def one_of(self, key: str, words: list[str], default: Any = _REQUIRED) -> str:
-        value = self.take(key, default)
-        if value not in words:
-            self.fail(key, f"one of {', '.join(words)} was expected, not {_shown(value)}")
-        return value
-
-    def end(self) -> None:
-        """UserError if there are keys that nobody took."""
-        if self.left:
-            unknown = ", ".join(str(key) for key in self.left)
-            raise UserError(f"{self.where}: unknown key {unknown}; known are {', '.join(self.known)}")
-
-
-def _shown(value: Any) -> str:
-    shown = "nothing" if value is None else repr(value)
-    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
-        shown += " (YAML takes this for text: write it with a point and a sign, as 1.0e-4)"
-    return shown
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return _recipe_of(load_yaml(path), str(path))
 
 
 def _recipe_of(value: Any, where: str) -> Recipe:
-    top = _Section(value, where)
+    top = Section(value, where)
     name = top.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         top.fail("name", f"letters, digits, `_`, `.` and `-` only: it names a folder; not {name!r}")
     dataset = top.text("dataset")
-    images = _images_of(_Section(top.take("images"), f"{where}: images"))
+    images = _images_of(Section(top.take("images"), f"{where}: images"))
     architecture = top.one_of("architecture", _architectures())
     crop, mirror = top.whole("crop", 1), top.flag("mirror")
     if crop > min(images.resize):
         top.fail("crop", f"{crop} does not fit into images of {images.resize[0]} x {images.resize[1]}")
-    batches = _Section(top.take("batch"), f"{where}: batch")
+    batches = Section(top.take("batch"), f"{where}: batch")
     batch = Batch(batches.whole("train", 1), batches.whole("test", 1))
     batches.end()
     outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
@@ -350,15 +251,15 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     for key in ("base_lr", "lr_policy", "max_iter"):
         if key not in solver:
             raise UserError(f"{where}: solver: the key `{key}` is missing")
-    others = _Section(top.take("solver_for", {}), f"{where}: solver_for")
+    others = Section(top.take("solver_for", {}), f"{where}: solver_for")
     solver_for = {str(key): _solver_of(each, f"{where}: solver_for: {key}") for key, each in others.left.items()}
     threads = top.whole("threads", 1, 1)
     seeds = top.take("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(_is_whole(seed, 0) for seed in seeds):
-        top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {_shown(seeds)}")
+    if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
+        top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {shown(seeds)}")
     if len(set(seeds)) < len(seeds):
         top.fail("seeds", f"a seed is there twice: {seeds}")
-    networks = _Section(top.take("networks"), f"{where}: networks")
+    networks = Section(top.take("networks"), f"{where}: networks")
     treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
     if not treatments:
         top.fail("networks", "no split is listed")
@@ -373,12 +274,12 @@ def _architectures() -> list[str]:
     return sorted(path.parent.name for path in TEMPLATES.glob("*/train_val.prototxt.j2"))
 
 
-def _images_of(section: _Section) -> Images:
+def _images_of(section: Section) -> Images:
     root = section.text("root")
     val_root = section.text("val_root", root)
     resize = section.take("resize")
-    if not isinstance(resize, list) or len(resize) != 2 or not all(_is_whole(side, 1) for side in resize):
-        section.fail("resize", f"[height, width] in pixels was expected, not {_shown(resize)}")
+    if not isinstance(resize, list) or len(resize) != 2 or not all(is_whole(side, 1) for side in resize):
+        section.fail("resize", f"[height, width] in pixels was expected, not {shown(resize)}")
     images = Images(
         root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0)
     )
@@ -393,7 +294,7 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
         for field in caffe_pb2.SolverParameter.DESCRIPTOR.fields
         if field.name not in _NOT_IN_RECIPES and field.message_type is None
     }
-    section = _Section(value, where)
+    section = Section(value, where)
     for key, each in section.left.items():
         if key in _NOT_IN_RECIPES:
             section.fail(key, "not a recipe's to say: it follows from the network, or is given to the engine")
@@ -402,11 +303,11 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
         field = fields[key]
         repeated = key == "stepvalue"
         if repeated and not isinstance(each, list):
-            section.fail(key, f"a list of whole numbers was expected, not {_shown(each)}")
+            section.fail(key, f"a list of whole numbers was expected, not {shown(each)}")
         for item in each if repeated else [each]:
             problem = _not_a(field, item)
             if problem:
-                section.fail(key, f"{problem} was expected, not {_shown(item)}")
+                section.fail(key, f"{problem} was expected, not {shown(item)}")
     solver = dict(section.left)
     for key, least in (("max_iter", 1), ("test_interval", 0), ("display", 0), ("snapshot", 0), ("stepsize", 1)):
         if key in solver and solver[key] < least:
@@ -420,7 +321,7 @@ def _not_a(field: Any, value: Any) -> str:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return "" if number else "a number"
     if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64):
-        return "" if _is_whole(value, -(2**31)) and value < 2**31 else "a whole number"
+        return "" if is_whole(value, -(2**31)) and value < 2**31 else "a whole number"
     if field.cpp_type == field.CPPTYPE_BOOL:
         return "" if isinstance(value, bool) else "true or false"
     if field.cpp_type == field.CPPTYPE_ENUM:
@@ -434,11 +335,11 @@ def _treatments_of(split: str, patterns: Any, where: str) -> tuple[Treatment, ..
     if isinstance(patterns, str):
         patterns = [patterns]
     if not isinstance(patterns, list) or not patterns:
-        raise UserError(f"{where}: a list of treatments was expected, not {_shown(patterns)}")
+        raise UserError(f"{where}: a list of treatments was expected, not {shown(patterns)}")
     listed: list[Treatment] = []
     for pattern in patterns:
         if not isinstance(pattern, str):
-            raise UserError(f"{where}: the name of a treatment was expected, not {_shown(pattern)}")
+            raise UserError(f"{where}: the name of a treatment was expected, not {shown(pattern)}")
         try:
             expanded = expand(pattern)
             for treatment in expanded:
