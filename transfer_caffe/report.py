@@ -55,8 +55,8 @@ def write_report(runs: str | os.PathLike[str], out: str | os.PathLike[str], metr
         )
     rows = read_results(runs / "results.csv")
     markers = markers_of(rows, metric)
-    drawn = draw_figures(rows, out / "figures", metric, runs)
     records = _records(runs, rows)
+    drawn = draw_figures(rows, out / "figures", metric, runs)
     page = out / "index.html"
     write_text(page, _render(rows, markers, drawn, records, metric))
     return page

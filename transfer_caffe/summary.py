@@ -144,7 +144,10 @@ def _sentence(subject: str, markers: Sequence[Marker], kind: str, what: str) -> 
     clear = [f"n = {n} ({points(cells[n].mean)})" for n, each in verdicts.items() if each in ("above", "below")]
     if clear:
         text += "; beyond the spread at " + ", ".join(clear)
-    for each, words in (("within", "within the spread"), ("unknown", "a single network, so no spread to judge it by,")):
+    for each, words in (
+        ("within", "within the spread"),
+        ("unknown", "single networks without a known spread"),
+    ):
         numbers = [n for n in verdicts if verdicts[n] == each]
         if numbers:
             all_n = "every n" if len(numbers) == len(cells) else f"n = {_list(numbers)}"
@@ -159,6 +162,9 @@ def _place(place: tuple[str, str, int, str]) -> str:
 
 
 def _list(numbers: Sequence[int]) -> str:
+    """1 to 7 for every number between, else 1, 3, 5, 7."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
     return ", ".join(str(number) for number in numbers)
 
 

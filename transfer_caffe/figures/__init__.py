@@ -22,6 +22,7 @@ from transfer_caffe.figures.figure3 import draw_figure3
 from transfer_caffe.figures.filters import draw_filters
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.results import Row, read_results
+from transfer_caffe.snapshots import weights_path
 
 METRIC_WORDS = {
     "final": "Accuracy is the one after the last iteration.",
@@ -52,12 +53,12 @@ def draw_figures(
         weights, curves = {}, {}
         iterations = {row.network: row.max_iter for row in rows}
         for marker in markers:
-            path = Path(runs) / marker.network / "snapshots" / f"net_iter_{iterations[marker.network]}.caffemodel"
+            network = Path(runs) / marker.network
+            path = weights_path(network, iterations[marker.network])
             if marker.kind == "base" and path.is_file():
                 weights[marker.network] = path
-            path = Path(runs) / marker.network / "curve.csv"
-            if path.is_file():
-                curves[marker.network] = read_curve(path)
+            if (network / "curve.csv").is_file():
+                curves[marker.network] = read_curve(network / "curve.csv")
         drawn += [draw_filters(markers, weights, folder), draw_curves(markers, curves, folder)]
     found = [each for each in drawn if each is not None]
     for name in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
@@ -73,7 +74,8 @@ def add_metric(parser: argparse.ArgumentParser) -> None:
         choices=list(METRICS),
         default="final",
         help="final: accuracy after the last iteration (default). top10: the paper's, the mean of the ten highest test "
-        "accuracies of a training; it picks them on the test set, so it is slightly too high",
+        "accuracies of a training; it picks them on the test set, so it is slightly too high; with few tests it means "
+        "little",
     )
 
 

@@ -179,14 +179,15 @@ def t95(freedom: int) -> float:
 
 
 def verdict(cell: Cell, pooled: tuple[float, int] | None) -> str:
-    """`above`, `below`, `within` (95%), or `unknown` for a single network.
+    """`above`, `below` or `within` (95%); `unknown` where no cell has several networks, so that no spread is known.
 
-    The spread of two or three networks is itself badly known: the larger of it and the pooled one counts.
+    The spread of two or three networks is itself badly known: the larger of it and the pooled one counts. A single
+    network is judged by the pooled one.
     """
-    if cell.se is None or pooled is None:
+    if pooled is None:
         return "unknown"
     spread, freedom = pooled
-    bound = t95(freedom) * max(cell.se, spread / math.sqrt(cell.count))
+    bound = t95(freedom) * max(cell.se or 0.0, spread / math.sqrt(cell.count))
     if abs(cell.mean) <= bound:
         return "within"
     return "above" if cell.mean > 0 else "below"
