@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import whole_folder
 
 from .lists import (
@@ -161,8 +161,8 @@ def _whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m data_prep.split",
         description="Cut the classes of image lists in two halves, or down to a few images a class.",
         epilog="example: python -m data_prep.split random --seed 1 --train train.txt --val val.txt --out random1",

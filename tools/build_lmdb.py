@@ -12,7 +12,6 @@ ReadImageToDatum in src/caffe/util/io.cpp). Different from it:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 
 from transfer_caffe.data_prep.lists import read_list
 from transfer_caffe.datum import DatabaseWriter, encoded_datum, raw_datum
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing, sha256, write_json
 
 from .gflags import as_argparse
@@ -227,8 +226,8 @@ def _provenance(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m tools.build_lmdb",
         description="Make the LMDB that Caffe reads from an image list. Flags are spelled as in Caffe, too: "
         "-shuffle, --shuffle=true, --noshuffle.",

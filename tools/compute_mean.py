@@ -7,13 +7,12 @@ Same arguments and, bit for bit, the same file as compute_image_mean (Caffe's to
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
 
 from transfer_caffe.datum import Database
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing
 from transfer_caffe.proto import array_to_blob, caffe_pb2, write_binary
 
@@ -59,8 +58,8 @@ def channel_means(mean: np.ndarray) -> list[float]:
     return [float(np.add.accumulate(channel, dtype=np.float32)[-1] / np.float32(channel.size)) for channel in pixels]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m tools.compute_mean",
         description="Compute the mean image of an LMDB, and print the mean of each channel.",
         epilog="example: python -m tools.compute_mean train_lmdb mean.binaryproto",

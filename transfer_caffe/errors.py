@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Bad usage or bad input, in one line a person can act on. Commands print it and exit with 2."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line; its --help keeps the layout of the examples in ``epilog``."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError where argparse would print the whole usage before the error."""
+        raise UserError(f"{message}; --help shows what this command takes")
 
 
 _OS_HINTS = {
@@ -22,7 +36,7 @@ _OS_HINTS = {
     errno.ENOENT: "no such file or directory",
     errno.EISDIR: "this is a directory; a file was expected",
     errno.ENOTDIR: "a part of this path is a file; a directory was expected",
-    errno.EEXIST: "this exists already",
+    errno.EEXIST: "something of this name exists already and is in the way",
     errno.ENAMETOOLONG: "this name is too long",
 }
 

@@ -28,9 +28,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        _name_target(error, temporary, path)
         raise
 
 
@@ -40,16 +41,23 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for child in temporary.rglob("*"):
             if child.is_file():
                 _sync(child)
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name_target(error, temporary, path)
         raise
+
+
+def _name_target(error: BaseException, temporary: Path, path: Path) -> None:
+    """Let an error of the operating system name the file that was wanted, not the temporary one."""
+    if isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike):
+        error.filename = os.fspath(error.filename).replace(str(temporary), str(path))
 
 
 def _sync(path: Path) -> None:

@@ -10,7 +10,6 @@ are relative to the network's folder, where the engine runs, so that the whole t
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -21,7 +20,7 @@ from typing import Any
 
 import jinja2
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_text, write_text
 from transfer_caffe.proto import caffe_pb2, parse_text, to_text
 from transfer_caffe.proto import read_text as read_message
@@ -206,11 +205,10 @@ EXAMPLES = """examples:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.generate",
         description="Write one network's train_val.prototxt and solver.prototxt.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--treatment", required=True, help="base, baseA, A3B, B3B, A3B+, R3, ...")
     parser.add_argument("--recipe", default="paper", help="a recipe's name or its YAML file (default: paper)")

@@ -10,7 +10,6 @@ that is missing, a blob too many or too few, another shape, a damaged file: each
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing
 from transfer_caffe.generate import layers_with_weights, require_frozen
 from transfer_caffe.proto import blob_shape, read_binary, read_text, write_binary
@@ -209,11 +208,10 @@ EXAMPLES = """example:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.surgery",
         description="Make a network's initial .caffemodel: the first n layers of its base, and nothing else.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--treatment", required=True, help="A3B, B3B, A3B+, ...")
     parser.add_argument("--base", required=True, metavar="FILE", help="the base network's .caffemodel")

@@ -17,7 +17,7 @@ import torch
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net, read_net
 from transfer_caffe.engine.solver import Signals, Solver, read_solver, test_pass
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
 
 
@@ -42,8 +42,8 @@ def _keep_freed_memory() -> None:
             mallopt(option, 1 << 30)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.engine",
         description="Train, test and time Caffe nets with the flags of `caffe`.",
         epilog="example: python -m transfer_caffe.engine train --solver solver.prototxt --weights init.caffemodel",
