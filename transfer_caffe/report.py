@@ -86,14 +86,14 @@ def _render(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     recipes = list(dict.fromkeys(row.recipe for row in rows if row.recipe))
-    name = ", ".join(recipes) or "unnamed recipe"
+    recipe = f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
     settings, warnings = _settings(records)
     missing = _missing(rows, settings)
     if missing:
         warnings.insert(0, f"Not complete: {len(missing)} planned networks have no result (listed below the table).")
-    counted = f"{len(markers)} networks of recipe {name}"
+    counted = f"{len(markers)} networks of {recipe}"
     return environment.get_template("report.html.j2").render(
-        title=f"How transferable are the features? Recipe {name}",
+        title="How transferable are the features?" + (f" Recipe {', '.join(recipes)}" if recipes else ""),
         subtitle="The experiment of Yosinski, Clune, Bengio and Lipson (NIPS 2014), repeated: "
         + f"{counted}, "
         + (f"{len(missing)} missing." if missing else "all that the recipe plans." if settings else "as found."),

@@ -152,7 +152,7 @@ def _sentence(subject: str, markers: Sequence[Marker], kind: str, what: str) -> 
         if numbers:
             all_n = "every n" if len(numbers) == len(cells) else f"n = {_list(numbers)}"
             text += f"; {words} at {all_n}"
-    return text + "."
+    return text.replace("n = ", "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}") + "."
 
 
 def _place(place: tuple[str, str, int, str]) -> str:
