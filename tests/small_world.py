@@ -32,6 +32,8 @@ def fake_engine(*misbehaviours: str) -> str:
 def make_world(folder: Path, recipe: str = RECIPE) -> None:
     """A recipe and as much of its data as driver and fake engine look at."""
     write_text(folder / "small.yaml", recipe)
+    for part in ("train", "val"):
+        write_text(folder / "data" / "pictures" / f"{part}.txt", "1.png 0\n")
     for data in ("random0/A", "random0/B", "whole"):
         here = folder / "data" / "pictures" / data
         for part in ("train", "val"):

@@ -371,7 +371,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the network (default: 0)")
     parser.add_argument("--restart", action="store_true", help="set the network's folder aside and start anew")
     args = parser.parse_args(argv)
-    processes.interrupt_on_sigterm()
+    processes.interrupt_on_signals()
     treatment = Treatment.parse(args.treatment)
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: a seed is 0 or more")

@@ -47,10 +47,15 @@ class Engine:
 
     def environment(self, threads: int) -> dict[str, str]:
         """What the engine runs under: the log on standard error, and so many threads for its sums."""
-        package_parent = str(Path(__file__).resolve().parent.parent)
-        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
         counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-        return {**os.environ, **counts, "GLOG_logtostderr": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        return {**environment(), **counts, "GLOG_logtostderr": "1"}
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, in which a child finds this package from any folder."""
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def start(
@@ -73,6 +78,8 @@ def _dies_with(parent: int) -> Callable[[], None]:
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
     def ask() -> None:
+        # a shell starts what runs in the background with SIGINT ignored, and children would inherit that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if prctl is not None:
             prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             if os.getppid() != parent:  # it died before we asked
@@ -103,12 +110,14 @@ def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
         os.close(descriptor)
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM do what Ctrl-C does: stop in order, with a snapshot. For the main thread of a command."""
+def interrupt_on_signals() -> None:
+    """Let SIGTERM do what Ctrl-C does: stop in order, with a snapshot. For the main thread of a command.
+
+    Both do so in the background too, where a shell has SIGINT ignored.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    # a shell starts background jobs with SIGINT ignored; ours is how the sweep tells a driver to stop
     signal.signal(signal.SIGINT, interrupt)

@@ -1,0 +1,164 @@
+"""The sweep over a recipe's networks, with a fake engine: order, failures, interruption, going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_world import RECIPE, fake_engine, make_world
+
+from transfer_caffe import sweep
+from transfer_caffe.display import State, duration
+from transfer_caffe.files import sha256
+from transfer_caffe.recipe import load_recipe
+from transfer_caffe.results import read_results
+
+RUNS = Path("runs/small")
+
+
+@pytest.fixture(autouse=True)
+def _world(tmp_path, monkeypatch):
+    make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def run(engine: str | None = None, *more: str) -> int:
+    return sweep.main(["run", "--recipe", "small.yaml", "--engine", engine or fake_engine(), "--jobs", "2", *more])
+
+
+def weights() -> dict[str, str]:
+    return {path.parts[-3]: sha256(path) for path in RUNS.glob("*/snapshots/net_iter_8.caffemodel")}
+
+
+def test_all_networks_are_trained_and_a_second_sweep_has_nothing_to_do(capsys):
+    assert run() == 0
+    rows = read_results(RUNS / "results.csv")
+    assert [row.treatment for row in rows] == ["baseA", "baseB", "base", "A3B", "A3B+", "R2"]
+    out = capsys.readouterr().out
+    assert "[6/6]" in out and "6 of 6 networks of small are done" in out
+    before = {path: path.stat().st_mtime_ns for path in RUNS.glob("*/*")}
+    start = time.monotonic()
+    assert run() == 0
+    assert time.monotonic() - start < 5
+    assert {path: path.stat().st_mtime_ns for path in RUNS.glob("*/*")} == before
+
+
+def test_bases_are_started_first_then_the_longest():
+    names = [str(network.treatment) for network in sweep.in_order(load_recipe("small.yaml"))]
+    assert names == ["baseA", "baseB", "base", "A3B+", "R2", "A3B"]
+
+
+def test_a_failed_network_stops_no_other_and_those_that_need_it_are_not_started(capsys):
+    Path("data/pictures/random0/A/val.txt").write_text("no list\n")  # baseA cannot be rendered
+    assert run() == 1
+    captured = capsys.readouterr()
+    assert "random0-A3B-s0: not started: its base random0-baseA-s0 failed" in captured.err
+    assert "random0-baseA-s0: data/pictures/random0/A/val.txt:1: `path label` was expected" in captured.err
+    assert {row.treatment for row in read_results(RUNS / "results.csv")} == {"baseB", "base", "R2"}
+    assert not (RUNS / "random0-A3B-s0").exists()
+
+
+def test_the_engines_own_words_explain_a_failure(capsys):
+    assert run(fake_engine("dies")) == 1
+    error = capsys.readouterr().err
+    assert "random0-baseB-s0: the engine was ended by SIGABRT: Check failed: not today" in error
+
+
+def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(capsys):
+    assert run() == 0
+    Path("small.yaml").write_text(
+        RECIPE.replace("[baseA, baseB, A3B, A3B+]", "[baseA, A4B]").replace("lr: 0.5", "lr: 1")
+    )
+    assert run() == 1
+    error = capsys.readouterr().err
+    assert "random0-baseA-s0: runs/small/random0-baseA-s0/solver.prototxt exists and differs" in error
+    assert "random0-A4B-s0: not started" in error
+
+
+def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():
+    assert run() == 0
+    two = weights()
+    (RUNS).rename("runs/two")
+    assert run(None, "--jobs", "1") == 0
+    assert weights() == two and len(two) == 6
+
+
+def start_sweep(engine: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "transfer_caffe.sweep",
+            "run",
+            "--recipe",
+            "small.yaml",
+            "--engine",
+            engine,
+            "--jobs",
+            "2",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(list(RUNS.glob("*/snapshots/net_iter_3.solverstate"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def test_an_interrupted_or_killed_sweep_ends_with_the_same_bytes_when_run_again():
+    assert run() == 0
+    undisturbed = weights()
+    RUNS.rename("runs/undisturbed")
+    slow = fake_engine("slow")
+
+    process = start_sweep(slow)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "stopping: 2 networks write a snapshot" in out
+    logs = [path.read_text() for path in RUNS.glob("*/train.log")]
+    assert all("Optimization stopped early." in log for log in logs)
+
+    process = start_sweep(slow)
+    process.kill()
+    process.communicate()
+
+    assert run(slow) == 0
+    assert weights() == undisturbed
+
+
+def test_status_tells_what_is_done_and_what_is_not_started(capsys):
+    assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
+    assert "0 of 6 networks are done" in capsys.readouterr().out
+    assert run(fake_engine("early")) == 1
+    assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
+    assert "at iteration 1 of 8, last snapshot 2" in capsys.readouterr().out
+
+
+def test_plan_lists_the_networks_and_trains_none(capsys):
+    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
+    out = capsys.readouterr().out
+    assert "random0-baseA-s0" in out and "6 networks, 48 iterations" in out
+    assert not RUNS.exists()
+
+
+@pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--engine", "no-such-caffe"], ["--recipe", "no-such-recipe"]])
+def test_bad_usage_is_one_line_and_2(wrong, capsys):
+    assert run(None, *wrong) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_times_are_told_as_roughly_as_one_wants_to_know_them():
+    assert [duration(s) for s in (5.4, 59, 600, 7300, 5e5)] == ["5 s", "59 s", "10 min", "2 h", "6 days"]
+    assert State(54, 12, 1, (), 600).headline() == "12 of 54 networks done, 1 failed, about 10 min left"

@@ -1,0 +1,192 @@
+"""Make all data that a recipe's networks read: images, lists of the halves, databases, mean images.
+
+    python -m transfer_caffe.data --recipe demo
+
+data/photos/random0/A then holds train.txt, val.txt, classes.txt, train_lmdb, val_lmdb and mean.binaryproto, and so
+for each half of each split of the recipe. What is there already, whole, is left alone; every part appears whole or
+not at all, so that this may be killed and started again at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe import processes
+from transfer_caffe.errors import UserError, command
+from transfer_caffe.files import read_text, sha256
+from transfer_caffe.recipe import Recipe, load_recipe
+
+# numpy, OpenCV and lmdb are imported where something is to be made: a look at finished data takes no time
+
+PHOTOS = "photos"
+"""The dataset that this program makes itself."""
+
+Say = Callable[[str], None]
+
+
+def make_data(recipe: Recipe, data: Path, say: Say) -> None:
+    """Make what is missing of a recipe's data under the folder ``data``. UserError for what is there but is other."""
+    with processes.lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
+        make_images(recipe, data, say)
+        for split in dict.fromkeys(network.split for network in recipe.networks()):
+            make_lists(recipe, data, split, say)
+        for folder in folders(recipe, data):
+            for part in ("train", "val"):
+                make_database(recipe, data, folder, part, say)
+            make_mean(folder, say)
+
+
+def folders(recipe: Recipe, data: Path) -> list[Path]:
+    """The folders that the recipe's networks are trained on, or take the mean image from."""
+    networks = recipe.networks()
+    needed = [network.data_folder(data) for network in networks] + [network.mean_folder(data) for network in networks]
+    return list(dict.fromkeys(needed))
+
+
+def make_images(recipe: Recipe, data: Path, say: Say) -> None:
+    """Make the embedded dataset if it is the recipe's; of another one, require the image lists."""
+    folder = recipe.dataset_folder(data)
+    if recipe.dataset == PHOTOS:
+        if not (folder / "made.json").exists():
+            _remove_partial(folder)
+            from transfer_caffe.data_prep import photos
+
+            say(f"making the images of {folder}")
+            photos.make(folder)
+        return
+    for part in ("train", "val"):
+        if not (folder / f"{part}.txt").is_file():
+            raise UserError(
+                f"{folder / part}.txt: no such image list; the dataset {recipe.dataset} of recipe {recipe.name} needs "
+                "train.txt and val.txt there, lines `relative/path label`"
+            )
+
+
+def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
+    """Cut the dataset's image lists by a split."""
+    out = recipe.data_folder(data, split)
+    if out.exists():
+        return
+    _remove_partial(out)
+    from transfer_caffe.data_prep import lists, split as cut  # noqa: I001 - one line for what belongs together
+
+    source = recipe.dataset_folder(data)
+    paths = {part: str(source / f"{part}.txt") for part in ("train", "val")}
+    both = {part: lists.read_list(path) for part, path in paths.items()}
+    beside = source / "classes.csv"
+    classes = lists.read_classes(beside) if beside.exists() else None
+    count = cut.count_classes(both, paths, classes)
+    say(f"{out}: image lists")
+    if match := re.fullmatch(r"random(\d+)", split):
+        cut.write_halves(both, cut.random_split(count, int(match[1])), out)
+    elif split == "natman":
+        if classes is None and count == cut.IMAGENET_COUNT:
+            classes = lists.read_classes()
+        if classes is None:
+            raise UserError(f"{beside}: no such class file; the split natman needs the groups of the classes")
+        cut.write_halves(both, cut.natman_split(classes), out)
+    else:
+        if match := re.fullmatch(r"reduced(\d+)", split):
+            both["train"] = cut.reduced_list(both["train"], int(match[1]))
+        cut.write_whole(both, count, out)
+
+
+def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say) -> None:
+    """Build FOLDER/PART_lmdb from FOLDER/PART.txt; one that is there must have come from that list, in that form."""
+    database, image_list, images = folder / f"{part}_lmdb", folder / f"{part}.txt", recipe.images
+    if not image_list.is_file():
+        raise UserError(
+            f"{image_list}: no such image list, though {folder.parent} is there; remove that to make it anew"
+        )
+    settings: dict[str, Any] = {
+        "shuffle": True,  # both parts, as in Caffe's own create_imagenet.sh
+        "seed": images.shuffle_seed,
+        "resize_height": images.resize[0],
+        "resize_width": images.resize[1],
+        "encoded": images.encoded,
+    }
+    if database.exists():
+        _require_built_so(database, settings | {"list_sha256": sha256(image_list)})
+        return
+    _remove_partial(database)
+    if part == "train":
+        (folder / "mean.binaryproto").unlink(missing_ok=True)  # the mean of images that are no more
+    from transfer_caffe.tools import build_lmdb
+
+    say(f"{database}: images")
+    root = images.root if part == "train" else images.val_root
+    if recipe.dataset == PHOTOS:
+        root = str(recipe.dataset_folder(data))  # wherever --data says that it is
+    build_lmdb.build(root, str(image_list), str(database), build_lmdb.Settings(**settings))
+
+
+def _require_built_so(database: Path, settings: dict[str, Any]) -> None:
+    build = database / "build.json"
+    if not build.exists():
+        return  # made by convert_imageset: the user's own care
+    try:
+        built = json.loads(read_text(build))
+    except ValueError as error:
+        raise UserError(f"{build}: not valid JSON ({error}); remove {database} to build it anew") from None
+    for key, value in settings.items():
+        if built.get(key) != value:
+            raise UserError(
+                f"{database} was built with {key} {built.get(key)}, the recipe has {value} now; remove it to build it "
+                "anew (networks trained on it are then of other data)"
+            )
+
+
+def make_mean(folder: Path, say: Say) -> None:
+    """Compute FOLDER/mean.binaryproto, the mean of the training images."""
+    path = folder / "mean.binaryproto"
+    if path.exists():
+        return
+    from transfer_caffe.datum import Database
+    from transfer_caffe.proto import write_binary
+    from transfer_caffe.tools import compute_mean
+
+    say(f"{path}: mean image")
+    write_binary(path, compute_mean.mean_blob(compute_mean.mean_image(Database(folder / "train_lmdb"))))
+
+
+def _remove_partial(path: Path) -> None:
+    """Remove what a killed writer of ``path`` left beside it. Only under the lock."""
+    for partial in path.parent.glob(f".{path.name}.*.tmp"):
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink()
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer_caffe.data",
+        description="Make the image lists, databases and mean images of a recipe, as far as they are missing.",
+        epilog="example: python -m transfer_caffe.data --recipe demo",
+    )
+    parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
+    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets go (default: data)")
+    args = parser.parse_args(argv)
+    recipe = load_recipe(args.recipe)
+    made: list[str] = []
+
+    def say(line: str) -> None:
+        made.append(line)
+        print(line, flush=True)
+
+    make_data(recipe, args.data, say)
+    print(f"the data of {recipe.name} is complete" + ("" if made else " already"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

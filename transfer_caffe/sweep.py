@@ -1,0 +1,306 @@
+"""Train all networks of a recipe: bases first, several at a time, going on where an earlier sweep ended.
+
+    python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order
+    python -m transfer_caffe.sweep run    --recipe demo      data, networks, results.csv
+    python -m transfer_caffe.sweep status --recipe demo      how far each one is
+
+Each network is trained by a `transfer_caffe.driver` of its own, so one that fails stops no other; those that need it
+are not started. Ctrl-C (or SIGTERM) lets every network write a snapshot; the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from transfer_caffe import driver, processes, snapshots
+from transfer_caffe.data import make_data
+from transfer_caffe.display import Display, Running, State, duration, open_display
+from transfer_caffe.errors import UserError, command
+from transfer_caffe.log import LogParser, read_log
+from transfer_caffe.processes import Engine
+from transfer_caffe.recipe import Network, Recipe, load_recipe
+from transfer_caffe.results import write_results
+
+# An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
+# backward pass stops above the frozen layers. Good enough to tell the time left, and which networks to start first.
+COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
+
+
+def in_order(recipe: Recipe) -> list[Network]:
+    """The networks in the order in which they are started: bases, then the longest first, so that all end together."""
+    return sorted(recipe.networks(), key=lambda network: (not network.treatment.is_base, network.treatment.frozen))
+
+
+@dataclass
+class Job:
+    """A network in training."""
+
+    network: Network
+    process: subprocess.Popen[bytes]
+    output: IO[bytes]
+    """What its driver says: the reason, should it fail."""
+    log: Path
+    offset: int
+    """How far the log has been read; it may begin with earlier runs of the network."""
+    parser: LogParser = field(default_factory=LogParser)
+    first: int | None = None
+    """The first iteration of this run."""
+
+    def look(self) -> None:
+        """Read what is new in the engine's log."""
+        if self.log.exists():
+            with open(self.log, "rb") as file:
+                file.seek(self.offset)
+                new = file.read()
+            self.offset += len(new)
+            self.parser.feed(new.decode(errors="replace"))
+        if self.first is None:
+            self.first = self.parser.log.iteration
+
+    def iterations_done(self) -> int:
+        """How many this run has done."""
+        return (self.parser.log.iteration or 0) - (self.first or 0)
+
+    def shown(self) -> Running:
+        """For the display."""
+        tests = [row.test_accuracy for row in self.parser.log.rows() if row.test_accuracy is not None]
+        return Running(
+            self.network.name, self.parser.log.iteration, self.network.max_iter, tests[-1] if tests else None
+        )
+
+    def failure(self) -> str:
+        """Why the driver failed, in a line of its own words."""
+        self.output.seek(0)
+        lines = self.output.read().decode(errors="replace").strip().splitlines()
+        for line in reversed(lines):
+            if ": error: " in line:
+                return line.split(": error: ", 1)[1].removeprefix(f"{self.network.name}: ")
+        if self.process.returncode < 0:
+            return f"its driver was ended by {signal.Signals(-self.process.returncode).name}"
+        return lines[-1] if lines else f"its driver ended with exit code {self.process.returncode}"
+
+
+class Sweep:
+    """The networks of a recipe, on their way to done."""
+
+    def __init__(self, recipe: Recipe, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display):
+        """``options`` are the driver's that all networks share; ``jobs`` is how many are trained at a time."""
+        self.recipe, self.runs, self.data = recipe, runs, data
+        self.options, self.jobs, self.display = options, jobs, display
+        self.networks = in_order(recipe)
+        self.waiting: list[Network] = []
+        self.running: list[Job] = []
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}  # network -> why
+        self._began = time.monotonic()
+        self._cost_done = 0.0  # of the runs of this sweep that have ended
+
+    def run(self) -> None:
+        """Train until nothing is left that can be."""
+        for network in self.networks:
+            try:
+                done = driver.read_done(network, self.runs)
+                if done:
+                    driver.require_unchanged(network, self.runs, self.data, done)
+                    self.done.add(network.name)
+                else:
+                    self.waiting.append(network)
+            except UserError as error:
+                self._fail(network, str(error))
+        if self.done and self.waiting:
+            self.display.event(f"{len(self.done)} of {len(self.networks)} networks are done already")
+        while True:
+            self._start()
+            if not self.running:
+                break
+            time.sleep(0.1)
+            for job in list(self.running):
+                job.look()
+                if job.process.poll() is not None:
+                    self._end(job)
+            self.display.update(self.state())
+
+    def _start(self) -> None:
+        """Start those that can be, as many as there is room for; drop those whose base failed."""
+        for network in list(self.waiting):
+            base = network.base.name if network.base else None
+            if base in self.failed:
+                self.waiting.remove(network)
+                self._fail(network, f"not started: its base {base} failed")
+            elif len(self.running) < self.jobs and (base is None or base in self.done):
+                self.waiting.remove(network)
+                self.running.append(self._job(network))
+
+    def _job(self, network: Network) -> Job:
+        argv = [sys.executable, "-m", "transfer_caffe.driver", *self.options, "--split", network.split]
+        argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
+        output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the job ends
+        log = network.folder(self.runs) / driver.LOG
+        process = processes.start(argv, output, env=processes.environment())
+        return Job(network, process, output, log, log.stat().st_size if log.exists() else 0)
+
+    def _end(self, job: Job) -> None:
+        self.running.remove(job)
+        self._cost_done += job.iterations_done() * COST[job.network.treatment.frozen]
+        done = driver.read_done(job.network, self.runs) if job.process.returncode == 0 else None
+        if done:
+            self.done.add(job.network.name)
+            place = f"[{len(self.done):{len(str(len(self.networks)))}}/{len(self.networks)}]"
+            self.display.event(
+                f"{place} {job.network.name}: test accuracy {done['accuracy_final']:.4f}, "
+                f"{duration(done['wall_seconds'])}"
+            )
+        else:
+            self._fail(job.network, job.failure())
+        job.output.close()
+
+    def _fail(self, network: Network, why: str) -> None:
+        self.failed[network.name] = why
+        self.display.event(f"FAILED {network.name}: {why}")
+
+    def stop(self) -> None:
+        """Tell all that are running to write a snapshot and end, and wait for them."""
+        for job in self.running:
+            job.process.send_signal(signal.SIGINT)
+        if self.running:
+            self.display.event(
+                f"stopping: {len(self.running)} networks write a snapshot (once more Ctrl-C ends them without)"
+            )
+        try:
+            for job in self.running:
+                job.process.wait()
+        except KeyboardInterrupt:
+            for job in self.running:
+                job.process.kill()
+                job.process.wait()
+
+    def state(self) -> State:
+        """For the display."""
+        running = tuple(job.shown() for job in self.running)
+        return State(len(self.networks), len(self.done), len(self.failed), running, self._seconds_left())
+
+    def _seconds_left(self) -> float | None:
+        """What is left, at the speed of this sweep so far; None while there is too little to go by."""
+        cost_done = self._cost_done
+        left = sum(network.max_iter * COST[network.treatment.frozen] for network in self.waiting)
+        for job in self.running:
+            cost = COST[job.network.treatment.frozen]
+            cost_done += job.iterations_done() * cost
+            left += (job.network.max_iter - (job.parser.log.iteration or 0)) * cost
+        elapsed = time.monotonic() - self._began
+        return left * elapsed / cost_done if cost_done and elapsed > 5 else None
+
+
+def run(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Make the data, train the networks, write the results."""
+    Engine.find(args.engine)  # an error here would be every network's
+    options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
+    options += ["--gpu", args.gpu] if args.gpu else []
+    began = time.monotonic()
+    with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
+        make_data(recipe, args.data, _say)
+        with open_display() as display:
+            sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe), display)
+            try:
+                sweep.run()
+            except KeyboardInterrupt:
+                sweep.stop()
+                raise
+        path, _ = write_results(recipe, args.runs)
+    total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
+    print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}")
+    if sweep.failed:
+        print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
+        for name, why in sweep.failed.items():
+            print(f"  {name}: {why}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def default_jobs(recipe: Recipe) -> int:
+    """As many networks at a time as the cores that this process may use have room for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // recipe.threads)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def plan(recipe: Recipe) -> None:
+    """Print the networks in the order in which they are started."""
+    print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
+    networks = in_order(recipe)
+    for network in networks:
+        base = network.base.name if network.base else "-"
+        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}")
+    print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations")
+
+
+def status(recipe: Recipe, runs: Path) -> None:
+    """Print how far each network is."""
+    done_count = 0
+    networks = in_order(recipe)
+    for network in networks:
+        done = driver.read_done(network, runs)
+        log = network.folder(runs) / driver.LOG
+        if done:
+            done_count += 1
+            text = f"done, test accuracy {done['accuracy_final']:.4f}"
+        elif log.exists():
+            found = snapshots.iterations(network.folder(runs))
+            text = f"at iteration {read_log(log).iteration or 0} of {network.max_iter}, "
+            text += f"last snapshot {found[-1]}" if found else "no snapshot yet"
+        else:
+            text = "not started"
+        print(f"{network.name:24} {text}")
+    print(f"{done_count} of {len(networks)} networks are done")
+
+
+EXAMPLES = """examples:
+  python -m transfer_caffe.sweep plan --recipe demo
+  python -m transfer_caffe.sweep run --recipe demo --jobs 2
+  python -m transfer_caffe.sweep run --recipe paper --engine caffe
+"""
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m transfer_caffe.sweep",
+        description="Train all networks of a recipe.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command", choices=["plan", "run", "status"], help="show what there is to do; do it; show how far it is"
+    )
+    driver.add_common_arguments(parser)
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads)"
+    )
+    args = parser.parse_args(argv)
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
+    recipe = load_recipe(args.recipe)
+    if args.command == "plan":
+        return plan(recipe)
+    if args.command == "status":
+        return status(recipe, args.runs)
+    processes.interrupt_on_signals()
+    return run(recipe, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
