@@ -274,7 +274,7 @@ class Dropout(Layer):
         if not self.context.training or x.is_meta:
             return [x.clone() if x.is_meta else x]
         generator = rng.torch_generator(self.context.seed, "dropout", self.name, batch, device=x.device)
-        keep = torch.empty(x.shape, device=x.device).bernoulli_(1 - self.ratio, generator=generator)
+        keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
         return [x * keep.mul_(1 / (1 - self.ratio))]
 
 
