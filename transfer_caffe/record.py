@@ -67,7 +67,7 @@ def record(network: Network, folder: Path, data: Path, engine: str, started: str
         "iteration_of_max": best_iteration,
         "tests": len(tests),
         "test_loss_final": rows[-1].test_loss,
-        "train_loss_last1000": log.train_loss_over_last(1000),
+        "train_loss_last1000": _rounded(log.train_loss_over_last(1000)),
         "max_iter": network.max_iter,
         "outputs": layers_with_weights(net)[-1].inner_product_param.num_output,
         "target_classes": count_classes(data_folder / "train.txt"),
