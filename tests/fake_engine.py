@@ -32,7 +32,13 @@ def main() -> int:
         parser.add_argument(flag)
     args = parser.parse_args(sys.argv[at + 1 :])
     stop: list[int] = []
-    signal.signal(signal.SIGINT, lambda *_: stop.append(1))
+
+    def interrupted(*_: object) -> None:
+        if stop:
+            os._exit(9)  # twice told to stop
+        stop.append(1)
+
+    signal.signal(signal.SIGINT, interrupted)
 
     solver = read_text(args.solver, SolverParameter())
     net = read_text(solver.net, NetParameter())

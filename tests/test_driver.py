@@ -281,6 +281,7 @@ def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_s
     while not gone(engine):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert "Optimization Done." not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
     with open(RUNS / "random0-baseA-s0" / "train.log", "a") as log:
         log.write("I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur")  # as a kill leaves it
     assert drive("baseA", "slow") == 0

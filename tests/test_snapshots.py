@@ -1,0 +1,85 @@
+"""Which snapshots are taken for whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transfer_caffe import snapshots
+from transfer_caffe.proto import array_to_blob, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+
+
+def write_pair(folder: Path, iteration: int, value: float = 1, history: int = 2, says: int | None = None) -> None:
+    net = NetParameter()
+    net.layer.add(name="data")
+    for name in ("conv1", "fc2"):
+        net.layer.add(name=name, blobs=[array_to_blob(np.full((2, 3), value, np.float32))])
+    write_binary(snapshots.weights_path(folder, iteration), net)
+    state = SolverState(iter=iteration if says is None else says)
+    state.history.extend(array_to_blob(np.full((2, 3), value, np.float32)) for _ in range(history))
+    write_binary(snapshots.state_path(folder, iteration), state)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_pair(tmp_path, 9)
+    write_pair(tmp_path, 10)
+    return tmp_path
+
+
+def newest(folder: Path) -> tuple[int | None, list[str]]:
+    said: list[str] = []
+    return snapshots.newest(folder, said.append), said
+
+
+def test_the_newest_is_that_of_the_highest_iteration(folder):
+    assert newest(folder) == (10, [])
+    assert newest(folder / "none") == (None, [])
+
+
+def test_weights_without_a_state_are_not_a_snapshot_yet(folder):
+    snapshots.state_path(folder, 10).unlink()
+    assert newest(folder) == (9, [])
+
+
+DAMAGES = {
+    "no weights": lambda folder: snapshots.weights_path(folder, 10).unlink(),
+    "weights cut off": lambda folder: _cut(snapshots.weights_path(folder, 10), 20),
+    "weights cut off between layers": lambda folder: _cut(snapshots.weights_path(folder, 10), 53),
+    "state empty": lambda folder: _cut(snapshots.state_path(folder, 10), 0),
+    "state cut off": lambda folder: _cut(snapshots.state_path(folder, 10), 30),
+    "state of another iteration": lambda folder: write_pair(folder, 10, says=9),
+    "state cut off between blobs": lambda folder: write_pair(folder, 10, history=1),
+    "not a number": lambda folder: write_pair(folder, 10, value=float("nan")),
+}
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_pair_is_set_aside_and_the_one_before_it_taken(folder, damage):
+    DAMAGES[damage](folder)
+    found, said = newest(folder)
+    assert found == 9
+    assert len(said) == 1 and "iteration 10 is damaged and set aside" in said[0]
+    assert snapshots.iterations(folder) == [9]
+    assert (folder / "snapshots" / "net_iter_10.solverstate.damaged").exists()
+
+
+def test_thinning_leaves_one_pair_and_what_is_not_a_snapshot(folder):
+    (folder / "snapshots" / "notes.txt").write_text("mine")
+    (folder / "snapshots" / "net_iter_8.caffemodel.damaged").write_text("")
+    snapshots.thin(folder, keep=10)
+    names = sorted(path.name for path in (folder / "snapshots").iterdir())
+    assert names == ["net_iter_10.caffemodel", "net_iter_10.solverstate", "notes.txt"]
+
+
+def test_layers_are_the_same_only_byte_for_byte():
+    zero, minus_zero = np.zeros(2, np.float32), -np.zeros(2, np.float32)
+    assert snapshots.differing_layers(["a"], {"a": [zero]}, {"a": [zero.copy()]}) == []
+    assert snapshots.differing_layers(["a"], {"a": [zero]}, {"a": [minus_zero]}) == ["a"]
+    assert snapshots.differing_layers(["a"], {"a": [zero]}, {}) == ["a"]
+    assert snapshots.differing_layers(["a"], {}, {}) == ["a"]  # a layer that neither has was not compared
