@@ -44,9 +44,12 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                _sync(child)
+        files = [child for child in temporary.rglob("*") if child.is_file()]
+        if len(files) > 100:
+            os.sync()  # once for all: thousands of single ones take longer than the work
+        else:
+            for file in files:
+                _sync(file)
         os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
