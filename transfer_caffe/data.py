@@ -54,12 +54,12 @@ def make_images(recipe: Recipe, data: Path, say: Say) -> None:
     """Make the embedded dataset if it is the recipe's; of another one, require the image lists."""
     folder = recipe.dataset_folder(data)
     if recipe.dataset == PHOTOS:
-        if not (folder / "made.json").exists():
-            _remove_partial(folder)
-            from transfer_caffe.data_prep import photos
+        from transfer_caffe.data_prep import photos
 
-            say(f"making the images of {folder}")
-            photos.make(folder)
+        if not photos.is_made(folder):
+            _remove_partial(folder)
+            say(f"{folder}: making the images")
+            photos.make(folder, say=say)
         return
     for part in ("train", "val"):
         if not (folder / f"{part}.txt").is_file():
