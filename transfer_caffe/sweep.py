@@ -1,6 +1,6 @@
 """Train all networks of a recipe: bases first, several at a time, going on where an earlier sweep ended.
 
-    python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order
+    python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order; what is done
     python -m transfer_caffe.sweep run    --recipe demo      data, networks, results.csv
     python -m transfer_caffe.sweep status --recipe demo      how far each one is
 
@@ -237,14 +237,16 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def plan(recipe: Recipe) -> None:
-    """Print the networks in the order in which they are started."""
+def plan(recipe: Recipe, runs: Path) -> None:
+    """Print the networks in the order in which they are started, and which are done."""
     print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
     networks = in_order(recipe)
+    left = 0
     for network in networks:
-        base = network.base.name if network.base else "-"
-        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}")
-    print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations")
+        base, done = network.base.name if network.base else "-", driver.read_done(network, runs) is not None
+        left += 0 if done else network.max_iter
+        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}{'  done' * done}")
+    print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations, {left} of them to do")
 
 
 def status(recipe: Recipe, runs: Path) -> None:
@@ -295,7 +297,7 @@ def main(argv: list[str] | None = None) -> int | None:
         raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
     recipe = load_recipe(args.recipe)
     if args.command == "plan":
-        return plan(recipe)
+        return plan(recipe, args.runs)
     if args.command == "status":
         return status(recipe, args.runs)
     processes.interrupt_on_signals()
