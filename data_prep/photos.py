@@ -10,7 +10,6 @@ classes.csv, counted from 0), and made.json, which says how it was made. Nothing
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import hashlib
@@ -29,7 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_text, refuse_existing, sha256, whole_folder
 
 # Photographs by the distribution that installs them and the folder (in its package) where they lie.
@@ -377,7 +376,7 @@ def _class_file(classes: list[Window]) -> str:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Make the dataset."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m data_prep.photos",
         description="Make the embedded dataset: 100 classes, 50 natural and 50 man-made, from photographs that come "
         "with scikit-image, scikit-learn and matplotlib.",

@@ -9,7 +9,6 @@ not at all, so that this may be killed and started again at any moment.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_text, sha256
 from transfer_caffe.recipe import Recipe, load_recipe
 
@@ -168,7 +167,7 @@ def _remove_partial(path: Path) -> None:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.data",
         description="Make the image lists, databases and mean images of a recipe, as far as they are missing.",
         epilog="example: python -m transfer_caffe.data --recipe demo",

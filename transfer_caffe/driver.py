@@ -9,7 +9,6 @@ step leaves whole files or none, and done.json comes last, so that nothing half 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes, snapshots
-from transfer_caffe.errors import UserError, command, say_error
+from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_text, sha256, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
 from transfer_caffe.log import START, Log, LogParser, read_log
@@ -345,7 +344,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+def add_common_arguments(parser: ArgumentParser) -> None:
     """The options that the sweep has too."""
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
     parser.add_argument(
@@ -359,11 +358,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.driver",
         description="Train one network of a recipe, or go on with it; a network that is done stays as it is.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_common_arguments(parser)
     parser.add_argument("--treatment", required=True, help="base, baseA, A3B, B3B, A3B+, R3, ...")

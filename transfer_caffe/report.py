@@ -8,7 +8,6 @@ folder, and of each network's folder done.json, curve.csv and the final weights,
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import math
@@ -23,7 +22,7 @@ from typing import Any
 import jinja2
 import yaml
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.figures import add_metric, draw_figures
 from transfer_caffe.figures.cells import Marker, markers_of
 from transfer_caffe.figures.style import Drawn
@@ -228,7 +227,7 @@ def _duration(seconds: float) -> str:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Write the report of one recipe's run."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.report",
         description="Write one static page, OUT/index.html, about the networks of a recipe, and its figures.",
         epilog="example: python -m transfer_caffe.report --runs runs/demo --out report",

@@ -9,7 +9,6 @@ on reduced data has the split `whole` and its images_per_class.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_text, write_text
 from transfer_caffe.recipe import Recipe, load_recipe
 from transfer_caffe.treatment import Treatment
@@ -180,7 +179,7 @@ def write_results(recipe: Recipe, runs: str | os.PathLike[str]) -> tuple[Path, i
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.results",
         description="Write the table of a recipe's networks that are done, runs/RECIPE/results.csv.",
         epilog="example: python -m transfer_caffe.results --recipe demo",

@@ -25,7 +25,7 @@ from typing import IO
 from transfer_caffe import driver, processes, snapshots
 from transfer_caffe.data import make_data
 from transfer_caffe.display import Display, Running, State, duration, open_display
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.log import LogParser, read_log
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
@@ -279,11 +279,10 @@ EXAMPLES = """examples:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.sweep",
         description="Train all networks of a recipe.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "command", choices=["plan", "run", "status"], help="show what there is to do; do it; show how far it is"

@@ -9,12 +9,11 @@ networks for is left out, and said.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_caffe.errors import UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.figures.cells import METRICS, markers_of
 from transfer_caffe.figures.curves import draw_curves, read_curve
 from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
@@ -67,7 +66,7 @@ def draw_figures(
     return found
 
 
-def add_metric(parser: argparse.ArgumentParser) -> None:
+def add_metric(parser: ArgumentParser) -> None:
     """Add --metric, which figures and report share."""
     parser.add_argument(
         "--metric",
@@ -82,7 +81,7 @@ def add_metric(parser: argparse.ArgumentParser) -> None:
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Draw the figures of one results table."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m transfer_caffe.figures",
         description="Draw the figures of a results table: PNG and SVG, and the numbers behind each as CSV.",
         epilog="example: python -m transfer_caffe.figures --results runs/demo/results.csv --out report/figures",
