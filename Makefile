@@ -30,7 +30,7 @@ help:       ## list the commands
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
 demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
-	@$(MAKE) --no-print-directory sweep figures report
+	@$(MAKE) --no-print-directory sweep report
 
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest
