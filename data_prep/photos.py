@@ -262,9 +262,9 @@ def _example(part: np.ndarray, size: int, draw: np.random.Generator, vary: Varia
     )
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     image = (image - 128) @ _colour(draw, vary).T + 128 + np.float32(draw.normal() * vary.brightness)
-    # Half of the examples have noise of less than 16 gray levels, a fifth have more than 160, too much for anyone. Those
-    # bound the accuracy: networks come close to that bound, so that training on teaches them little, as it should be
-    # where one wants to see what transfer alone does.
+    # Half of the examples have noise of less than 16 gray levels, a fifth have more than 160, too much for anyone.
+    # Those bound the accuracy: networks come close to that bound, so that training on teaches them little, as it
+    # should be where one wants to see what transfer alone does.
     image += draw.standard_normal(image.shape, np.float32) * np.float32(vary.noise * draw.uniform() ** 5)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
