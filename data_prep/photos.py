@@ -151,6 +151,9 @@ zipper             man-made astronaut          245  400  80  zipper of a space s
 # photograph around it included this many (enough for any shift, scale and rotation below).
 _WINDOW, _AROUND = 96, 288
 
+# Deviation of the noise that an example drowns in, in gray levels: of the picture no trace is left.
+_DROWNING = 3000
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -164,7 +167,8 @@ class Variation:
     gain: float = 0.15  # deviation of the logarithm of the gain of each colour channel
     contrast: float = 0.25  # deviation of the logarithm of the contrast around mid-gray
     brightness: float = 20.0  # deviation, in gray levels
-    noise: float = 500.0  # greatest deviation of a pixel's noise, in gray levels; it falls off steeply, see _example
+    noise: float = 10.0  # greatest deviation of a pixel's noise, in gray levels
+    drowned: float = 0.25  # part of the examples that drown in noise: nobody can tell them
 
 
 VARIATION = Variation()
@@ -262,10 +266,10 @@ def _example(part: np.ndarray, size: int, draw: np.random.Generator, vary: Varia
     )
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     image = (image - 128) @ _colour(draw, vary).T + 128 + np.float32(draw.normal() * vary.brightness)
-    # Half of the examples have noise of less than 16 gray levels, a fifth have more than 160, too much for anyone.
-    # Those bound the accuracy: networks come close to that bound, so that training on teaches them little, as it
-    # should be where one wants to see what transfer alone does.
-    image += draw.standard_normal(image.shape, np.float32) * np.float32(vary.noise * draw.uniform() ** 5)
+    # The drowned bound the accuracy, at 0.755 for 50 classes, and networks come close to that bound. So training on for
+    # its own sake teaches them little, as it must where one wants to see what transfer does.
+    deviation = _DROWNING if draw.uniform() < vary.drowned else draw.uniform(0, vary.noise)
+    image += draw.standard_normal(image.shape, np.float32) * np.float32(deviation)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 

@@ -134,7 +134,7 @@ def test_no_validation_image_is_a_training_image_and_no_image_comes_twice(made):
     # the validation draws are other draws, not the training ones with other noise
     part = photos.surroundings(np.arange(200 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(200, 200, 3),
                                photos.Window("x", "natural", "x", 100, 100, 60, "x"))  # fmt: skip
-    silent = photos.Variation(noise=0)
+    silent = photos.Variation(noise=0, drowned=0)
     train, val = (photos.examples(part, 16, np.random.default_rng([3, stream, 0]), silent) for stream in (0, 1))
     assert not {next(train).tobytes() for _ in range(50)} & {next(val).tobytes() for _ in range(50)}
 
@@ -143,7 +143,7 @@ def test_examples_show_their_window():
     """Without variation an example is the window, seen small."""
     window = next(window for window in photos.windows() if window.name == "mission_patch")
     photo = photos.read_photograph(photos.photograph_paths()[window.photograph])
-    still = photos.Variation(0, 1, 0, 0, 0, 0, 0, 0, 0)
+    still = photos.Variation(0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
     seen = [
         next(photos.examples(photos.surroundings(photo, window), 32, np.random.default_rng(k), still)) for k in range(8)
     ]
@@ -154,6 +154,15 @@ def test_examples_show_their_window():
     errors = [(np.abs(e.mean(2) - gray).mean(), np.abs(e[:, ::-1].mean(2) - gray).mean()) for e in seen]
     assert all(min(pair) < 6 for pair in errors)
     assert {pair[0] < pair[1] for pair in errors} == {True, False}
+
+
+def test_a_quarter_of_the_examples_are_nothing_but_noise():
+    part = np.full((288, 288, 3), 90, np.uint8)
+    draw = photos.examples(part, 16, np.random.default_rng(0), photos.Variation())
+    # in noise that deep nearly every pixel is black or white, half of them each
+    extreme = [np.isin(example, (0, 255)).mean() for example in (next(draw) for _ in range(400))]
+    assert sum(part > 0.9 for part in extreme) / 400 == pytest.approx(0.25, abs=0.05)
+    assert sum(part < 0.5 for part in extreme) / 400 == pytest.approx(0.75, abs=0.05)
 
 
 def test_the_record_says_how_it_was_made(made):
