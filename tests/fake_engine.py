@@ -3,7 +3,8 @@
     python tests/fake_engine.py [MISBEHAVIOUR ...] train --solver solver.prototxt [--weights W | --snapshot S]
 
 The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
-Misbehaviours: slow, nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
+Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
+folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
 silent (no `Optimization Done.`), quits (exit 0 amid training).
 """
 
@@ -22,6 +23,8 @@ from transfer_caffe.generate import layers_with_weights
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter, SolverState
 from transfer_caffe.surgery import weight_shapes
+
+GO = Path("../../../go")
 
 
 def main() -> int:
@@ -84,8 +87,6 @@ def main() -> int:
             if name not in frozen or "moves" in bad:
                 weights[name] = [array + step for array in each]
         done = iteration + 1
-        if "slow" in bad:
-            time.sleep(0.1)
         if done > start + 1 and "quits" in bad:
             return 0
         if done > start + 1 and "dies" in bad:
@@ -94,6 +95,8 @@ def main() -> int:
             os.abort()
         if done % solver.snapshot == 0 or done == solver.max_iter:
             snapshot(done)
+        while "slow" in bad and not start and done >= solver.snapshot and not stop and not GO.exists():
+            time.sleep(0.02)
         if stop or ("early" in bad and done == start + 2):
             snapshot(done)
             glog.info("solver.cpp:311", "Optimization stopped early.")

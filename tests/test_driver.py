@@ -230,7 +230,7 @@ def test_a_treatment_that_means_nothing_is_an_error(capsys):
 
 
 def start_driver(treatment: str, *misbehaviours: str) -> subprocess.Popen[str]:
-    """A driver of its own, whose engine (so slow that it is caught amid its work) has written a snapshot."""
+    """A driver of its own, whose engine (which waits there, amid its work) has written a snapshot."""
     process = subprocess.Popen(
         [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, fake_engine(*misbehaviours))],
         stdout=subprocess.PIPE,
@@ -291,13 +291,15 @@ def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_s
 
 def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
     first = start_driver("baseA", "slow")
-    second = subprocess.run(
+    second = subprocess.Popen(
         [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"))],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    assert first.wait(timeout=30) == 0
-    first.communicate()
-    assert second.returncode == 0
-    assert f"process {first.pid} on" in second.stdout and "done meanwhile" in second.stdout
+    assert second.stdout
+    assert f"process {first.pid} on" in second.stdout.readline()
+    Path("go").touch()
+    first.communicate(timeout=60)
+    said, _ = second.communicate(timeout=60)
+    assert first.returncode == 0 and second.returncode == 0
+    assert "done meanwhile" in said
