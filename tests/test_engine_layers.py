@@ -166,6 +166,7 @@ def test_the_bilinear_filler_gives_caffes_values():
         ('lr_policy: "multistep" gamma: 0.1 stepvalue: 5 stepvalue: 8', 8, 0.005),
         ('lr_policy: "poly" power: 2 max_iter: 100', 50, 0.125),
         ('lr_policy: "sigmoid" gamma: -0.1 stepsize: 10', 10, 0.25),
+        ('lr_policy: "sigmoid" gamma: 1 stepsize: 1000', 0, 0),  # e^1000 is no number
     ],
 )
 def test_learning_rate_policies(text, iteration, expected):

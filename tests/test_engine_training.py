@@ -168,6 +168,14 @@ def test_time_gives_forward_and_backward_of_each_layer(tiny, capsys):
     assert "Average Forward-Backward" in log
 
 
+@pytest.mark.parametrize("command", ["test", "time"])
+def test_less_than_one_iteration_is_refused(tiny, capsys, command):
+    write_weights("w.caffemodel")
+    weights = ["--weights", "w.caffemodel"] if command == "test" else []
+    line = refused(capsys, command, "--model", "net.prototxt", "--iterations", "0", *weights)
+    assert "--iterations must be at least 1, not 0" in line
+
+
 def test_device_query_says_so_where_there_is_no_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert main(["device_query"]) == 0

@@ -1,0 +1,85 @@
+"""Files appear whole or not at all; commands fail in one line."""
+
+import errno
+
+import pytest
+
+from transfer_caffe import cli
+from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.files import refuse_existing, whole_file, whole_folder, write_text
+
+
+def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), whole_file(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_could_not_be_finished_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "db") as temporary:
+        (temporary / "data").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_name_the_file_that_was_wanted_not_the_temporary_one(tmp_path):
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "wanted.bin") as temporary:
+        raise OSError(errno.ENOSPC, "full", str(temporary))
+    assert caught.value.filename == str(tmp_path / "wanted.bin")
+
+
+def test_what_exists_is_refused_with_a_remedy(tmp_path):
+    with pytest.raises(UserError, match="exists already; choose another name"):
+        refuse_existing(tmp_path, "choose another name")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "line"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines"),
+        (OSError(errno.ENOSPC, "x", "/full/file"), 2, "error: /full/file: no space left on the device"),
+        (FileNotFoundError(errno.ENOENT, "x", "gone"), 2, "error: gone: no such file or directory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_commands_fail_in_one_line(capsys, failure, code, line):
+    @command
+    def main(argv=None):
+        raise failure
+
+    assert main([]) == code
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and line in error
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    @command
+    def main(argv=None):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main([])
+
+
+def test_wrong_arguments_are_one_line_too():
+    parser = ArgumentParser(prog="x")
+    parser.add_argument("--number", type=int)
+    with pytest.raises(UserError, match="--number: invalid int value: 'a'; --help shows"):
+        parser.parse_args(["--number", "a"])
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "unknown command 'trian'; known: photos, split" in capsys.readouterr().err
