@@ -22,6 +22,7 @@ SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
+.NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
 .PHONY: help setup demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report \
         proto clean
 
@@ -47,7 +48,7 @@ $(READY): requirements.txt setup.py
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 	  "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
 	@echo "Installing Python packages into .venv ..."
-	@test -x "$(PY)" || "$(PYTHON)" -m venv .venv
+	@"$(PY)" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
