@@ -9,7 +9,7 @@ from transfer_caffe import surgery
 from transfer_caffe.errors import UserError
 from transfer_caffe.generate import compose
 from transfer_caffe.proto import array_to_blob, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.proto.caffe_pb2 import NetParameter, PoolingParameter
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.surgery import Row, take_over, weight_shapes
 from transfer_caffe.treatment import Treatment
@@ -112,6 +112,10 @@ def test_pooling_rounds_up_as_in_caffe() -> None:
     net = compose(load_recipe("paper").network("random0", "A3B"), "data", "run").net
     net.layer[0].transform_param.crop_size = 224  # conv1 54, pool1 27 (26.5), pool2 13, pool5 6; rounded down: 5
     assert weight_shapes(net)["fc6"] == ((4096, 9216), (4096,))
+    for layer in net.layer:
+        if layer.type == "Pooling":
+            layer.pooling_param.round_mode = PoolingParameter.FLOOR
+    assert weight_shapes(net)["fc6"] == ((4096, 6400), (4096,))
 
 
 def test_a_last_layer_with_other_outputs_does_not_matter(data: Path, base: Path) -> None:

@@ -166,13 +166,14 @@ def _shapes(layer: LayerParameter, image: Shape, where: str) -> tuple[Shape, tup
 
 
 def _pooled(pool: PoolingParameter, image: Shape) -> Shape:
-    """As PoolingLayer::Reshape: rounded up, without a window that starts in the padding."""
+    """As PoolingLayer::Reshape: rounded up (or as round_mode says), without a window that starts in the padding."""
     kernel = _pair(pool.kernel_h, pool.kernel_w, [pool.kernel_size], 0)
     stride = _pair(pool.stride_h, pool.stride_w, [pool.stride], 1)
     pad = _pair(pool.pad_h, pool.pad_w, [pool.pad], 0)
     sides = []
     for side, k, s, p in zip(image[1:], kernel, stride, pad, strict=True):
-        size = -(-(side + 2 * p - k) // s) + 1
+        room = side + 2 * p - k
+        size = (room // s if pool.round_mode == PoolingParameter.FLOOR else -(-room // s)) + 1
         if p and (size - 1) * s >= side + p:
             size -= 1
         sides.append(size)
