@@ -133,8 +133,6 @@ def test(args: argparse.Namespace) -> int:
     """`caffe test`: mean outputs over --iterations batches."""
     if not args.weights:
         raise UserError("test needs --weights to score")
-    if args.iterations < 1:
-        raise UserError(f"--iterations must be at least 1, not {args.iterations}")
     net = _net(args, "TEST")
     for weights in args.weights.split(","):
         net.copy_from(weights)
@@ -159,6 +157,8 @@ def test(args: argparse.Namespace) -> int:
 
 
 def _net(args: argparse.Namespace, phase: str) -> Net:
+    if args.iterations < 1:
+        raise UserError(f"--iterations must be at least 1, not {args.iterations}")
     param = read_net(args.model)
     state = NetState(phase=phase, level=args.level, stage=_stages(args))
     return Net(param, state, 0, _device(args.gpu))

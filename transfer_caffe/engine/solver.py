@@ -50,7 +50,7 @@ LR_POLICIES: dict[str, Callable[[SolverParameter, int], float]] = {
     "inv": lambda p, i: p.base_lr * (1 + p.gamma * i) ** -p.power,
     "multistep": lambda p, i: p.base_lr * p.gamma ** current_step(p, i),
     "poly": lambda p, i: p.base_lr * (1 - i / p.max_iter) ** p.power,
-    "sigmoid": lambda p, i: p.base_lr / (1 + math.exp(-p.gamma * (i - p.stepsize))),
+    "sigmoid": lambda p, i: p.base_lr / (1 + math.exp(min(-p.gamma * (i - p.stepsize), 700))),  # exp(710) overflows
 }
 
 
