@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
 import torch
 from conftest import net_text, tiny_images, write_lmdb
 
+from transfer_caffe.datum import DatabaseWriter, encoded_datum
 from transfer_caffe.engine.__main__ import main
-from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+from transfer_caffe.engine.net import Net
+from transfer_caffe.proto import array_to_blob, blob_to_array, parse_text, read_binary, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverState
 
 
 @pytest.fixture(autouse=True)
@@ -265,12 +268,25 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
         ("local_size: 5", "local_size: 4", "local_size must be odd"),
         ('bottom: "fc3" bottom: "label"', 'bottom: "fc3"', "takes 2 bottom blobs, not 1"),
         ('name: "relu2"', 'name: "relu1"', "two layers are named 'relu1'"),
+        ('bottom: "pool2"', 'bottom: "pool2" propagate_down: false', "propagate_down: false is not supported"),
+        ("crop_size: 10", "crop_size: 10 force_color: true force_gray: true", "cannot both be set"),
         ("mean.binaryproto", "net.prototxt", "net.prototxt: damaged or truncated"),
     ],
 )
 def test_a_wrong_net_is_refused_in_one_line_that_names_the_place(tiny, capsys, old, new, message):
     edit(tiny / "net.prototxt", (old, new))
     assert message in refused(capsys, "train", "--solver", "solver.prototxt")
+
+
+@pytest.mark.parametrize(("setting", "channels"), [("", 1), ("force_color: true", 3), ("force_gray: true", 1)])
+def test_encoded_records_are_decoded_in_the_colours_asked_for(tmp_path, setting, channels):
+    with DatabaseWriter(tmp_path / "gray_lmdb") as writer:
+        image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+        writer.put(b"00000000", encoded_datum(cv2.imencode(".png", image)[1].tobytes(), 0))
+    text = f"""layer {{ name: "data" type: "Data" top: "data" top: "label" transform_param {{ {setting} }}
+               data_param {{ source: "{tmp_path}/gray_lmdb" batch_size: 1 backend: LMDB }} }}"""
+    net = Net(parse_text(text, NetParameter(), "test"), NetState(), 0, torch.device("cpu"))
+    assert net.forward(0)[1]["data"].shape == (1, channels, 8, 8)
 
 
 def test_an_empty_or_missing_database_is_refused(tiny, capsys):

@@ -35,7 +35,7 @@ def decode_datum(data: bytes | memoryview, where: str, color: bool | None = None
     """A serialized Datum as (array, label); the array is C x H x W, uint8, or float32 for a Datum with float_data.
 
     An encoded image becomes what it is (gray images one channel), or three channels (BGR) with ``color=True``, one
-    with ``color=False``: the Data layer's force_encoded_color. Raises UserError, starting with ``where``, for a
+    with ``color=False``: force_color and force_gray of a Data layer. Raises UserError, starting with ``where``, for a
     record that is damaged. The array may be read-only: it can share the record's bytes.
     """
     datum = caffe_pb2.Datum()

@@ -85,7 +85,7 @@ def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
     """The device that --gpu names; without it the solver's mode, as far as this machine can follow."""
     if gpu:
         count = torch.cuda.device_count()
-        index = 0 if gpu == "all" else int(gpu) if gpu.isdigit() else -1
+        index = 0 if gpu == "all" else int(gpu) if gpu.isdecimal() else -1
         if not 0 <= index < count:
             raise UserError(
                 f"--gpu {gpu}: this machine has {count} usable GPUs; leave --gpu out to run on the CPU"

@@ -106,11 +106,13 @@ class Data(Layer):
             raise self.error("data_param gives no batch_size")
         if param.rand_skip:
             raise self.error("rand_skip is not supported: batches are a function of the iteration")
-        self.database = Database(param.source)
+        transform = self.param.transform_param
+        if transform.force_color and transform.force_gray:
+            raise self.error("force_color and force_gray cannot both be set")
+        color = transform.force_color if transform.force_color or transform.force_gray else None
+        self.database = Database(param.source, color)
         self.batch_size, self.with_labels = param.batch_size, len(self.param.top) > 1
-        self.transformer = Transformer(
-            self.param.transform_param, self.database.shape, self.context.training, f"layer {self.name!r}"
-        )
+        self.transformer = Transformer(transform, self.database.shape, self.context.training, f"layer {self.name!r}")
         self.label_limits: dict[str, int] = {}
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
         self._pool: ThreadPoolExecutor | None = None

@@ -63,6 +63,8 @@ class Layer:
             if len(names) < least or (most is not None and len(names) > most):
                 allowed = str(least) if least == most else f"{least} to {'any' if most is None else most}"
                 raise self.error(f"takes {allowed} {what} blobs, not {len(names)}")
+        if not all(param.propagate_down):
+            raise self.error("propagate_down: false is not supported; give the layers below lr_mult: 0")
 
     def error(self, message: str) -> UserError:
         """An error that names this layer."""
