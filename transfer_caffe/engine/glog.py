@@ -12,21 +12,12 @@ import time
 
 def info(place: str, message: str) -> None:
     """Write one line at level I; ``place`` is the Caffe source file and line that says the same."""
-    _write("I", place, message)
-
-
-def warning(place: str, message: str) -> None:
-    """Write one line at level W."""
-    _write("W", place, message)
+    now = time.time()
+    stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
+    sys.stderr.write(f"I{stamp} {os.getpid():5d} {place}] {message}\n")
+    sys.stderr.flush()
 
 
 def number(value: float) -> str:
     """A number as C++ streams print it: six significant digits."""
     return f"{value:g}"
-
-
-def _write(level: str, place: str, message: str) -> None:
-    now = time.time()
-    stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
-    sys.stderr.write(f"{level}{stamp} {os.getpid():5d} {place}] {message}\n")
-    sys.stderr.flush()

@@ -231,10 +231,6 @@ def _widest(
     return spot
 
 
-def _xy(line: list[tuple[int, Cell]]) -> tuple[list[int], list[float]]:
-    return [n for n, _ in line], [cell.mean for _, cell in line]
-
-
 def _n_axis(axes: Axes) -> None:
     axes.set_xlim(-0.2, 7.3)
     axes.set_xticks(range(8))
