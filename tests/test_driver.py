@@ -224,6 +224,14 @@ def test_an_engine_that_does_not_exist_is_an_error(capsys):
     assert "no-such-caffe: there is no such program" in capsys.readouterr().err
 
 
+def test_an_engine_may_lie_in_a_folder_with_a_space():
+    program = Path("real caffe/bin/caffe")
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert Engine.find(str(program)).argv == (str(program.resolve()),)
+
+
 def test_a_treatment_that_means_nothing_is_an_error(capsys):
     assert drive("A9B") == 2
     assert capsys.readouterr().err.count("\n") == 1

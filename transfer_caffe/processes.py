@@ -33,7 +33,7 @@ class Engine:
         if given == "embedded":
             return cls("embedded", (sys.executable, "-m", "transfer_caffe.engine"))
         try:
-            words = shlex.split(given)
+            words = [given] if shutil.which(given) else shlex.split(given)  # a path may hold spaces
         except ValueError as error:
             raise UserError(f"--engine {given}: {error}") from None
         program = shutil.which(words[0]) if words else None
