@@ -15,6 +15,8 @@ TRAIN   ?= $(IMAGENET)/train.txt
 VAL     ?= $(IMAGENET)/val.txt
 CLASSES ?=
 
+# where the networks of RECIPE lie: a recipe has the name of its file
+NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
 READY = .venv/ready
 SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" \
@@ -75,13 +77,13 @@ results: $(READY)   ## the table of results of RECIPE
 	@"$(PY)" -m transfer_caffe.results --recipe "$(RECIPE)" --runs "$(RUNS)"
 
 figures: results    ## the figures of RECIPE
-	@"$(PY)" -m transfer_caffe.figures --results "$(RUNS)/$(RECIPE)/results.csv" --out "$(REPORT)/figures"
+	@"$(PY)" -m transfer_caffe.figures --results "$(NETWORKS)/results.csv" --out "$(REPORT)/figures"
 
 report: results     ## report/index.html
-	@"$(PY)" -m transfer_caffe.report --runs "$(RUNS)/$(RECIPE)" --out "$(REPORT)"
+	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"
 
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
 	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto
 
 clean:      ## remove what the demo made (not .venv)
-	@rm -rf "$(DATA)/photos" "$(RUNS)/demo" "$(REPORT)"
+	@rm -rf "$(DATA)/photos" "$(RUNS)/demo" "$(REPORT)/index.html" "$(REPORT)/figures"

@@ -17,12 +17,12 @@ from transfer_caffe.proto.caffe_pb2 import BlobProto
 RECIPE = """\
 name: small
 dataset: pictures
-images: {root: pictures, resize: [10, 12], shuffle_seed: 3}
+images: {root: ../../pictures, resize: [10, 12], shuffle_seed: 3}
 architecture: mini
 crop: 8
 mirror: true
 batch: {train: 4, test: 2}
-solver: {base_lr: 0.5, lr_policy: fixed, max_iter: 8}
+solver: {base_lr: 0.5, lr_policy: fixed, max_iter: 8, test_interval: 4}
 networks:
   random0: [baseA, A3B]
   natman: [baseB]

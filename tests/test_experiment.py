@@ -15,7 +15,7 @@ from transfer_caffe.snapshots import read_weights
 RECIPE = """\
 name: tiny
 dataset: data/shapes
-images: {root: data/shapes, resize: [32, 32]}
+images: {resize: [32, 32]}
 architecture: mini
 crop: 28
 mirror: true

@@ -272,7 +272,10 @@ def architecture_of(monkeypatch: pytest.MonkeyPatch, folder: Path, net: str) -> 
     (folder / "mine").mkdir()
     (folder / "mine" / "train_val.prototxt.j2").write_text(net)
     (folder / "mine" / "solver.prototxt.j2").write_text("max_iter: 1\n")
-    settings = yaml.safe_load((RECIPES / "paper.yaml").read_text(encoding="utf-8")) | {"architecture": "mine"}
+    settings = yaml.safe_load((RECIPES / "paper.yaml").read_text(encoding="utf-8")) | {
+        "architecture": "mine",
+        "name": "mine",
+    }
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(settings))
     return load_recipe(path)

@@ -18,13 +18,13 @@ DEMO: dict[str, Any] = {
     "crop": 28,
     "mirror": True,
     "batch": {"train": 8, "test": 4},
-    "solver": {"base_lr": 0.01, "lr_policy": "fixed", "max_iter": 10},
+    "solver": {"base_lr": 0.01, "lr_policy": "fixed", "max_iter": 10, "test_interval": 5},
     "networks": {"random0": ["baseA", "A3B"]},
 }
 
 
-def recipe_of(folder: Path, **changes: Any) -> Recipe:
-    path = folder / "small.yaml"
+def recipe_of(folder: Path, file: str = "small.yaml", **changes: Any) -> Recipe:
+    path = folder / file
     path.write_text(yaml.safe_dump(DEMO | changes), encoding="utf-8")
     return load_recipe(path)
 
@@ -111,12 +111,18 @@ def test_the_random_seed_follows_from_recipe_split_treatment_and_seed_and_is_nev
     network = recipe.network("random0", "A3A")
     others = [
         recipe.network("random0", "baseA"), recipe.network("random1", "A3A"), recipe.network("random0", "A3A", seed=1),
-        recipe_of(tmp_path, name="other").network("random0", "A3A"),
+        recipe_of(tmp_path, "other.yaml", name="other").network("random0", "A3A"),
     ]  # fmt: skip
     seeds = [each.random_seed for each in [network, *others]]
     assert len(set(seeds)) == 5
     assert all(0 < seed < 2**31 for seed in seeds)
     assert network.random_seed == recipe_of(tmp_path).network("random0", "A3A").random_seed == 168007540
+
+
+def test_a_recipe_has_the_name_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(DEMO), encoding="utf-8")
+    with pytest.raises(UserError, match="its name is small; name it mine, as its file"):
+        load_recipe(tmp_path / "mine.yaml")
 
 
 def test_folders_follow_from_split_and_half(tmp_path: Path) -> None:
@@ -135,13 +141,13 @@ def test_folders_follow_from_split_and_half(tmp_path: Path) -> None:
 
 def test_solver_settings_of_a_split_pattern_replace_the_recipes(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, solver_for={"random*": {"max_iter": 20}})
-    assert recipe.network("random5", "A3B").solver == {"base_lr": 0.01, "lr_policy": "fixed", "max_iter": 20}
+    assert recipe.network("random5", "A3B").solver == {**DEMO["solver"], "max_iter": 20}
     assert recipe.network("natman", "A3B").max_iter == 10
 
 
 def test_the_settings_written_as_yaml_are_the_same_recipe_again(tmp_path: Path) -> None:
     recipe = load_recipe("paper")
-    path = tmp_path / "again.yaml"
+    path = tmp_path / "paper.yaml"
     path.write_text(yaml.safe_dump(recipe.settings()), encoding="utf-8")
     assert load_recipe(path) == recipe
 
@@ -150,7 +156,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"colour": 1}, "unknown key colour; known are name, dataset, images"),
     ({"images": {"root": "x", "resize": [32, 32], "size": 1}}, "images: unknown key size; known are root, val_root"),
     ({"images": {"root": "x", "resize": 32}}, "resize: .*height, width.* not 32"),
-    ({"images": {"resize": [32, 32]}}, "the key `root` is missing"),
+    ({"images": {"root": "x"}}, "the key `resize` is missing"),
+    ({"solver": DEMO["solver"] | {"test_interval": 4}}, "max_iter 10 is not a multiple of test_interval 4"),
+    ({"solver": DEMO["solver"] | {"test_interval": 0}}, "max_iter 10 is not a multiple of test_interval 0"),
+    ({"solver_for": {"n*": {"max_iter": 11}}}, r"solver_for: n\*: max_iter 11 is not a multiple of test_interval 5"),
+    ({"solver": DEMO["solver"] | {"lr_policy": "mutlistep"}}, "lr_policy: one of fixed, step"),
     ({"images": None}, "images: a mapping .* not nothing"),
     ({"architecture": "resnet"}, "architecture: one of caffenet, mini"),
     ({"crop": "28"}, "crop: a whole number, 1 or more, was expected, not '28'"),

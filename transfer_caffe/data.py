@@ -120,10 +120,8 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
     from transfer_caffe.tools import build_lmdb
 
     say(f"{database}: images")
-    root = images.root if part == "train" else images.val_root
-    if recipe.dataset == PHOTOS:
-        root = str(recipe.dataset_folder(data))  # wherever --data says that it is
-    build_lmdb.build(root, str(image_list), str(database), build_lmdb.Settings(**settings))
+    root = recipe.dataset_folder(data) / (images.root if part == "train" else images.val_root)
+    build_lmdb.build(str(root), str(image_list), str(database), build_lmdb.Settings(**settings))
 
 
 def _require_built_so(database: Path, settings: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
         except BrokenPipeError:
             # the reader of our output (head, less) went away: not an error of ours
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it keeps the flush at exit from failing again
-            return 0
+            return 141  # as a shell tells of SIGPIPE
         except OSError as error:
             say_error(name, os_error_line(error))
             return 2

@@ -37,13 +37,8 @@ class Engine:
         except ValueError as error:
             raise UserError(f"--engine {given}: {error}") from None
         program = shutil.which(words[0]) if words else None
-        if program is None and words == ["caffe"]:
-            program = shutil.which(".caffe/bin/caffe")  # where `make caffe` puts it
         if program is None:
-            raise UserError(
-                f"--engine {given}: there is no such program; take `embedded`, or give the path of a caffe "
-                "(`make caffe` fetches one)"
-            )
+            raise UserError(f"--engine {given}: there is no such program; take `embedded`, or give the path of a caffe")
         # engines run in the network's folder, where a relative path would mean another program
         return cls(" ".join([Path(words[0]).name, *words[1:]]), (os.path.abspath(program), *words[1:]))
 

@@ -7,17 +7,19 @@
 Nothing in a recipe is guessed: an unknown key, a value of another type, a key twice, a treatment that the split
 cannot hold are errors that name the file, the key and what is allowed. The keys (* may be left out):
 
-    name          of the recipe; its networks lie in runs/NAME
+    name          of the recipe and of its file, NAME.yaml; its networks lie in runs/NAME
     dataset       a name, for data/NAME, or the path of a folder, with train.txt, val.txt and classes.csv
-    images        root: what the lists' paths start from; val_root*: the same for val.txt, if it is another;
-                  resize: [height, width]; encoded*: keep images as files in the database; shuffle_seed*
+    images        resize: [height, width]; root*: the folder that the lists' paths start from, seen from the dataset's
+                  folder, which is the default; val_root*: the same for val.txt, if it is another; encoded*: keep
+                  images as files in the database; shuffle_seed*
     architecture  a folder of prototxt_templates
     crop, mirror  side of the square cut from an image; whether training images are flipped at random
     batch         train, test: images a batch
     outputs*      of the last layer: `classes` (as many as there are, the default) or a number
     mean*         whose mean image a network subtracts: `target` (the half it learns, the default) or `base`
     test_images*  a test pass: `all` (the default) or a number; rounded up to whole batches
-    solver        any field of Caffe's SolverParameter that does not follow from the network
+    solver        any field of Caffe's SolverParameter that does not follow from the network; max_iter must be a
+                  multiple of test_interval, so that the last weights are tested
     solver_for*   split pattern, as `reduced*`: solver fields that are others there
     threads*      CPU threads a network; sums depend on it to the last bit
     seeds*        each network is trained once for each seed
@@ -46,6 +48,9 @@ RECIPES = HERE / "recipes"
 TEMPLATES = HERE / "prototxt_templates"
 
 SPLITS = "random0, random1, ... (the number is the seed), natman, whole, reduced1, reduced2, ... (images a class)"
+
+# SGDSolver::GetLearningRate knows these; real Caffe finds out at the first iteration
+LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 
 # Solver fields that follow from the network and its folder, or that the driver relies on.
 _NOT_IN_RECIPES = {
@@ -228,7 +233,11 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             f"recipe {text}: neither a file nor one of the recipes that ship with this program: "
             f"{', '.join(recipe_names())}"
         )
-    return _recipe_of(load_yaml(path), str(path))
+    recipe = _recipe_of(load_yaml(path), str(path))
+    if recipe.name != path.stem:
+        # a copy of a recipe that keeps its name would take the other's networks for its own
+        raise UserError(f"{path}: its name is {recipe.name}; name it {path.stem}, as its file, or rename the file")
+    return recipe
 
 
 def _recipe_of(value: Any, where: str) -> Recipe:
@@ -248,11 +257,18 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
     mean = "base" if top.one_of("mean", ["target", "base"], "target") == "base" else "target"
     solver = _solver_of(top.take("solver"), f"{where}: solver")
-    for key in ("base_lr", "lr_policy", "max_iter"):
+    for key in ("base_lr", "lr_policy", "max_iter", "test_interval"):
         if key not in solver:
             raise UserError(f"{where}: solver: the key `{key}` is missing")
     others = Section(top.take("solver_for", {}), f"{where}: solver_for")
     solver_for = {str(key): _solver_of(each, f"{where}: solver_for: {key}") for key, each in others.left.items()}
+    for pattern, fields in {"": {}, **solver_for}.items():
+        merged = {**solver, **fields}
+        if not merged["test_interval"] or merged["max_iter"] % merged["test_interval"]:
+            raise UserError(
+                f"{where}: solver{pattern and '_for: '}{pattern}: max_iter {merged['max_iter']} is not a multiple of "
+                f"test_interval {merged['test_interval']}: the last weights would not be tested"
+            )
     threads = top.whole("threads", 1, 1)
     seeds = top.take("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
@@ -275,7 +291,7 @@ def _architectures() -> list[str]:
 
 
 def _images_of(section: Section) -> Images:
-    root = section.text("root")
+    root = section.text("root", ".")
     val_root = section.text("val_root", root)
     resize = section.take("resize")
     if not isinstance(resize, list) or len(resize) != 2 or not all(is_whole(side, 1) for side in resize):
@@ -304,6 +320,8 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
         repeated = key == "stepvalue"
         if repeated and not isinstance(each, list):
             section.fail(key, f"a list of whole numbers was expected, not {shown(each)}")
+        if key == "lr_policy" and each not in LR_POLICIES:
+            section.fail(key, f"one of {', '.join(LR_POLICIES)} was expected, not {shown(each)}")
         for item in each if repeated else [each]:
             problem = _not_a(field, item)
             if problem:

@@ -152,7 +152,11 @@ class Sweep:
     def _end(self, job: Job) -> None:
         self.running.remove(job)
         self._cost_done += job.iterations_done() * COST[job.network.treatment.frozen]
-        done = driver.read_done(job.network, self.runs) if job.process.returncode == 0 else None
+        try:
+            done = driver.read_done(job.network, self.runs) if job.process.returncode == 0 else None
+        except UserError as error:
+            done = None
+            self._fail(job.network, str(error))
         if done:
             self.done.add(job.network.name)
             place = f"[{len(self.done):{len(str(len(self.networks)))}}/{len(self.networks)}]"
@@ -160,7 +164,7 @@ class Sweep:
                 f"{place} {job.network.name}: test accuracy {done['accuracy_final']:.4f}, "
                 f"{duration(done['wall_seconds'])}"
             )
-        else:
+        elif job.network.name not in self.failed:
             self._fail(job.network, job.failure())
         job.output.close()
 
@@ -210,7 +214,7 @@ def run(recipe: Recipe, args: argparse.Namespace) -> int:
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
         make_data(recipe, args.data, _say)
         with open_display() as display:
-            sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe), display)
+            sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display)
             try:
                 sweep.run()
             except KeyboardInterrupt:
@@ -227,8 +231,10 @@ def run(recipe: Recipe, args: argparse.Namespace) -> int:
     return 0
 
 
-def default_jobs(recipe: Recipe) -> int:
-    """As many networks at a time as the cores that this process may use have room for."""
+def default_jobs(recipe: Recipe, gpu: str | None) -> int:
+    """One network at a time on a GPU; else as many as the cores that this process may use have room for."""
+    if gpu is not None or recipe.solver.get("solver_mode") == "GPU":
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // recipe.threads)
 
@@ -289,7 +295,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     driver.add_common_arguments(parser)
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads)"
+        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads; 1 on a GPU)"
     )
     args = parser.parse_args(argv)
     if args.jobs is not None and args.jobs < 1:
