@@ -18,7 +18,7 @@ from transfer_caffe.datum import DatabaseWriter, encoded_datum
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.net import Net
 from transfer_caffe.proto import array_to_blob, blob_to_array, parse_text, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverState
+from transfer_caffe.proto.caffe_pb2 import TEST, NetParameter, NetState, SolverState
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +153,26 @@ def test_sigint_stops_with_a_snapshot_and_exit_code_0(tiny):
     assert child.wait() == 0
     assert "Optimization stopped early." in rest and "Optimization Done." not in rest
     assert len(list((tiny / "snap").glob("*.solverstate"))) == 1
+
+
+def test_sigint_in_the_middle_of_a_test_stops_with_a_snapshot_and_without_a_result(tiny, capsys, monkeypatch):
+    write_weights("w.caffemodel")
+    calls = []
+    forward = Net.forward
+
+    def interrupted(net, batch):
+        if net.state.phase == TEST:
+            calls.append(batch)
+            if len(calls) == 6:  # the second batch of the second test
+                signal.raise_signal(signal.SIGINT)
+        return forward(net, batch)
+
+    monkeypatch.setattr(Net, "forward", interrupted)
+    assert main(["train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]) == 0
+    log = capsys.readouterr().err
+    assert len(calls) == 6
+    assert "Optimization stopped early." in log and log.count("#0: accuracy") == 1
+    assert (tiny / "snap/tiny_iter_10.solverstate").exists()
 
 
 def test_test_prints_the_mean_of_the_batches(tiny, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -70,6 +71,10 @@ class Signals:
         for number, effect in ((signal.SIGINT, sigint), (signal.SIGHUP, sighup)):
             if effect != "none":
                 signal.signal(number, lambda *_, effect=effect: self._asked.add(effect))
+
+    def stop_asked(self) -> bool:
+        """Whether a stop was asked for and not taken yet."""
+        return "stop" in self._asked
 
     def take(self) -> set[str]:
         """What was asked for since the last call."""
@@ -161,8 +166,9 @@ class Solver:
             with torch.no_grad():
                 self._losses.append(self.net.forward(self.iteration * param.iter_size)[0])
             glog.info("solver.cpp:327", f"Iteration {self.iteration}, loss = {glog.number(self._smoothed_loss())}")
-        if param.test_interval and self.iteration % param.test_interval == 0:
-            self.test()
+        if param.test_interval and self.iteration % param.test_interval == 0 and not self.test(signals):
+            glog.info("solver.cpp:316", "Optimization stopped early.")
+            return False
         glog.info("solver.cpp:332", "Optimization Done.")
         return True
 
@@ -173,8 +179,9 @@ class Solver:
                 param.test_interval
                 and self.iteration % param.test_interval == 0
                 and (self.iteration > 0 or param.test_initialization)
+                and not self.test(signals)
             ):
-                self.test()
+                return True
             show = bool(param.display) and self.iteration % param.display == 0
             outputs = self._forward_backward()
             if show:
@@ -251,19 +258,26 @@ class Solver:
         _show_outputs("solver.cpp:258", "    Train net output", self.net, {n: v.detach() for n, v in outputs.items()})
         glog.info("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(self.rate())}")
 
-    def test(self) -> None:
-        """Test all test nets, each on the test_iter batches after those of the test before (Solver::TestAll)."""
+    def test(self, signals: Signals) -> bool:
+        """Test all test nets, each on the test_iter batches after those of the test before (Solver::TestAll).
+
+        False if a stop was asked for meanwhile: tests can be long, and one that was cut short reports nothing.
+        """
         interval = self.param.test_interval
         passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
         for index, (net, count) in enumerate(zip(self.test_nets, self.param.test_iter, strict=True)):
             glog.info("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
-            means = test_pass(net, range(passes * count, (passes + 1) * count))
+            batches = range(passes * count, (passes + 1) * count)
+            means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches))
+            if signals.stop_asked():
+                return False
             _show_outputs("solver.cpp:414", "    Test net output", net, means)
             if not all(bool(torch.isfinite(value).all()) for value in means.values()):
                 raise UserError(
                     f"iteration {self.iteration}: the test outputs are not finite: training diverged; "
                     f"lower base_lr ({self.param.base_lr:g})"
                 )
+        return True
 
 
 def _merged(state: NetState, *more: NetState) -> NetState:
