@@ -116,6 +116,14 @@ def test_a_database_of_another_list_is_refused(capsys):
     assert "random0/B/val_lmdb was built with list_sha256" in capsys.readouterr().err
 
 
+def test_a_split_of_lists_that_have_changed_since_is_refused(capsys):
+    assert make() == 0
+    with open(HERE / "train.txt", "a") as file:
+        file.write("1_0.png 1\n")
+    assert make() == 2
+    assert "random0 was cut from other lists than the dataset has now" in capsys.readouterr().err
+
+
 def test_the_mean_is_made_anew_with_its_database():
     assert make() == 0
     before = (FOLDERS[0] / "mean.binaryproto").read_bytes()

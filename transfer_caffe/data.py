@@ -19,13 +19,16 @@ from typing import Any
 
 from transfer_caffe import processes
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import read_text, sha256
+from transfer_caffe.files import read_text, sha256, write_json
 from transfer_caffe.recipe import Recipe, load_recipe
 
 # numpy, OpenCV and lmdb are imported where something is to be made: a look at finished data takes no time
 
 PHOTOS = "photos"
 """The dataset that this program makes itself."""
+
+CUT_FROM = "cut_from.json"
+"""In the folder of a split: the sha256 of the lists that it was cut from."""
 
 Say = Callable[[str], None]
 
@@ -69,17 +72,20 @@ def make_images(recipe: Recipe, data: Path, say: Say) -> None:
 
 
 def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
-    """Cut the dataset's image lists by a split."""
+    """Cut the dataset's image lists by a split; one that is there must have been cut from the lists as they are now."""
     out = recipe.data_folder(data, split)
+    source = recipe.dataset_folder(data)
+    beside = source / "classes.csv"
+    cut_from = {name: sha256(source / name) for name in ("train.txt", "val.txt")}
+    cut_from |= {beside.name: sha256(beside)} if beside.exists() else {}
     if out.exists():
+        _require_cut_from(out, cut_from)
         return
     _remove_partial(out)
     from transfer_caffe.data_prep import lists, split as cut  # noqa: I001 - one line for what belongs together
 
-    source = recipe.dataset_folder(data)
     paths = {part: str(source / f"{part}.txt") for part in ("train", "val")}
     both = {part: lists.read_list(path) for part, path in paths.items()}
-    beside = source / "classes.csv"
     classes = lists.read_classes(beside) if beside.exists() else None
     count = cut.count_classes(both, paths, classes)
     say(f"{out}: image lists")
@@ -95,6 +101,22 @@ def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
         if match := re.fullmatch(r"reduced(\d+)", split):
             both["train"] = cut.reduced_list(both["train"], int(match[1]))
         cut.write_whole(both, count, out)
+    write_json(out / CUT_FROM, cut_from)
+
+
+def _require_cut_from(out: Path, cut_from: dict[str, str]) -> None:
+    record = out / CUT_FROM
+    if not record.exists():
+        return  # made by data_prep.split: the user's own care
+    try:
+        recorded = json.loads(read_text(record))
+    except ValueError as error:
+        raise UserError(f"{record}: not valid JSON ({error}); remove {out} to cut the lists anew") from None
+    if recorded != cut_from:
+        raise UserError(
+            f"{out} was cut from other lists than the dataset has now ({', '.join(cut_from)}); take those back, or "
+            f"remove {out} to cut the lists anew (networks trained on it are then of other data)"
+        )
 
 
 def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say) -> None:
