@@ -52,7 +52,7 @@ def train(
     folder = network.folder(runs)
     if not restart and (done := read_done(network, runs)):
         require_unchanged(network, runs, data, done)
-        say(f"done already, test accuracy {done['accuracy_final']:.4f}; nothing to do")
+        say(f"done already (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
         return done
 
     with processes.lock(folder.parent / f".{network.name}.lock", network.name, say) as lock:

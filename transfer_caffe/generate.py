@@ -20,8 +20,9 @@ from typing import Any
 
 import jinja2
 
+from transfer_caffe.data_prep.lists import read_list
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import read_text, write_text
+from transfer_caffe.files import write_text
 from transfer_caffe.proto import caffe_pb2, parse_text, to_text
 from transfer_caffe.proto import read_text as read_message
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter
@@ -137,15 +138,7 @@ def count_classes(path: Path) -> int:
 def _labels(path: Path) -> list[int]:
     if not path.is_file():
         raise UserError(f"{path}: no such image list; make the dataset and its splits first (README.md says how)")
-    labels = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        label = line.rsplit(" ", 1)[-1]
-        if not re.fullmatch(r"[0-9]+", label):
-            raise UserError(f"{path}:{number}: `path label` was expected, not {line!r}")
-        labels.append(int(label))
-    if not labels:
-        raise UserError(f"{path}: the image list is empty")
-    return labels
+    return [label for _, label in read_list(path)]
 
 
 def describe(treatment: Treatment) -> str:
