@@ -9,13 +9,13 @@ ENGINE  ?= embedded
 JOBS    ?=
 SEED    ?= 0
 K       ?= 100
-# the lists that the split targets cut: ImageNet's, as Caffe's users have them
-IMAGENET ?= $(DATA)/ilsvrc2012
-TRAIN   ?= $(IMAGENET)/train.txt
-VAL     ?= $(IMAGENET)/val.txt
+# the lists that the split targets cut, and a class file with groups; the halves go to a folder beside TRAIN
+TRAIN   ?= $(DATA)/ilsvrc2012/train.txt
+VAL     ?= $(DATA)/ilsvrc2012/val.txt
 CLASSES ?=
 
 # where the networks of RECIPE lie: a recipe has the name of its file
+LISTS = $$(dirname "$(TRAIN)")
 NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
 READY = .venv/ready
@@ -25,8 +25,7 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report \
-        proto clean
+.PHONY: help setup demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -59,13 +58,13 @@ data lmdb: $(READY)      ## databases and means of RECIPE
 	@"$(PY)" -m transfer_caffe.data --recipe "$(RECIPE)" --data "$(DATA)"
 
 split-random: $(READY)   ## TRAIN and VAL lists cut at random: SEED=0..3 are the paper's
-	@$(SPLIT) random --seed $(SEED) $(SPLIT_OPTIONS) --out "$(IMAGENET)/random$(SEED)"
+	@$(SPLIT) random --seed $(SEED) $(SPLIT_OPTIONS) --out "$(LISTS)/random$(SEED)"
 
 split-natman: $(READY)   ## TRAIN and VAL lists cut into man-made (A) and natural (B)
-	@$(SPLIT) natman $(SPLIT_OPTIONS) --out "$(IMAGENET)/natman"
+	@$(SPLIT) natman $(SPLIT_OPTIONS) --out "$(LISTS)/natman"
 
 split-reduced: $(READY)  ## the first K images of each class of TRAIN
-	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(IMAGENET)/reduced$(K)"
+	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(LISTS)/reduced$(K)"
 
 plan: $(READY)      ## the networks of RECIPE, and what is done
 	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --runs "$(RUNS)"
@@ -84,6 +83,3 @@ report: results     ## report/index.html
 
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
 	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto
-
-clean:      ## remove what the demo made (not .venv)
-	@rm -rf "$(DATA)/photos" "$(RUNS)/demo" "$(REPORT)/index.html" "$(REPORT)/figures"

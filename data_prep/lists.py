@@ -39,6 +39,8 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
             if not text.strip():
                 raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
             raise UserError(f"{path}: line {number}: {_short(line)} is not `relative/path label`")
+        if "\0" in name:
+            raise UserError(f"{path}: line {number}: {_short(name)} holds a NUL byte: that is no path")
         if not (label.isascii() and label.isdigit()):
             if label[:1] == "-" and label[1:].isdigit():
                 raise UserError(f"{path}: line {number}: the label {label} is negative; labels count from 0")

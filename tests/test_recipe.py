@@ -160,6 +160,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"solver": DEMO["solver"] | {"test_interval": 4}}, "max_iter 10 is not a multiple of test_interval 4"),
     ({"solver": DEMO["solver"] | {"test_interval": 0}}, "max_iter 10 is not a multiple of test_interval 0"),
     ({"solver_for": {"n*": {"max_iter": 11}}}, r"solver_for: n\*: max_iter 11 is not a multiple of test_interval 5"),
+    ({"solver": DEMO["solver"] | {"lr_policy": "step"}}, "the policy step needs a stepsize"),
     ({"solver": DEMO["solver"] | {"lr_policy": "mutlistep"}}, "lr_policy: one of fixed, step"),
     ({"images": None}, "images: a mapping .* not nothing"),
     ({"architecture": "resnet"}, "architecture: one of caffenet, mini"),

@@ -198,3 +198,14 @@ def test_a_malformed_class_file_is_an_error_that_says_where(tmp_path, text, mess
 def test_a_malformed_class_map_is_an_error_that_names_the_line(tmp_path):
     with pytest.raises(UserError, match="line 3"):
         read_class_map(write(tmp_path / "classes.txt", "# Orig_idx new_idx\n4 0\n5 7\n"))
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbfa.png 0\n")
+    assert read_list(tmp_path / "train.txt") == [("a.png", 0)]
+
+
+def test_a_path_with_a_nul_byte_is_an_error_that_names_the_line(tmp_path):
+    (tmp_path / "train.txt").write_bytes(b"a.png 0\nb\0.png 1\n")
+    with pytest.raises(UserError, match=r"line 2: .*NUL byte"):
+        read_list(tmp_path / "train.txt")

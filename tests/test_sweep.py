@@ -58,7 +58,7 @@ def test_a_failed_network_stops_no_other_and_those_that_need_it_are_not_started(
     assert run() == 1
     captured = capsys.readouterr()
     assert "random0-A3B-s0: not started: its base random0-baseA-s0 failed" in captured.err
-    assert "random0-baseA-s0: data/pictures/random0/A/val.txt:1: `path label` was expected" in captured.err
+    assert "random0-baseA-s0: data/pictures/random0/A/val.txt: line 1: the label 'list' is not a whole number" in captured.err
     assert {row.treatment for row in read_results(RUNS / "results.csv")} == {"baseB", "base", "R2"}
     assert not (RUNS / "random0-A3B-s0").exists()
 
@@ -78,6 +78,8 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     error = capsys.readouterr().err
     assert "random0-baseA-s0: runs/small/random0-baseA-s0/solver.prototxt exists and differs" in error
     assert "random0-A4B-s0: not started" in error
+    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
+    assert "done, but not as it would be now" in capsys.readouterr().out
 
 
 def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():

@@ -23,7 +23,7 @@ from typing import Any
 
 from transfer_caffe import processes, snapshots
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
-from transfer_caffe.files import read_text, sha256, write_json, write_text
+from transfer_caffe.files import read_json, read_text, sha256, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
 from transfer_caffe.log import START, Log, LogParser, read_log
 from transfer_caffe.processes import Engine
@@ -94,7 +94,7 @@ def train(
         # 5. Done
         write_text(folder / CURVE, curve_csv(log.rows()))
         snapshots.thin(folder, keep=network.max_iter)
-        started = json.loads(read_text(folder / STARTED))["started"]
+        started = read_json(folder / STARTED)["started"]
         done = record(network, folder, data, engine.name, started, log)
         done |= {"frozen_layers": frozen, "base_sha256": base_sha}
         write_json(folder / DONE, done)
@@ -146,7 +146,7 @@ def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
 def arguments_of(network: Network) -> str:
     """The driver's arguments that mean this network."""
     seed = f" --seed {network.seed}" if network.seed else ""
-    return f"--recipe {network.recipe.name} --split {network.split} --treatment {network.treatment}{seed}"
+    return f"--recipe {network.recipe.given} --split {network.split} --treatment {network.treatment}{seed}"
 
 
 def set_aside(folder: Path, say: Say) -> None:
@@ -169,7 +169,7 @@ def require_data(network: Network, data: Path) -> None:
     ):
         if not path.exists():
             raise UserError(
-                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.name}"
+                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
             )
 
 
@@ -180,7 +180,7 @@ def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str
     if not path.exists():
         write_json(path, {**now, "started": now_utc()})
         return
-    started = json.loads(read_text(path))
+    started = read_json(path)
     for key, value in now.items():
         if started.get(key) != value:
             raise UserError(
@@ -201,7 +201,7 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
     base_sha: str = base["sha256"]["final"]
     record_path = folder / SURGERY
     if record_path.exists() and (folder / INIT).exists():
-        made = json.loads(read_text(record_path))
+        made = read_json(record_path)
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
         if snapshots.iterations(folder):

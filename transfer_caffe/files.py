@@ -90,9 +90,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def read_text(path: str | os.PathLike[str]) -> str:
     """Read UTF-8 text; bytes that are not UTF-8 are the user's error, not ours."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8").removeprefix("\N{BYTE ORDER MARK}")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file that this program wrote. UserError if it is damaged."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged: not valid JSON ({error})") from None
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

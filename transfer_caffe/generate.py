@@ -75,7 +75,11 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
     """What `render` writes. Image lists are read only where the recipe says `outputs: classes`, `test_images: all`."""
     recipe, treatment = network.recipe, network.treatment
     data = network.data_folder(data_root)
-    test_images = recipe.test_images or count_images(data / "val.txt")
+    every = count_images(data / "val.txt") if recipe.test_images is None else None
+    # a pass over all images takes batches that divide their number: one left over would test some images twice
+    test_batch = max(size for size in range(1, recipe.batch.test + 1) if every is None or every % size == 0)
+    test_images = recipe.test_images if every is None else every
+    assert test_images is not None
     values: dict[str, Any] = {
         "network": network,
         "recipe": recipe,
@@ -83,7 +87,8 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
         "solver": {"solver_mode": "CPU"} | network.solver,  # `caffe train --gpu` overrides it
         "outputs": recipe.outputs or count_classes(data / "train.txt"),
         "test_images": test_images,
-        "test_iter": -(-test_images // recipe.batch.test),
+        "test_batch": test_batch,
+        "test_iter": -(-test_images // test_batch),
         "train_source": _relative(data / "train_lmdb", folder),
         "test_source": _relative(data / "val_lmdb", folder),
         "mean_file": _relative(network.mean_folder(data_root) / "mean.binaryproto", folder),
@@ -137,7 +142,9 @@ def count_classes(path: Path) -> int:
 
 def _labels(path: Path) -> list[int]:
     if not path.is_file():
-        raise UserError(f"{path}: no such image list; make the dataset and its splits first (README.md says how)")
+        raise UserError(
+            f"{path}: no such image list; make the data first: python -m transfer_caffe.data --recipe RECIPE"
+        )
     return [label for _, label in read_list(path)]
 
 
@@ -169,8 +176,13 @@ def solver_value(value: Any, name: str) -> str:
 
 
 def _relative(path: Path, folder: str | os.PathLike[str]) -> str:
-    # realpath: from inside a folder behind a link, `..` leads to where the folder really is
-    return Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))).as_posix()
+    """The way from a network's folder to ``path``, as the engine will walk it."""
+    plain = os.path.relpath(path, folder)
+    resolved = os.path.realpath(folder)
+    # from inside a folder behind a link, `..` leads to where the folder really is; only then spell the way out
+    if os.path.realpath(os.path.join(resolved, plain)) != os.path.realpath(path):
+        plain = os.path.relpath(os.path.realpath(path), resolved)
+    return Path(plain).as_posix()
 
 
 def _command_line(network: Network) -> str:

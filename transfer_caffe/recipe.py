@@ -34,7 +34,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +102,8 @@ class Recipe:
     threads: int
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
+    given: str = field(default="", compare=False)
+    """What `load_recipe` was given: for commands in messages."""
 
     def __hash__(self) -> int:
         """By name: dictionaries have no hash."""
@@ -237,7 +239,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     if recipe.name != path.stem:
         # a copy of a recipe that keeps its name would take the other's networks for its own
         raise UserError(f"{path}: its name is {recipe.name}; name it {path.stem}, as its file, or rename the file")
-    return recipe
+    return replace(recipe, given=text)
 
 
 def _recipe_of(value: Any, where: str) -> Recipe:
@@ -312,6 +314,7 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
     }
     section = Section(value, where)
     for key, each in section.left.items():
+        key = str(key)
         if key in _NOT_IN_RECIPES:
             section.fail(key, "not a recipe's to say: it follows from the network, or is given to the engine")
         if key not in fields:
@@ -330,6 +333,8 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
     for key, least in (("max_iter", 1), ("test_interval", 0), ("display", 0), ("snapshot", 0), ("stepsize", 1)):
         if key in solver and solver[key] < least:
             section.fail(key, f"{least} or more was expected, not {solver[key]}")
+    if solver.get("lr_policy") == "step" and "stepsize" not in solver:
+        section.fail("lr_policy", "the policy step needs a stepsize")
     return solver
 
 

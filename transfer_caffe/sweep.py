@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from transfer_caffe import driver, processes, snapshots
 from transfer_caffe.data import make_data
@@ -243,19 +243,29 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def plan(recipe: Recipe, runs: Path) -> None:
+def _done_words(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> str:
+    """`done`, or that it would be another network by the recipe, or by its base, as they are now."""
+    try:
+        driver.require_unchanged(network, runs, data, done)
+    except UserError as error:
+        return f"done, but not as it would be now: {error}"
+    return "done"
+
+
+def plan(recipe: Recipe, runs: Path, data: Path) -> None:
     """Print the networks in the order in which they are started, and which are done."""
     print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
     networks = in_order(recipe)
     left = 0
     for network in networks:
-        base, done = network.base.name if network.base else "-", driver.read_done(network, runs) is not None
+        base, done = network.base.name if network.base else "-", driver.read_done(network, runs)
         left += 0 if done else network.max_iter
-        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}{'  done' * done}")
+        state = f"  {_done_words(network, runs, data, done)}" if done else ""
+        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}{state}")
     print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations, {left} of them to do")
 
 
-def status(recipe: Recipe, runs: Path) -> None:
+def status(recipe: Recipe, runs: Path, data: Path) -> None:
     """Print how far each network is."""
     done_count = 0
     networks = in_order(recipe)
@@ -264,7 +274,8 @@ def status(recipe: Recipe, runs: Path) -> None:
         log = network.folder(runs) / driver.LOG
         if done:
             done_count += 1
-            text = f"done, test accuracy {done['accuracy_final']:.4f}"
+            words = _done_words(network, runs, data, done)
+            text = f"test accuracy {done['accuracy_final']:.4f}, {words}"
         elif log.exists():
             found = snapshots.iterations(network.folder(runs))
             text = f"at iteration {read_log(log).iteration or 0} of {network.max_iter}, "
@@ -302,9 +313,9 @@ def main(argv: list[str] | None = None) -> int | None:
         raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
     recipe = load_recipe(args.recipe)
     if args.command == "plan":
-        return plan(recipe, args.runs)
+        return plan(recipe, args.runs, args.data)
     if args.command == "status":
-        return status(recipe, args.runs)
+        return status(recipe, args.runs, args.data)
     processes.interrupt_on_signals()
     return run(recipe, args)
 
