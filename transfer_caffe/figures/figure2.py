@@ -123,7 +123,7 @@ def _lines(cells: dict[tuple[str, int], Cell], base: Cell | None, networks: Sequ
         if any(each == kind for each, _ in cells)
     }
     figure = Figure(figsize=(15, 8))
-    axes = figure.add_axes((0.075, 0.105, 0.61, 0.865))
+    axes = figure.add_axes((0.085, 0.105, 0.6, 0.865))
     _n_axis(axes)
     ends = [unit * (cell.mean + side * (cell.se or 0)) for cell in cells.values() for side in (-1, 1)]
     ends += [unit * base.mean] if base else []

@@ -46,12 +46,12 @@ def draw_figure3(markers: Sequence[Marker], folder: Path, metric_words: str) -> 
     def make() -> Figure:
         figure = Figure(figsize=(15, 11))
         top = [(_draw_natman, natman)] * any(m.kind == "AnB" for m in natman) + [(_draw_random, random)] * bool(places)
-        width = (0.915 - 0.085 * (len(top) - 1)) / len(top)
+        width = (0.9 - 0.085 * (len(top) - 1)) / len(top)
         for column, (draw, each) in enumerate(top):
             height = (0.565, 0.375) if gains else (0.08, 0.86)
-            draw(figure.add_axes((0.07 + column * (width + 0.085), height[0], width, height[1])), each)
+            draw(figure.add_axes((0.085 + column * (width + 0.085), height[0], width, height[1])), each)
         if gains:
-            _draw_gains(figure.add_axes((0.07, 0.075, 0.915, 0.4)), gains)
+            _draw_gains(figure.add_axes((0.085, 0.075, 0.9, 0.4)), gains)
         return figure
 
     table: list[Sequence[Any]] = [
