@@ -23,31 +23,7 @@ import numpy as np
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import whole_folder
 
-from .lists import (
-    IMAGENET_CLASSES,
-    Class,
-    Line,
-    read_class_map,
-    read_classes,
-    read_list,
-    write_class_map,
-    write_classes,
-    write_list,
-)
-
-__all__ = [
-    "half_lists",
-    "natman_split",
-    "random_split",
-    "read_class_map",
-    "read_classes",
-    "read_list",
-    "reduced_list",
-    "write_classes",
-    "write_halves",
-    "write_list",
-    "write_whole",
-]
+from .lists import IMAGENET_CLASSES, Class, Line, read_classes, read_list, write_class_map, write_list
 
 IMAGENET_COUNT = 1000
 MAX_SEED = 2**32 - 1

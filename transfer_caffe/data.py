@@ -9,7 +9,6 @@ not at all, so that this may be killed and started again at any moment.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from transfer_caffe import processes
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import read_text, sha256, write_json
+from transfer_caffe.files import read_json, sha256, write_json
 from transfer_caffe.recipe import Recipe, load_recipe
 
 # numpy, OpenCV and lmdb are imported where something is to be made: a look at finished data takes no time
@@ -108,11 +107,7 @@ def _require_cut_from(out: Path, cut_from: dict[str, str]) -> None:
     record = out / CUT_FROM
     if not record.exists():
         return  # made by data_prep.split: the user's own care
-    try:
-        recorded = json.loads(read_text(record))
-    except ValueError as error:
-        raise UserError(f"{record}: not valid JSON ({error}); remove {out} to cut the lists anew") from None
-    if recorded != cut_from:
+    if read_json(record) != cut_from:
         raise UserError(
             f"{out} was cut from other lists than the dataset has now ({', '.join(cut_from)}); take those back, or "
             f"remove {out} to cut the lists anew (networks trained on it are then of other data)"
@@ -150,10 +145,7 @@ def _require_built_so(database: Path, settings: dict[str, Any]) -> None:
     build = database / "build.json"
     if not build.exists():
         return  # made by convert_imageset: the user's own care
-    try:
-        built = json.loads(read_text(build))
-    except ValueError as error:
-        raise UserError(f"{build}: not valid JSON ({error}); remove {database} to build it anew") from None
+    built = read_json(build)
     for key, value in settings.items():
         if built.get(key) != value:
             raise UserError(
