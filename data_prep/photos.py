@@ -11,11 +11,9 @@ classes.csv, counted from 0), and made.json, which says how it was made. Nothing
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -30,6 +28,8 @@ import numpy as np
 
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_text, refuse_existing, sha256, whole_folder
+
+from .lists import Class, write_classes
 
 # Photographs by the distribution that installs them and the folder (in its package) where they lie.
 PHOTOGRAPHS = {
@@ -329,7 +329,7 @@ def make(
                 say(f"{out}: {label + 1} of {len(classes)} classes")
         for name, lines in lists.items():
             (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
-        (folder / "classes.csv").write_text(_class_file(classes), encoding="utf-8")
+        write_classes(folder / "classes.csv", [Class(i, w.name, w.words, w.group) for i, w in enumerate(classes)])
         record = _settings(seed, size, train, val, vary) | {
             "pixels_sha256": pixels.hexdigest(),
             "versions": _versions(),
@@ -369,14 +369,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # another build of OpenCV, say
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _class_file(classes: list[Window]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "name", "words", "group"])
-    writer.writerows((index, window.name, window.words, window.group) for index, window in enumerate(classes))
-    return text.getvalue()
 
 
 @command

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from transfer_caffe import recipe
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.fillers import fill
 from transfer_caffe.engine.layers import LAYERS, Context
@@ -172,6 +173,10 @@ def test_the_bilinear_filler_gives_caffes_values():
 def test_learning_rate_policies(text, iteration, expected):
     param = parse_text(f"base_lr: 0.5 {text}", SolverParameter(), "")
     assert LR_POLICIES[param.lr_policy](param, iteration) == pytest.approx(expected, rel=1e-6)
+
+
+def test_recipes_know_the_policies_that_the_engine_knows():
+    assert tuple(LR_POLICIES) == recipe.LR_POLICIES
 
 
 @pytest.mark.parametrize(

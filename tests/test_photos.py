@@ -196,7 +196,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(photos, "_class_file", full)
+    monkeypatch.setattr(photos, "write_classes", full)
     with pytest.raises(OSError):
         photos.make(tmp_path / "photos", train=1, val=1)
     assert not list(tmp_path.iterdir())
