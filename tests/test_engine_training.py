@@ -18,7 +18,7 @@ from transfer_caffe.datum import DatabaseWriter, encoded_datum
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.net import Net
 from transfer_caffe.proto import array_to_blob, blob_to_array, parse_text, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import TEST, NetParameter, NetState, SolverState
+from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverState
 
 
 @pytest.fixture(autouse=True)
@@ -62,18 +62,20 @@ def refused(capsys, *argv):
 
 def test_losses_of_twenty_iterations_and_three_test_passes_are_those_of_real_caffe(tiny, capsys):
     # printed by Caffe 1.0 on the same files: momentum, decay, lr steps, data order and test passes all enter
-    losses = """1.43028 1.4289 1.40884 1.41116 1.42446 1.42357 1.35599 1.39494 1.36858 1.37384 1.32327 1.3812 1.36847
-    1.31971 1.33631 1.31716 1.33328 1.30997 1.333 1.3201 1.3319"""
+    losses = """1.43028 1.4287 1.40835 1.41033 1.42289 1.42149 1.35561 1.39305 1.36776 1.37262 1.32617 1.38073 1.36876
+    1.32487 1.34036 1.3242 1.33923 1.31903 1.33895 1.3298 1.33909"""
     (tiny / "net.prototxt").write_text(net_text(random=False))
     edit(tiny / "solver.prototxt", ("base_lr: 0.05", "base_lr: 0.002"))
+    # so much decay that it is seen; and a test pass of 15 of the 20 images, so that passes begin at different ones
+    edit(tiny / "solver.prototxt", ("weight_decay: 0.0005", "weight_decay: 0.5"), ("test_iter: 4", "test_iter: 3"))
     write_weights("w.caffemodel")
     assert main(["train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]) == 0
     log = capsys.readouterr().err
     found = [float(value) for value in re.findall(r"Iteration \d+.*, loss = (\S+)", log)]
     np.testing.assert_allclose(found, [float(value) for value in losses.split()], rtol=2e-5)
-    assert re.findall(r"#0: accuracy = (\S+)", log) == ["0.25", "0.45", "0.6"]
+    assert re.findall(r"#0: accuracy = (\S+)", log) == ["0.2", "0.466667", "0.333333"]
     tests = [float(value) for value in re.findall(r"Test net output #1: loss = (\S+)", log)]
-    np.testing.assert_allclose(tests, [1.45678, 1.37977, 1.33496], rtol=2e-5)
+    np.testing.assert_allclose(tests, [1.50688, 1.35981, 1.34244], rtol=2e-5)
     assert re.findall(r"lr = (\S+)", log)[14:16] == ["0.002", "0.0002"]
 
 
@@ -111,6 +113,16 @@ def test_layers_with_lr_mult_0_keep_their_bytes_and_the_others_learn(tiny):
     assert all(a.tobytes() != b.tobytes() for a, b in zip(before["conv2"], after["conv2"], strict=True))
     state = read_binary("snap/tiny_iter_20.solverstate", SolverState())
     assert len(state.history) == 6 and not any(state.history[0].data)
+
+
+def test_there_is_no_backward_below_the_lowest_layer_that_learns(tiny):
+    head, tail = net_text().split('layer { name: "relu1"')
+    head = head.replace("lr_mult: 1 decay_mult: 1", "lr_mult: 0 decay_mult: 0").replace("lr_mult: 2", "lr_mult: 0")
+    net = Net(parse_text(head + 'layer { name: "relu1"' + tail, NetParameter(), ""), NetState(phase=TRAIN), 1,
+              torch.device("cpu"))  # fmt: skip
+    net.forward(0)[0].backward()
+    gradients = [blob.data.grad is not None for blob in net.learnable]
+    assert gradients == [False, False, True, True, True, True]
 
 
 def test_a_killed_run_leaves_whole_snapshots_and_resumes_to_the_same_bytes(tiny, capsys):
