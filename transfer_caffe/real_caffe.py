@@ -1,0 +1,53 @@
+"""Where real Caffe is on this machine: its programs, and a Python that imports pycaffe.
+
+    program("convert_imageset")     Path, or None where there is no real Caffe
+    pycaffe()                       the argv of a Python with pycaffe, or None
+
+Taken in this order: the program that the environment variable CAFFE names, `caffe` on the PATH, and what
+`make caffe` put into the folder .caffe of the project.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from transfer_caffe.errors import UserError
+
+INSTALLED = Path(__file__).resolve().parent.parent / ".caffe" / "bin"
+
+
+def program(name: str = "caffe") -> Path | None:
+    """The program ``name`` (caffe, convert_imageset, ...) of the Caffe that is used here; None if it is not there.
+
+    UserError where CAFFE names no program: falling back to another Caffe would be a surprise.
+    """
+    given = os.environ.get("CAFFE")
+    if given:
+        found = shutil.which(given)
+        if found is None:
+            raise UserError(f"CAFFE={given}: there is no such program; give the path of the program caffe, or unset it")
+    else:
+        found = shutil.which("caffe") or shutil.which("caffe", path=INSTALLED)
+    if found is None:
+        return None
+    caffe = Path(os.path.abspath(found))
+    # a distribution names the tools as Caffe's Makefile does; Caffe's build folder adds .bin
+    for path in (caffe.with_name(name + caffe.suffix), caffe.with_name(name)):
+        if path.exists():
+            return path
+    return None
+
+
+@functools.cache
+def pycaffe() -> tuple[str, ...] | None:
+    """The argv that starts a Python in which `import caffe` works: CAFFE_PYTHON, the one beside caffe, or this one."""
+    beside = program("caffe-python")
+    for argv in (os.environ.get("CAFFE_PYTHON"), beside and str(beside), sys.executable, shutil.which("python3")):
+        if argv and subprocess.run([argv, "-c", "import caffe"], capture_output=True).returncode == 0:
+            return (argv,)
+    return None
