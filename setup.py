@@ -24,6 +24,7 @@ setup(
         "transfer_caffe",
         "transfer_caffe.data_prep",
         "transfer_caffe.engine",
+        "transfer_caffe.engine.layers",
         "transfer_caffe.figures",
         "transfer_caffe.prototxt_templates",
         "transfer_caffe.proto",
@@ -46,6 +47,7 @@ setup(
         "jinja2>=3.1",
         "torch>=2.11",
         "opencv-python-headless>=4.9",
+        "h5py>=3.10",
         "rich>=13",
     ],
     extras_require={

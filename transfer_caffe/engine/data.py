@@ -1,4 +1,4 @@
-"""The Data layer: batches of Datum records from an LMDB, cropped, mirrored and freed of the mean as Caffe does.
+"""Batches of images with labels, cropped, mirrored and freed of the mean as Caffe does; the Data layer reads an LMDB.
 
 Batch b of a net holds the records b * batch_size ... modulo the number of records, and its crops and flips are
 drawn from (seed, layer, phase, b): nothing has to be saved to resume at any iteration.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -92,27 +93,44 @@ def read_mean(path: str) -> np.ndarray:
     return mean
 
 
-class Data(Layer):
-    """Batches from an LMDB (caffe/layers/data_layer.cpp): tops are the images and, if asked for, the labels."""
+class Records(Protocol):
+    """What a layer reads from: records numbered from 0, each an array (channels, height, width) and a label."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def shape(self) -> Shape:
+        """That of the first record."""
+        ...
+
+    def record(self, index: int) -> tuple[np.ndarray, int]:
+        """Record ``index``."""
+        ...
+
+
+class Images(Layer):
+    """Base of the layers that read images with labels: tops are the images and, if asked for, the labels.
+
+    Batch b holds the records at places b * batch_size onwards of an endless order: `places`.
+    """
 
     bottoms = (0, 0)
     tops = (1, 2)
 
+    def open(self) -> tuple[Records, str, int, int]:
+        """The records, the name of where they lie, the batch size, and rand_skip."""
+        raise NotImplementedError
+
     def setup(self, shapes: Sequence[Shape]) -> None:
-        param = self.param.data_param
-        if param.backend != DataParameter.LMDB:
-            raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
-        if param.batch_size < 1:
-            raise self.error("data_param gives no batch_size")
-        if param.rand_skip:
-            raise self.error("rand_skip is not supported: batches are a function of the iteration")
+        self.records, self.source, self.batch_size, rand_skip = self.open()
+        if self.batch_size < 1:
+            raise self.error("gives no batch_size")
+        self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.name) % rand_skip if rand_skip else 0
+        self.with_labels = len(self.top) > 1
         transform = self.param.transform_param
-        if transform.force_color and transform.force_gray:
-            raise self.error("force_color and force_gray cannot both be set")
-        color = transform.force_color if transform.force_color or transform.force_gray else None
-        self.database = Database(param.source, color)
-        self.batch_size, self.with_labels = param.batch_size, len(self.param.top) > 1
-        self.transformer = Transformer(transform, self.database.shape, self.context.training, f"layer {self.name!r}")
+        self.transformer = Transformer(transform, self.records.shape, self.context.training, f"layer {self.name!r}")
         self.label_limits: dict[str, int] = {}
         self._kept: tuple[np.ndarray, np.ndarray] | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -127,9 +145,13 @@ class Data(Layer):
         tops = [images, labels] if self.with_labels else [images]
         return [top.to(self.context.device, non_blocking=True) for top in tops]
 
-    def top_shapes(self) -> list[Shape]:
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of the tops: images (batch, channels, height, width) and labels (batch,)."""
-        return [(self.batch_size, *self.transformer.out_shape), (self.batch_size,)][: len(self.param.top)]
+        return [(self.batch_size, *self.transformer.out_shape), (self.batch_size,)][: len(self.top)]
+
+    def places(self, batch: int) -> np.ndarray:
+        """The numbers of the records of a batch."""
+        return (self.skip + batch * self.batch_size + np.arange(self.batch_size)) % len(self.records)
 
     def _upcoming(self, batch: int) -> tuple[Tensor, Tensor]:
         """This batch, made already if it was foreseen; where records are decoded each time, start on the next."""
@@ -142,13 +164,12 @@ class Data(Layer):
         return ready.result()
 
     def _fits(self) -> bool:
-        return len(self.database) * int(np.prod(self.database.shape)) <= KEEP_BYTES
+        return len(self.records) * int(np.prod(self.records.shape)) <= KEEP_BYTES
 
     def _make(self, batch: int) -> tuple[Tensor, Tensor]:
-        size = len(self.database)
-        places = (batch * self.batch_size + np.arange(self.batch_size)) % size
+        places = self.places(batch)
         if self._fits():
-            self._kept = self._kept or self._read(np.arange(size))
+            self._kept = self._kept or self._read(np.arange(len(self.records)))
             records, labels = self._kept[0][places], self._kept[1][places]
         else:
             records, labels = self._read(places)
@@ -161,21 +182,34 @@ class Data(Layer):
         """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are)."""
         records, labels = [], np.empty(len(places), np.float32)
         for index, place in enumerate(places.tolist()):
-            image, label = self.database.record(place)
-            if image.shape != self.database.shape:
+            image, label = self.records.record(place)
+            if image.shape != self.records.shape:
                 raise self.error(
-                    f"record {place} of {self.param.data_param.source} is {list(image.shape)}, "
-                    f"the first record is {list(self.database.shape)}"
+                    f"record {place} of {self.source} is {list(image.shape)}, "
+                    f"the first record is {list(self.records.shape)}"
                 )
             for layer, classes in self.label_limits.items():
                 if not 0 <= label < classes:
                     raise self.error(
-                        f"record {place} of {self.param.data_param.source} has label {label}, but layer "
+                        f"record {place} of {self.source} has label {label}, but layer "
                         f"{layer!r} knows the classes 0 to {classes - 1} only"
                     )
             records.append(image)
             labels[index] = label
         return np.stack(records), labels
+
+
+class Data(Images):
+    """Batches from an LMDB (caffe/layers/data_layer.cpp)."""
+
+    def open(self) -> tuple[Records, str, int, int]:
+        param, transform = self.param.data_param, self.param.transform_param
+        if param.backend != DataParameter.LMDB:
+            raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
+        if transform.force_color and transform.force_gray:
+            raise self.error("force_color and force_gray cannot both be set")
+        color = transform.force_color if transform.force_color or transform.force_gray else None
+        return Database(param.source, color), param.source, param.batch_size, param.rand_skip
 
 
 LAYERS["Data"] = Data

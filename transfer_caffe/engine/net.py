@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import data, glog
+from transfer_caffe.engine import data, glog, sources  # noqa: F401 - sources adds its layers
 from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, caffe_pb2, read_binary, read_text
-from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule
+from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec
 
 
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
@@ -49,11 +51,17 @@ def _meets(rule: NetStateRule, state: NetState) -> bool:
     return set(rule.stage) <= set(state.stage) and not set(rule.not_stage) & set(state.stage)
 
 
+AUTOMATIC = "(automatic)"
+"""The name of the top of a loss that names none."""
+
+
 class Net:
     """The layers of one phase, ready to run.
 
     ``layers`` are in the order of the prototxt; ``learnable`` are all blobs once, in order (a blob shared by name
     counts once), as Caffe's learnable_params. A net made with ``share`` uses that net's blobs by layer name.
+
+    To look inside: `feed` values, `forward` with ``keep``, `backward`, then read ``blobs`` and ``diffs`` by name.
     """
 
     def __init__(
@@ -63,6 +71,10 @@ class Net:
         require_current(param, param.name or "net")
         self.name: str = param.name
         self.state = state
+        self.blobs: dict[str, Tensor] = {}
+        """Every blob's values after a forward pass with ``keep``."""
+        self._first: dict[str, Tensor] = {}
+        self._loss: Tensor | None = None
         training = state.phase == caffe_pb2.TRAIN
         context = Context(seed, device, training)
         self.layers: list[Layer] = []
@@ -70,6 +82,7 @@ class Net:
         self._weights: list[list[tuple[str, float]]] = []
         self._makers: dict[str, Layer] = {}
         self._named: dict[str, Blob] = {}
+        self._force_backward: bool = param.force_backward
         unused: set[str] = set()
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
@@ -83,19 +96,21 @@ class Net:
                 if bottom not in shapes:
                     raise layer.error(f"bottom blob {bottom!r} is not made by any layer before it (phase {phase})")
                 unused.discard(bottom)
-            layer.setup([shapes[bottom] for bottom in layer_param.bottom])
+            bottoms = [shapes[bottom] for bottom in layer_param.bottom]
+            layer.setup(bottoms)
             if share:
                 layer.blobs = share._blobs_for(layer)
             else:
                 self._share_by_name(layer)
-            for top, shape in zip(layer_param.top, self._top_shapes(layer, shapes), strict=True):
-                if top in shapes and top not in layer_param.bottom:
+            self._check_labels(layer)
+            for top, shape in zip(layer.top, layer.top_shapes(bottoms), strict=True):
+                if top in shapes and top not in layer_param.bottom and top != AUTOMATIC:
                     raise layer.error(f"top blob {top!r} is made by an earlier layer already")
                 shapes[top] = shape
-                unused.add(top)
                 self._makers[top] = layer
+                if top != AUTOMATIC:
+                    unused.add(top)
                 glog.info("net.cpp:129", f"{layer.name} -> {top}: {' '.join(map(str, shape))}")
-            self._check_labels(layer)
             self._weights.append(self._loss_weights(layer))
             self.layers.append(layer)
         if not self.layers:
@@ -106,35 +121,38 @@ class Net:
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
-            raise UserError(f"layer {param.name!r}: unknown layer type {param.type!r}; known: {', '.join(LAYERS)}")
+            known = ", ".join(sorted(LAYERS))
+            raise UserError(f"layer {param.name!r}: unknown layer type {param.type!r}; known: {known}")
         return LAYERS[param.type](param, context)
 
-    def _top_shapes(self, layer: Layer, shapes: dict[str, Shape]) -> list[Shape]:
-        if isinstance(layer, data.Data):
-            return layer.top_shapes()
-        # a run on the meta device computes shapes without computing values
-        blobs = layer.blobs
-        layer.blobs = [Blob(blob.data.detach().to("meta"), 0, 0, False) for blob in blobs]
-        try:
-            with torch.no_grad():
-                bottoms = [torch.empty(shapes[bottom], device="meta") for bottom in layer.param.bottom]
-                return [tuple(top.shape) for top in layer.forward(bottoms, 0)]
-        finally:
-            layer.blobs = blobs
-
     def _share_by_name(self, layer: Layer) -> None:
+        """Let blobs of one name in ``param {}`` be one blob, the first layer's (Net::AppendParam)."""
         for index, spec in enumerate(layer.param.param[: len(layer.blobs)]):
             if not spec.name:
                 continue
-            blob = self._named.setdefault(spec.name, layer.blobs[index])
-            if blob.data.shape != layer.blobs[index].data.shape:
+            own, blob = layer.blobs[index], self._named.setdefault(spec.name, layer.blobs[index])
+            if blob is own:
+                own.given = spec.HasField("lr_mult"), spec.HasField("decay_mult")
+                continue
+            permissive = spec.share_mode == ParamSpec.PERMISSIVE
+            if own.data.numel() != blob.data.numel() or (own.data.shape != blob.data.shape and not permissive):
                 raise layer.error(
                     f"blob {index} shares {spec.name!r}, whose shape is {list(blob.data.shape)}, "
-                    f"not {list(layer.blobs[index].data.shape)}"
+                    f"not {list(own.data.shape)}"
                 )
-            layer.blobs[index] = blob
+            for place, what in enumerate(("lr_mult", "decay_mult")):
+                if not spec.HasField(what):
+                    continue
+                if blob.given[place] and getattr(blob, what) != getattr(spec, what):
+                    raise layer.error(f"blob {index} shares {spec.name!r}, which has another {what}")
+                # a multiplier that the first layer leaves open is the first that one gives
+                setattr(blob, what, getattr(spec, what))
+                blob.given = tuple(given or place == i for i, given in enumerate(blob.given))
+            blob.learned = blob.lr_mult != 0
+            blob.data.requires_grad_(blob.learned)
+            layer.blobs[index] = blob if own.data.shape == blob.data.shape else blob.seen_as(tuple(own.data.shape))
         for blob in layer.blobs:
-            if not any(blob is other for other in self.learnable):
+            if blob.owner is None and not any(blob is other for other in self.learnable):
                 self.learnable.append(blob)
 
     def _blobs_for(self, layer: Layer) -> list[Blob]:
@@ -147,37 +165,96 @@ class Net:
         return own.blobs
 
     def _check_labels(self, layer: Layer) -> None:
-        """Let the data layer refuse labels that this layer cannot use: real Caffe reads past the end instead."""
-        if not layer.takes_labels:
+        """Let the layer that reads refuse labels that this one cannot use: real Caffe reads past the end instead."""
+        classes, ignore = getattr(layer, "classes", 0), getattr(layer, "ignore", None)
+        if layer.label_bottom is None or not classes:
             return
-        maker = self._makers[layer.param.bottom[1]]
-        ignore = getattr(layer, "ignore", None)
-        if isinstance(maker, data.Data) and ignore is None:
-            maker.limit_labels(getattr(layer, "classes", 0), layer.name)
+        maker = self._makers[layer.param.bottom[layer.label_bottom]]
+        if isinstance(maker, data.Images) and ignore is None:
+            maker.limit_labels(classes, layer.name)
+            layer.check_labels = False
 
     def _loss_weights(self, layer: Layer) -> list[tuple[str, float]]:
         given = list(layer.param.loss_weight)
-        if given and len(given) != len(layer.param.top):
-            raise layer.error(f"gives {len(given)} loss_weight for {len(layer.param.top)} tops")
+        if given and len(given) != len(layer.top):
+            raise layer.error(f"gives {len(given)} loss_weight for {len(layer.top)} tops")
         weights = given or ([1.0] if layer.is_loss else [])
-        return [(top, weight) for top, weight in zip(layer.param.top, weights, strict=False) if weight]
+        return [(top, weight) for top, weight in zip(layer.top, weights, strict=False) if weight]
 
     def loss_weight(self, blob: str) -> float:
         """The weight of an output blob in the loss; 0 for one that is no loss."""
         return next((weight for weights in self._weights for top, weight in weights if top == blob), 0.0)
 
-    def forward(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all layers on batch number ``batch``; gives the loss (one value) and the output blobs by name."""
+    def feed(self, values: Mapping[str, np.ndarray]) -> None:
+        """Set tops of Input and MemoryData layers, by blob name: arrays in the blobs' shapes."""
+        for layer in self.layers:
+            own = {name: np.asarray(values[name]) for name in layer.top if name in values}
+            if own and not layer.param.bottom:
+                layer.feed(own)
+        if unknown := set(values) - {name for layer in self.layers if not layer.param.bottom for name in layer.top}:
+            raise UserError(f"net {self.name!r}: {sorted(unknown)[0]!r} is not a blob that can be fed")
+
+    def forward(self, batch: int, keep: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Run all layers on batch number ``batch``; gives the loss (one value) and the output blobs by name.
+
+        ``keep`` leaves all blobs in ``blobs``, and lets `backward` find their gradients.
+        """
         blobs: dict[str, Tensor] = {}
+        first: dict[str, Tensor] = {}
         loss: Tensor | None = None
         for layer, weights in zip(self.layers, self._weights, strict=True):
-            tops = layer.forward([blobs[bottom] for bottom in layer.param.bottom], batch)
-            blobs.update(zip(layer.param.top, tops, strict=True))
+            bottoms = [blobs[bottom] for bottom in layer.param.bottom]
+            if layer.param.propagate_down:
+                bottoms = [
+                    bottom if down else bottom.detach()
+                    for bottom, down in zip(bottoms, layer.param.propagate_down, strict=True)
+                ]
+            tops = layer.forward(bottoms, batch)
+            if self._force_backward and not bottoms and not layer.blobs:
+                tops = [top.detach().requires_grad_() for top in tops]
+            if keep:
+                # a top that is its bottom unchanged has a gradient of its own all the same
+                tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
+                for name, top in zip(layer.top, tops, strict=True):
+                    if name not in first:
+                        first[name] = top
+                        if top.requires_grad:
+                            top.retain_grad()
+            blobs.update(zip(layer.top, tops, strict=True))
             for top, weight in weights:
                 term = blobs[top].sum() if weight == 1 else blobs[top].sum() * weight
                 loss = term if loss is None else loss + term
+        if keep:
+            self.blobs, self._first, self._loss = blobs, first, loss
         outputs = {name: blobs[name] for name in self.outputs}
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
+
+    def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:
+        """Gradients of all blobs and weights, after a forward pass with ``keep``: of the loss, or of given ``diffs``.
+
+        ``diffs`` are the gradients of tops by name, in their shapes. Weights' gradients start at zero.
+        """
+        for blob in self.learnable:
+            blob.data.grad = None
+        if diffs is None:
+            if self._loss is not None and self._loss.requires_grad:
+                self._loss.backward()
+            return
+        wanted = {
+            name: torch.tensor(np.asarray(diff), dtype=torch.float32, device=self.blobs[name].device)
+            for name, diff in diffs.items()
+            if self.blobs[name].requires_grad
+        }
+        if wanted:
+            torch.autograd.backward([self.blobs[name] for name in wanted], list(wanted.values()))
+
+    @property
+    def diffs(self) -> dict[str, Tensor | None]:
+        """The gradient of each blob after `backward`, None where there is none.
+
+        Of a blob that layers change in place it is the gradient before the first of them, as in Caffe's buffers.
+        """
+        return {name: blob.grad if blob.requires_grad else None for name, blob in self._first.items()}
 
     def copy_from(self, path: str | os.PathLike[str]) -> list[str]:
         """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.

@@ -1,0 +1,266 @@
+"""Layers with weights for any blob, and normalisations: InnerProduct, Embed, BatchNorm, Scale, Bias, MVN, ..."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
+from transfer_caffe.proto.caffe_pb2 import EltwiseParameter, FillerParameter
+
+
+class InnerProduct(Layer):
+    """Fully connected layer (caffe/layers/inner_product_layer.cpp). Weights: outputs, inputs (transposed if so set)."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.inner_product_param, shapes[0]
+        self.first = self.axis(param.axis, shape)
+        inputs, outputs = math.prod(shape[self.first :]), param.num_output
+        if outputs < 1:
+            raise self.error("inner_product_param gives no num_output")
+        self.transpose = param.transpose
+        self.add_blob((inputs, outputs) if self.transpose else (outputs, inputs), param.weight_filler)
+        if param.bias_term:
+            self.add_blob((outputs,), param.bias_filler)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        weight, bias = self.blobs[0].data, self.blobs[1].data if len(self.blobs) > 1 else None
+        return [F.linear(bottoms[0].flatten(self.first), weight.t() if self.transpose else weight, bias)]
+
+
+class Embed(Layer):
+    """A learned row for each integer (caffe/layers/embed_layer.cpp). Weights: input_dim, num_output."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.embed_param
+        if param.num_output < 1 or param.input_dim < 1:
+            raise self.error("embed_param needs num_output and input_dim")
+        self.add_blob((param.input_dim, param.num_output), param.weight_filler)
+        if param.bias_term:
+            self.add_blob((param.num_output,), param.bias_filler)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        places = bottoms[0].detach().long()
+        if places.device.type == "cpu" and places.numel():
+            least, most = int(places.min()), int(places.max())
+            if least < 0 or most >= self.blobs[0].data.shape[0]:
+                raise self.error(
+                    f"its bottom holds {least if least < 0 else most}, which is outside of 0 to input_dim - 1, "
+                    f"{self.blobs[0].data.shape[0] - 1}"
+                )
+        top = F.embedding(places, self.blobs[0].data)
+        return [top + self.blobs[1].data if len(self.blobs) > 1 else top]
+
+
+class BatchNorm(Layer):
+    """Batch normalisation without scale and bias (caffe/layers/batch_norm_layer.cpp).
+
+    Blobs: the sums of means and of variances of the batches, each a channel, fading by moving_average_fraction, and
+    the sum of their weights. They change in the forward pass of training, and are never learned.
+    """
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.batch_norm_param, shapes[0]
+        self.global_stats = param.use_global_stats if param.HasField("use_global_stats") else not self.context.training
+        channels = shape[1] if len(shape) > 1 else 1
+        if any(spec.HasField("lr_mult") and spec.lr_mult for spec in self.param.param):
+            raise self.error("its statistics are not learned: give its param {} lr_mult: 0, or none")
+        for size in (channels, channels, 1):
+            self.add_blob((size,), FillerParameter())
+            statistic = self.blobs[-1]
+            statistic.data.requires_grad_(False)
+            statistic.lr_mult, statistic.learned = 0.0, False
+        self.channels, self.eps, self.fraction = channels, param.eps, param.moving_average_fraction
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        bottom = bottoms[0]
+        x = bottom if bottom.ndim > 1 else bottom[:, None]
+        means, variances, weight = (blob.data for blob in self.blobs)
+        if self.global_stats:
+            factor = torch.where(weight == 0, 0.0, 1 / weight)
+            return [F.batch_norm(x, means * factor, variances * factor, eps=self.eps).reshape(bottom.shape)]
+        count = x.numel() // self.channels
+        if count == 1:
+            # one value a channel: it is its own mean
+            y, mean, variance = x - x.detach(), x.detach().reshape(-1), torch.zeros_like(variances)
+        else:
+            # with a momentum of 1 these come back as the batch's mean and unbiased variance, which Caffe sums up
+            mean, variance = torch.zeros_like(means), torch.zeros_like(variances)
+            y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps)
+        if not x.is_meta:
+            with torch.no_grad():
+                means.mul_(self.fraction).add_(mean)
+                variances.mul_(self.fraction).add_(variance)
+                weight.mul_(self.fraction).add_(1)
+        return [y.reshape(bottom.shape)]
+
+
+class Bias(Layer):
+    """Adds a blob, learned or the second bottom, at the axes from ``axis`` on (caffe/layers/bias_layer.cpp)."""
+
+    bottoms = (1, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.bias_param
+        shape = self.place(shapes, param.axis, param.num_axes)
+        if len(shapes) == 1:
+            self.add_blob(shape, param.filler)
+
+    def place(self, shapes: Sequence[Shape], axis: int, num_axes: int) -> Shape:
+        """Where the second blob goes: its shape, and ``wide``, the shape with which it is broadcast."""
+        shape = shapes[0]
+        # a blob of no axes goes with the first axis, whatever `axis` says
+        first = 0 if len(shapes) > 1 and not shapes[1] else self.axis(axis, shape)
+        if len(shapes) > 1:
+            own = shapes[1]
+        else:
+            if num_axes < -1 or first + num_axes > len(shape):
+                raise self.error(f"num_axes {num_axes} from axis {axis} on does not fit a blob of shape {list(shape)}")
+            own = shape[first:] if num_axes == -1 else shape[first : first + num_axes]
+        if shape[first : first + len(own)] != own:
+            raise self.error(f"bottom 1 is {list(own)}, which does not fit axis {axis} of bottom 0, {list(shape)}")
+        self.wide = (*own, *(1,) * (len(shape) - first - len(own)))
+        return own
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        other = bottoms[1] if len(bottoms) > 1 else self.blobs[0].data
+        return [bottoms[0] + other.reshape(self.wide)]
+
+
+class Scale(Bias):
+    """Multiplies by a blob, learned or the second bottom, and may add a bias (caffe/layers/scale_layer.cpp)."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.scale_param
+        shape = self.place(shapes, param.axis, param.num_axes)
+        if len(shapes) == 1:
+            self.add_blob(shape, default_filler(param.filler, param.HasField("filler"), 1))
+        if param.bias_term:
+            self.add_blob(shape, param.bias_filler)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        scale = bottoms[1] if len(bottoms) > 1 else self.blobs[0].data
+        top = bottoms[0] * scale.reshape(self.wide)
+        return [top + self.blobs[-1].data.reshape(self.wide) if self.param.scale_param.bias_term else top]
+
+
+class MVN(Layer):
+    """Each image, or each of its channels, less its mean and over its deviation (caffe/layers/mvn_layer.cpp)."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param, x = self.param.mvn_param, bottoms[0]
+        rows = x.reshape(x.shape[0], 1 if param.across_channels or x.ndim < 2 else x.shape[1], -1)
+        centred = rows - rows.mean(-1, keepdim=True)
+        if param.normalize_variance:
+            centred = centred / (_root(centred.square().mean(-1, keepdim=True)) + param.eps)
+        return [centred.reshape(x.shape)]
+
+
+def _root(x: Tensor) -> Tensor:
+    """The square root, whose gradient at 0 is 0 rather than infinite."""
+    safe = torch.where(x > 0, x, 1.0)
+    return torch.where(x > 0, safe.sqrt(), 0.0)
+
+
+class Softmax(Layer):
+    """Softmax over softmax_param.axis."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.over = self.axis(self.param.softmax_param.axis, shapes[0])
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [F.softmax(bottoms[0], self.over)]
+
+
+class ArgMax(Layer):
+    """The places of the top_k largest values, or the values (caffe/layers/argmax_layer.cpp); no gradient passes.
+
+    Without ``axis`` over all of an image: num x 1 x top_k places, with out_max_val num x 2 x top_k, then places and
+    values. Of equal values the later place comes first.
+    """
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.argmax_param, shapes[0]
+        self.over = self.axis(param.axis, shape) if param.HasField("axis") else None
+        size = shape[self.over] if self.over is not None else math.prod(shape[1:])
+        if not 1 <= param.top_k <= size:
+            raise self.error(f"top_k {param.top_k} must lie between 1 and {size}")
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param, x = self.param.argmax_param, bottoms[0].detach()
+        rows = x.flatten(1) if self.over is None else x.movedim(self.over, -1)
+        values, places = rows.flip(-1).sort(dim=-1, descending=True, stable=True)
+        values = values[..., : param.top_k]
+        places = (rows.shape[-1] - 1 - places[..., : param.top_k]).to(x.dtype)
+        if self.over is not None:
+            return [(values if param.out_max_val else places).movedim(-1, self.over)]
+        top = torch.stack([places, values], 1) if param.out_max_val else places[:, None]
+        return [top.reshape(*top.shape, *(1,) * (x.ndim - 3))]
+
+
+class _Largest(torch.autograd.Function):
+    """The largest of each place; the gradient goes to the one blob that Caffe takes it from.
+
+    Of two equal values in the first two blobs that is the second, further on the earlier (eltwise_layer.cpp).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *blobs: Tensor) -> Tensor:
+        top, taken = blobs[0], torch.zeros_like(blobs[0], dtype=torch.long)
+        for index, blob in enumerate(blobs[1:], start=1):
+            better = blob >= top if index == 1 else blob > top
+            top, taken = torch.where(better, blob, top), torch.where(better, index, taken)
+        ctx.save_for_backward(taken)
+        ctx.count = len(blobs)
+        return top
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        (taken,) = ctx.saved_tensors
+        return tuple(torch.where(taken == index, grad_outputs[0], 0) for index in range(ctx.count))
+
+
+class Eltwise(Layer):
+    """Sum (with coefficients), product or maximum of blobs of one shape (caffe/layers/eltwise_layer.cpp)."""
+
+    bottoms = (2, None)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.eltwise_param
+        self.require_same_shape(shapes)
+        if param.coeff and (len(param.coeff) != len(shapes) or param.operation == EltwiseParameter.PROD):
+            raise self.error(
+                f"coeff is given once a bottom ({len(shapes)}), and not for PROD; it is given {len(param.coeff)} times"
+            )
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param = self.param.eltwise_param
+        if param.operation == EltwiseParameter.MAX:
+            top = _Largest.apply(*bottoms)
+            assert isinstance(top, Tensor)
+            return [top]
+        if param.operation == EltwiseParameter.PROD:
+            return [math.prod(bottoms[1:], start=bottoms[0])]
+        coefficients = list(param.coeff) or [1.0] * len(bottoms)
+        terms = [bottom if c == 1 else bottom * c for bottom, c in zip(bottoms, coefficients, strict=True)]
+        return [sum(terms[1:], start=terms[0])]
+
+
+class Parameter(Layer):
+    """A learned blob as a top (caffe/layers/parameter_layer.hpp); it starts as zeros."""
+
+    bottoms = (0, 0)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.add_blob(tuple(self.param.parameter_param.shape.dim), FillerParameter())
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [self.blobs[0].data.view_as(self.blobs[0].data)]
+
+
+LAYERS = (InnerProduct, Embed, BatchNorm, Bias, Scale, MVN, Softmax, ArgMax, Eltwise, Parameter)

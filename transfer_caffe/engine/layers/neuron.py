@@ -1,0 +1,154 @@
+"""Layers that work on each value by itself: ReLU, Sigmoid, Power, Dropout, ... (caffe/layers/neuron_layer.hpp)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transfer_caffe.engine import rng
+from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
+
+
+class AbsVal(Layer):
+    """|x|; the gradient at 0 is 0."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [bottoms[0].abs()]
+
+
+class BNLL(Layer):
+    """log(1 + exp(x))."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [F.softplus(bottoms[0])]
+
+
+class Clip(Layer):
+    """x, but at least clip_param.min and at most clip_param.max."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [bottoms[0].clamp(self.param.clip_param.min, self.param.clip_param.max)]
+
+
+class Dropout(Layer):
+    """In training, zero a unit with probability dropout_ratio and scale the others by 1 / (1 - ratio)."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        self.ratio = self.param.dropout_param.dropout_ratio
+        if not 0 < self.ratio < 1:
+            raise self.error(f"dropout_ratio must lie between 0 and 1, not {self.ratio:g}")
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        x = bottoms[0]
+        if not self.context.training or x.is_meta:
+            return [x]
+        generator = rng.torch_generator(self.context.seed, "dropout", self.name, batch, device=x.device)
+        keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
+        return [x * keep.mul_(1 / (1 - self.ratio))]
+
+
+class ELU(Layer):
+    """x where it is positive, else alpha * (exp(x) - 1)."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [F.elu(bottoms[0], self.param.elu_param.alpha)]
+
+
+class Exp(Layer):
+    """base ^ (shift + scale * x); base -1 is e."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.exp_param
+        if param.base != -1 and param.base <= 0:
+            raise self.error(f"base must be positive (or -1 for e), not {param.base:g}")
+        self.log_base = 1.0 if param.base == -1 else math.log(param.base)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param = self.param.exp_param
+        return [torch.exp(bottoms[0] * (self.log_base * param.scale)) * math.exp(self.log_base * param.shift)]
+
+
+class Log(Layer):
+    """The logarithm to ``base`` of shift + scale * x; base -1 is e."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.log_param
+        if param.base != -1 and (param.base <= 0 or param.base == 1):
+            raise self.error(f"base must be positive and not 1 (or -1 for e), not {param.base:g}")
+        self.log_base = 1.0 if param.base == -1 else math.log(param.base)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param = self.param.log_param
+        return [torch.log(bottoms[0] * param.scale + param.shift) / self.log_base]
+
+
+class Power(Layer):
+    """(shift + scale * x) ^ power (caffe/layers/power_layer.cpp)."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param, x = self.param.power_param, bottoms[0]
+        if param.power * param.scale == 0:
+            # a constant, whatever x is, with a gradient of 0
+            return [x * 0 + (1.0 if param.power == 0 else torch.tensor(param.shift).pow(param.power).item())]
+        inner = x * param.scale + param.shift
+        return [inner if param.power == 1 else inner.pow(param.power)]
+
+
+class PReLU(Layer):
+    """max(x, 0) + slope * min(x, 0) with a learned slope, of each channel or of all."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.prelu_param, shapes[0]
+        if len(shape) < 2:
+            raise self.error(f"needs a bottom of 2 or more axes, not {list(shape)}")
+        self.wide = () if param.channel_shared else (shape[1], *(1,) * (len(shape) - 2))
+        self.add_blob(
+            () if param.channel_shared else (shape[1],), default_filler(param.filler, param.HasField("filler"), 0.25)
+        )
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        x, slope = bottoms[0], self.blobs[0].data.reshape(self.wide)
+        return [x.clamp(min=0) + slope * x.clamp(max=0)]
+
+
+class ReLU(Layer):
+    """max(x, 0) + negative_slope * min(x, 0)."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        slope = self.param.relu_param.negative_slope
+        return [F.leaky_relu(bottoms[0], slope) if slope else F.relu(bottoms[0])]
+
+
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x))."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [torch.sigmoid(bottoms[0])]
+
+
+class Swish(Layer):
+    """x * sigmoid(beta * x)."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [bottoms[0] * torch.sigmoid(bottoms[0] * self.param.swish_param.beta)]
+
+
+class TanH(Layer):
+    """The hyperbolic tangent."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [torch.tanh(bottoms[0])]
+
+
+class Threshold(Layer):
+    """1 where x is larger than the threshold, else 0. No gradient passes."""
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [(bottoms[0].detach() > self.param.threshold_param.threshold).to(bottoms[0].dtype)]
+
+
+LAYERS = (AbsVal, BNLL, Clip, Dropout, ELU, Exp, Log, Power, PReLU, ReLU, Sigmoid, Swish, TanH, Threshold)

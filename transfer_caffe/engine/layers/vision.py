@@ -1,0 +1,227 @@
+"""Layers over images: Convolution, Deconvolution, Pooling, LRN (caffe/layers/conv_layer.cpp and so on)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transfer_caffe.engine.layers.base import Layer, Shape, spatial
+from transfer_caffe.proto.caffe_pb2 import LRNParameter
+from transfer_caffe.proto.caffe_pb2 import PoolingParameter as Pool
+
+
+class Convolution(Layer):
+    """Convolution with group, pad, stride and dilation, over 1 to 3 spatial axes. Weights: out, in/group, kernel.
+
+    With several bottoms, each of one shape, the same weights make a top of each.
+    """
+
+    bottoms = (1, None)
+    tops = (1, None)
+    functions = (F.conv1d, F.conv2d, F.conv3d)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.convolution_param, shapes[0]
+        self.require_same_shape(shapes)
+        if len(self.top) != len(shapes):
+            raise self.error(f"makes one top of each bottom: {len(shapes)} tops, not {len(self.top)}")
+        self.channel_axis = self.axis(param.axis, shape)
+        axes = len(shape) - self.channel_axis - 1
+        if not 1 <= axes <= 3:
+            raise self.error(f"needs a bottom with 1 to 3 axes after axis {param.axis}, not {list(shape)}")
+        if not param.kernel_size and not param.HasField("kernel_h"):
+            raise self.error("convolution_param gives no kernel_size")
+        self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
+        self.dilation, self.group = spatial(self, param, "dilation", 1, axes), param.group
+        self.kernel = spatial(self, param, "kernel_size", None, axes)
+        channels, outputs = shape[self.channel_axis], param.num_output
+        if min(*self.kernel, *self.stride, *self.dilation) < 1 or outputs < 1:
+            raise self.error("num_output, kernel_size, stride and dilation must be positive")
+        if self.group < 1 or channels % self.group or outputs % self.group:
+            raise self.error(f"group {self.group} must divide both {channels} channels and num_output {outputs}")
+        if min(self.sizes(shape[self.channel_axis + 1 :])) < 1:
+            raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
+        self.add_blob(self.weight_shape(channels, outputs), param.weight_filler)
+        if param.bias_term:
+            self.add_blob((outputs,), param.bias_filler)
+
+    def sizes(self, sides: Shape) -> list[int]:
+        """The spatial sizes of the tops."""
+        zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        return [(size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in zipped]
+
+    def weight_shape(self, channels: int, outputs: int) -> Shape:
+        """The shape of blob 0."""
+        return (outputs, channels // self.group, *self.kernel)
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        return [self.over_images(bottom) for bottom in bottoms]
+
+    def over_images(self, bottom: Tensor) -> Tensor:
+        """One bottom; Caffe takes all axes before ``axis`` for the batch."""
+        images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
+        top = self.convolve(images, self.blobs[0].data, self.blobs[1].data if len(self.blobs) > 1 else None)
+        return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
+
+    def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(num, channels, spatial axes) to (num, num_output, spatial axes)."""
+        function = self.functions[len(self.kernel) - 1]
+        return function(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
+
+
+class Deconvolution(Convolution):
+    """The transpose of Convolution: its forward is the other's backward. Weights: in, out/group, kernel."""
+
+    functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+    def sizes(self, sides: Shape) -> list[int]:
+        zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
+        return [stride * (size - 1) + dilation * (k - 1) + 1 - 2 * pad for size, k, stride, pad, dilation in zipped]
+
+    def weight_shape(self, channels: int, outputs: int) -> Shape:
+        return (channels, outputs // self.group, *self.kernel)
+
+    def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        function = self.functions[len(self.kernel) - 1]
+        return function(images, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
+
+
+class Pooling(Layer):
+    """MAX and AVE pooling (caffe/layers/pooling_layer.cpp): output sizes round up, and a window that would start
+    in the padding only is dropped; AVE divides by the window clipped to the padded image. PyTorch's ceil_mode
+    follows the same rules. A second top of MAX is the place of each maximum in its channel's plane.
+    """
+
+    tops = (1, 2)
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.pooling_param, shapes[0]
+        if len(shape) != 4:
+            raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shape)}")
+        if param.pool not in (Pool.MAX, Pool.AVE):
+            raise self.error("only MAX and AVE pooling are supported, not STOCHASTIC")
+        if len(self.top) > 1 and param.pool != Pool.MAX:
+            raise self.error("a second top, the places of the maxima, is for MAX pooling only")
+        self.kernel = shape[2:] if param.global_pooling else spatial(self, param, "kernel_size", None)
+        self.stride, self.pad = spatial(self, param, "stride", 1), spatial(self, param, "pad", 0)
+        if param.global_pooling:
+            if any(param.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")):
+                raise self.error("give kernel_size or global_pooling, not both")
+            if self.pad != (0, 0) or self.stride != (1, 1):
+                raise self.error("with global_pooling pad is 0 and stride 1")
+        if min(*self.kernel, *self.stride) < 1:
+            raise self.error("kernel_size and stride must be positive (or set global_pooling)")
+        if any(pad >= k for pad, k in zip(self.pad, self.kernel, strict=True)):
+            raise self.error(f"pad {list(self.pad)} must be smaller than the kernel {list(self.kernel)}")
+        up = param.round_mode == Pool.CEIL
+        self.size = [self._size(*one, up) for one in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True)]
+        if min(self.size) < 1:
+            raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
+        # PyTorch has the same windows by itself, but for a pad of more than half the kernel
+        self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True))
+        self.ceil = up
+
+    @staticmethod
+    def _size(side: int, kernel: int, stride: int, pad: int, up: bool) -> int:
+        room = side + 2 * pad - kernel
+        size = (-(-room // stride) if up else room // stride) + 1
+        return size - 1 if pad and (size - 1) * stride >= side + pad else size
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        x, pad = bottoms[0], self.pad
+        maximum = self.param.pooling_param.pool == Pool.MAX
+        if not self.native:
+            # pad by hand, on the far side as much as the last window needs
+            ends = [
+                (n - 1) * s + k - p - side
+                for n, s, k, p, side in zip(self.size, self.stride, self.kernel, pad, x.shape[2:], strict=True)
+            ]
+            x = x[:, :, : x.shape[2] + min(ends[0], 0), : x.shape[3] + min(ends[1], 0)]
+            edges = (pad[1], max(ends[1], 0), pad[0], max(ends[0], 0))
+            if not maximum:
+                sums = F.avg_pool2d(F.pad(x, edges), self.kernel, self.stride, divisor_override=1)
+                return [sums / self._areas(bottoms[0])]
+            x, pad = F.pad(x, edges, value=float("-inf")), (0, 0)
+        if not maximum:
+            return [F.avg_pool2d(x, self.kernel, self.stride, pad, ceil_mode=self.ceil)]
+        if len(self.top) == 1:
+            return [F.max_pool2d(x, self.kernel, self.stride, pad, ceil_mode=self.ceil and self.native)]
+        top, places = F.max_pool2d(
+            x, self.kernel, self.stride, pad, ceil_mode=self.ceil and self.native, return_indices=True
+        )
+        if not self.native:
+            rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
+            places = rows * bottoms[0].shape[3] + columns
+        return [top, places.to(top.dtype)]
+
+    def _areas(self, x: Tensor) -> Tensor:
+        """The area of each window, clipped to the image with its padding, as height x width."""
+        sides = []
+        for n, stride, kernel, pad, side in zip(
+            self.size, self.stride, self.kernel, self.pad, x.shape[2:], strict=True
+        ):
+            starts = torch.arange(n, device=x.device) * stride - pad
+            sides.append((starts + kernel).clamp(max=side + pad) - starts)
+        return (sides[0][:, None] * sides[1][None, :]).to(x.dtype)
+
+
+class _LRNAcrossChannels(torch.autograd.Function):
+    """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size channels around); see lrn_layer.cpp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+        scale = _channel_sums(x * x, size).mul_(alpha / size).add_(k)
+        power = _negative_power(scale, beta)
+        ctx.save_for_backward(x, scale, power)
+        ctx.settings = size, alpha, beta
+        return x * power
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x, scale, power) = grad_outputs, ctx.saved_tensors
+        size, alpha, beta = ctx.settings
+        weighted = gradient * power
+        sums = _channel_sums((weighted * x).div_(scale), size)
+        return weighted.sub_(sums.mul_(x).mul_(2 * alpha * beta / size)), None, None, None, None
+
+
+def _channel_sums(x: Tensor, size: int) -> Tensor:
+    """For each channel the sum over the size channels around it (size is odd)."""
+    sums = x.clone()
+    for shift in range(1, min(size // 2, x.shape[1] - 1) + 1):
+        sums[:, shift:] += x[:, :-shift]
+        sums[:, :-shift] += x[:, shift:]
+    return sums
+
+
+def _negative_power(x: Tensor, beta: float) -> Tensor:
+    # pow() costs several times two square roots, and 0.75 is what every CaffeNet has
+    return x.sqrt().mul_(x.sqrt().sqrt_()).reciprocal_() if beta == 0.75 else x.pow(-beta)
+
+
+class LRN(Layer):
+    """Local response normalisation (caffe/layers/lrn_layer.cpp); alpha is divided by local_size."""
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param = self.param.lrn_param
+        if len(shapes[0]) != 4:
+            raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shapes[0])}")
+        if param.local_size % 2 == 0:
+            raise self.error(f"local_size must be odd, not {param.local_size}")
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        param, x = self.param.lrn_param, bottoms[0]
+        if param.norm_region == LRNParameter.ACROSS_CHANNELS:
+            y = _LRNAcrossChannels.apply(x, param.local_size, param.alpha, param.beta, param.k)
+            assert isinstance(y, Tensor)
+            return [y]
+        # within a channel Caffe averages x^2 over a padded square (so alpha is divided by its area), and k is 1
+        mean = F.avg_pool2d(x * x, param.local_size, 1, param.local_size // 2)
+        return [x * (1 + param.alpha * mean).pow(-param.beta)]
+
+
+LAYERS = (Convolution, Deconvolution, Pooling, LRN)
