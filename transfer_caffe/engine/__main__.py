@@ -182,12 +182,12 @@ def time_net(args: argparse.Namespace) -> int:
             start = _now(device)
             tops = layer.forward(inputs, max(iteration, 0))
             middle = _now(device)
-            if tops[0].requires_grad:
+            if tops and tops[0].requires_grad:
                 sources = [x for x in (*inputs, *(blob.data for blob in layer.blobs)) if x.requires_grad]
                 torch.autograd.grad(tops[0], sources, torch.ones_like(tops[0]), allow_unused=True)
             forward[layer] += (middle - start) * count
             backward[layer] += (_now(device) - middle) * count
-            blobs.update(zip(layer.param.top, tops, strict=True))
+            blobs.update(zip(layer.top, tops, strict=True))
     for layer in net.layers:
         for what, seconds in (("forward", forward[layer]), ("backward", backward[layer])):
             glog.info("caffe.cpp:400", f"{layer.name:>10}\t{what}: {1000 * seconds / args.iterations:g} ms.")

@@ -37,19 +37,24 @@ def _gaussian(shape: Shape, filler: FillerParameter, generator: torch.Generator,
     values = torch.empty(shape).normal_(filler.mean, filler.std, generator=generator)
     if filler.sparse >= 0:
         # each weight is kept with probability sparse / number of outputs (shape[0])
-        keep = torch.empty(shape).uniform_(generator=generator) < filler.sparse / shape[0]
+        keep = torch.empty(shape).uniform_(generator=generator) < filler.sparse / _num(shape)
         values *= keep
     return values
 
 
 def _positive_unitball(shape: Shape, filler: FillerParameter, generator: torch.Generator, where: str) -> torch.Tensor:
-    rows = torch.empty(shape[0], math.prod(shape[1:])).uniform_(generator=generator)
+    rows = torch.empty(_num(shape), math.prod(shape[1:])).uniform_(generator=generator)
     return (rows / rows.sum(dim=1, keepdim=True)).reshape(shape)
+
+
+def _num(shape: Shape) -> int:
+    """Blob::num: a blob without axes has one item."""
+    return shape[0] if shape else 1
 
 
 def _fan(shape: Shape, filler: FillerParameter) -> float:
     """The n of the xavier and msra fillers: count/num, count/channels (shape[1]), or their mean."""
-    fan_in = math.prod(shape) / shape[0]
+    fan_in = math.prod(shape) / _num(shape)
     # a blob with one axis has channels 1 (Blob::channels is LegacyShape(1))
     fan_out = math.prod(shape) / (shape[1] if len(shape) > 1 else 1)
     if filler.variance_norm == FillerParameter.FAN_OUT:

@@ -83,6 +83,7 @@ def blob_to_array(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
 def array_to_blob(array: np.ndarray, shape: Sequence[int] | None = None) -> caffe_pb2.BlobProto:
     """A BlobProto holding ``array`` as float32, with its shape (or ``shape``, of the same count)."""
     blob = caffe_pb2.BlobProto()
+    blob.shape.SetInParent()  # a blob without axes has a shape too
     blob.shape.dim.extend(int(dim) for dim in (array.shape if shape is None else shape))
     # extend() over Python floats is slow for 60 M weights; a packed field is its bytes
     blob.MergeFromString(_packed_floats(5, np.ascontiguousarray(array, dtype="<f4").tobytes()))

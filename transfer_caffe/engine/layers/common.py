@@ -67,7 +67,9 @@ class BatchNorm(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.batch_norm_param, shapes[0]
         self.global_stats = param.use_global_stats if param.HasField("use_global_stats") else not self.context.training
-        channels = shape[1] if len(shape) > 1 else 1
+        if len(shape) < 2:
+            raise self.error(f"needs a bottom of 2 or more axes (num, channels, ...), not {list(shape)}")
+        channels = shape[1]
         if any(spec.HasField("lr_mult") and spec.lr_mult for spec in self.param.param):
             raise self.error("its statistics are not learned: give its param {} lr_mult: 0, or none")
         for size in (channels, channels, 1):
@@ -78,16 +80,15 @@ class BatchNorm(Layer):
         self.channels, self.eps, self.fraction = channels, param.eps, param.moving_average_fraction
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        bottom = bottoms[0]
-        x = bottom if bottom.ndim > 1 else bottom[:, None]
+        x = bottoms[0]
         means, variances, weight = (blob.data for blob in self.blobs)
         if self.global_stats:
             factor = torch.where(weight == 0, 0.0, 1 / weight)
-            return [F.batch_norm(x, means * factor, variances * factor, eps=self.eps).reshape(bottom.shape)]
+            return [F.batch_norm(x, means * factor, variances * factor, eps=self.eps)]
         count = x.numel() // self.channels
         if count == 1:
             # one value a channel: it is its own mean
-            y, mean, variance = x - x.detach(), x.detach().reshape(-1), torch.zeros_like(variances)
+            y, mean, variance = x * 0, x.detach().reshape(-1), torch.zeros_like(variances)
         else:
             # with a momentum of 1 these come back as the batch's mean and unbiased variance, which Caffe sums up
             mean, variance = torch.zeros_like(means), torch.zeros_like(variances)
@@ -97,7 +98,7 @@ class BatchNorm(Layer):
                 means.mul_(self.fraction).add_(mean)
                 variances.mul_(self.fraction).add_(variance)
                 weight.mul_(self.fraction).add_(1)
-        return [y.reshape(bottom.shape)]
+        return [y]
 
 
 class Bias(Layer):
@@ -149,22 +150,43 @@ class Scale(Bias):
         return [top + self.blobs[-1].data.reshape(self.wide) if self.param.scale_param.bias_term else top]
 
 
+class _Normalised(torch.autograd.Function):
+    """Rows less their mean and over their deviation + eps; the gradient takes eps for 0 (mvn_layer.cpp)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, eps: float) -> Tensor:
+        centred = rows - rows.mean(-1, keepdim=True)
+        deviation = centred.square().mean(-1, keepdim=True).sqrt() + eps
+        y = centred / deviation
+        ctx.save_for_backward(y, deviation)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (y, deviation) = grad_outputs, ctx.saved_tensors
+        along = (gradient * y).mean(-1, keepdim=True)
+        return (gradient - gradient.mean(-1, keepdim=True) - y * along) / deviation, None
+
+
 class MVN(Layer):
-    """Each image, or each of its channels, less its mean and over its deviation (caffe/layers/mvn_layer.cpp)."""
+    """Each image, or each of its channels, less its mean and over its deviation (caffe/layers/mvn_layer.cpp).
+
+    The top has four axes always, with ones behind.
+    """
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if len(shapes[0]) > 4:
+            raise self.error(f"needs a bottom of at most 4 axes, not {list(shapes[0])}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        param, x = self.param.mvn_param, bottoms[0]
-        rows = x.reshape(x.shape[0], 1 if param.across_channels or x.ndim < 2 else x.shape[1], -1)
-        centred = rows - rows.mean(-1, keepdim=True)
-        if param.normalize_variance:
-            centred = centred / (_root(centred.square().mean(-1, keepdim=True)) + param.eps)
-        return [centred.reshape(x.shape)]
-
-
-def _root(x: Tensor) -> Tensor:
-    """The square root, whose gradient at 0 is 0 rather than infinite."""
-    safe = torch.where(x > 0, x, 1.0)
-    return torch.where(x > 0, safe.sqrt(), 0.0)
+        param = self.param.mvn_param
+        x = bottoms[0].reshape(*bottoms[0].shape, *(1,) * (4 - bottoms[0].ndim))
+        rows = x.flatten(1)[:, None] if param.across_channels else x.flatten(2)
+        if not param.normalize_variance:
+            return [(rows - rows.mean(-1, keepdim=True)).reshape(x.shape)]
+        y = _Normalised.apply(rows, param.eps)
+        assert isinstance(y, Tensor)
+        return [y.reshape(x.shape)]
 
 
 class Softmax(Layer):

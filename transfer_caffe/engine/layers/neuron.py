@@ -112,7 +112,7 @@ class PReLU(Layer):
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         x, slope = bottoms[0], self.blobs[0].data.reshape(self.wide)
-        return [x.clamp(min=0) + slope * x.clamp(max=0)]
+        return [torch.where(x > 0, x, slope * x)]
 
 
 class ReLU(Layer):

@@ -117,46 +117,42 @@ class Pooling(Layer):
             raise self.error("kernel_size and stride must be positive (or set global_pooling)")
         if any(pad >= k for pad, k in zip(self.pad, self.kernel, strict=True)):
             raise self.error(f"pad {list(self.pad)} must be smaller than the kernel {list(self.kernel)}")
-        up = param.round_mode == Pool.CEIL
-        self.size = [self._size(*one, up) for one in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True)]
+        self.ceil = param.round_mode == Pool.CEIL
+        sides = list(zip(shape[2:], self.kernel, self.stride, self.pad, strict=True))
+        self.size = [self._size(*side, self.ceil, any(self.pad)) for side in sides]
         if min(self.size) < 1:
             raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
-        # PyTorch has the same windows by itself, but for a pad of more than half the kernel
-        self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True))
-        self.ceil = up
+        # PyTorch drops a last window outside of the image with no padding too, and takes no more than half the kernel
+        self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True)) and self.size == [
+            self._size(*side, self.ceil, True) for side in sides
+        ]
 
     @staticmethod
-    def _size(side: int, kernel: int, stride: int, pad: int, up: bool) -> int:
+    def _size(side: int, kernel: int, stride: int, pad: int, up: bool, drop: bool) -> int:
         room = side + 2 * pad - kernel
         size = (-(-room // stride) if up else room // stride) + 1
-        return size - 1 if pad and (size - 1) * stride >= side + pad else size
+        return size - 1 if drop and (size - 1) * stride >= side + pad else size
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        x, pad = bottoms[0], self.pad
-        maximum = self.param.pooling_param.pool == Pool.MAX
-        if not self.native:
-            # pad by hand, on the far side as much as the last window needs
-            ends = [
-                (n - 1) * s + k - p - side
-                for n, s, k, p, side in zip(self.size, self.stride, self.kernel, pad, x.shape[2:], strict=True)
-            ]
-            x = x[:, :, : x.shape[2] + min(ends[0], 0), : x.shape[3] + min(ends[1], 0)]
-            edges = (pad[1], max(ends[1], 0), pad[0], max(ends[0], 0))
-            if not maximum:
-                sums = F.avg_pool2d(F.pad(x, edges), self.kernel, self.stride, divisor_override=1)
-                return [sums / self._areas(bottoms[0])]
-            x, pad = F.pad(x, edges, value=float("-inf")), (0, 0)
-        if not maximum:
-            return [F.avg_pool2d(x, self.kernel, self.stride, pad, ceil_mode=self.ceil)]
-        if len(self.top) == 1:
-            return [F.max_pool2d(x, self.kernel, self.stride, pad, ceil_mode=self.ceil and self.native)]
-        top, places = F.max_pool2d(
-            x, self.kernel, self.stride, pad, ceil_mode=self.ceil and self.native, return_indices=True
-        )
-        if not self.native:
-            rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
-            places = rows * bottoms[0].shape[3] + columns
-        return [top, places.to(top.dtype)]
+        x, param = bottoms[0], self.param.pooling_param
+        if self.native and param.pool == Pool.AVE:
+            return [F.avg_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
+        if self.native and len(self.top) == 1:
+            return [F.max_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
+        # pad by hand, on the far side as much as the last window needs
+        ends = [
+            (n - 1) * s + k - p - side
+            for n, s, k, p, side in zip(self.size, self.stride, self.kernel, self.pad, x.shape[2:], strict=True)
+        ]
+        edges = (self.pad[1], max(ends[1], 0), self.pad[0], max(ends[0], 0))
+        x = x[:, :, : x.shape[2] + min(ends[0], 0), : x.shape[3] + min(ends[1], 0)]
+        if param.pool == Pool.AVE:
+            sums = F.avg_pool2d(F.pad(x, edges), self.kernel, self.stride, divisor_override=1)
+            return [sums / self._areas(bottoms[0])]
+        x = F.pad(x, edges, value=-torch.finfo(x.dtype).max)
+        top, places = F.max_pool2d(x, self.kernel, self.stride, return_indices=True)
+        rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
+        return [top, (rows * bottoms[0].shape[3] + columns).to(top.dtype)][: len(self.top)]
 
     def _areas(self, x: Tensor) -> Tensor:
         """The area of each window, clipped to the image with its padding, as height x width."""
