@@ -34,6 +34,8 @@ class _Labelled(Layer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         scores, labels = shapes[0], shapes[1]
+        if self.is_loss and scores[:1] != labels[:1]:
+            raise self.error(f"needs as many labels as images, not {list(labels)} for scores of {list(scores)}")
         self.class_dim = self.axis(self.class_axis(), scores)
         self.classes = scores[self.class_dim]
         places = math.prod(scores) // self.classes
@@ -157,6 +159,8 @@ class InfogainLoss(_Labelled):
     def setup(self, shapes: Sequence[Shape]) -> None:
         super().setup(shapes)
         loss = self.param.loss_param
+        if loss.HasField("normalize"):
+            raise self.error("does not know the old switch normalize; give normalization: VALID or BATCH_SIZE")
         self.ignore = loss.ignore_label if loss.HasField("ignore_label") else None
         self.mode = _normalization(loss, LossParameter.VALID)
         self.outer = math.prod(shapes[0][: self.class_dim])

@@ -107,10 +107,13 @@ class Flatten(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.flatten_param
         self.first, self.last = self.axis(param.axis, shapes[0]), self.axis(param.end_axis, shapes[0])
-        if self.first > self.last:
+        # with end_axis one before axis Caffe puts an axis of size 1 between them
+        if self.first > self.last + 1:
             raise self.error(f"axis {param.axis} lies behind end_axis {param.end_axis} in a blob of {list(shapes[0])}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        if self.first > self.last:
+            return [bottoms[0].unsqueeze(self.first)]
         return [bottoms[0].flatten(self.first, self.last)]
 
 
