@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import data, glog, sources  # noqa: F401 - sources adds its layers
-from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape
+from transfer_caffe.engine.layers import LAYERS, Blob, Buffer, Context, Layer, Shape
+from transfer_caffe.engine.layers.neuron import Neuron
+from transfer_caffe.engine.layers.vision import LRN
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, caffe_pb2, read_binary, read_text
 from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec
@@ -76,7 +78,7 @@ class Net:
         self._first: dict[str, Tensor] = {}
         self._loss: Tensor | None = None
         training = state.phase == caffe_pb2.TRAIN
-        context = Context(seed, device, training)
+        context = Context(seed, device, training, param.force_backward)
         self.layers: list[Layer] = []
         self.learnable: list[Blob] = []
         self._weights: list[list[tuple[str, float]]] = []
@@ -116,8 +118,36 @@ class Net:
         if not self.layers:
             raise UserError(f"net {self.name!r} has no layers in phase {phase}")
         self.shapes = shapes
+        self._find_overwritten()
+        self._cut = {} if param.force_backward else self._find_cuts()
         # Caffe keeps these in a std::set: outputs are listed by name
         self.outputs = sorted(unused)
+
+    def _find_overwritten(self) -> None:
+        """Give a buffer to each layer whose backward pass reads, in Caffe, what a later layer has overwritten."""
+        last = {layer.top[0]: layer for layer in self.layers if layer.top}
+        for layer in self.layers:
+            if isinstance(layer, Neuron | LRN) and (
+                last[layer.top[0]] is not layer
+                or (isinstance(layer, Neuron) and layer.in_place and not layer.keeps_slope_in_place)
+            ):
+                layer.buffer = Buffer()
+
+    def _find_cuts(self) -> dict[Layer, set[int]]:
+        """The bottoms, by number, through which a layer passes no gradient back: propagate_down is false.
+
+        Some layers of real Caffe pass it all the same, and it counts where another layer uses the blob as well.
+        """
+        cuts = {
+            layer: {index for index, down in enumerate(layer.param.propagate_down) if not down} for layer in self.layers
+        }
+        open_blobs = {
+            blob for layer in self.layers for index, blob in enumerate(layer.param.bottom) if index not in cuts[layer]
+        }
+        for layer, cut in cuts.items():
+            if layer.ignores_propagate_down and not layer.in_place:
+                cut -= {index for index in cut if layer.param.bottom[index] in open_blobs}
+        return cuts
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -149,7 +179,7 @@ class Net:
                 setattr(blob, what, getattr(spec, what))
                 blob.given = tuple(given or place == i for i, given in enumerate(blob.given))
             blob.learned = blob.lr_mult != 0
-            blob.data.requires_grad_(blob.learned)
+            blob.data.requires_grad_(blob.learned or self._force_backward)
             layer.blobs[index] = blob if own.data.shape == blob.data.shape else blob.seen_as(tuple(own.data.shape))
         for blob in layer.blobs:
             if blob.owner is None and not any(blob is other for other in self.learnable):
@@ -204,11 +234,8 @@ class Net:
         loss: Tensor | None = None
         for layer, weights in zip(self.layers, self._weights, strict=True):
             bottoms = [blobs[bottom] for bottom in layer.param.bottom]
-            if layer.param.propagate_down:
-                bottoms = [
-                    bottom if down else bottom.detach()
-                    for bottom, down in zip(bottoms, layer.param.propagate_down, strict=True)
-                ]
+            if cut := self._cut.get(layer):
+                bottoms = [bottom.detach() if index in cut else bottom for index, bottom in enumerate(bottoms)]
             tops = layer.forward(bottoms, batch)
             if self._force_backward and not bottoms and not layer.blobs:
                 tops = [top.detach().requires_grad_() for top in tops]
@@ -224,6 +251,9 @@ class Net:
             for top, weight in weights:
                 term = blobs[top].sum() if weight == 1 else blobs[top].sum() * weight
                 loss = term if loss is None else loss + term
+        for layer in self.layers:
+            if layer.buffer is not None:
+                layer.buffer.content = blobs[layer.top[0]].detach()
         if keep:
             self.blobs, self._first, self._loss = blobs, first, loss
         outputs = {name: blobs[name] for name in self.outputs}

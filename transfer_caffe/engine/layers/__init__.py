@@ -5,9 +5,9 @@ base.py says what a layer is; vision, neuron, common, shaping and loss are those
 """
 
 from transfer_caffe.engine.layers import common, loss, neuron, shaping, vision
-from transfer_caffe.engine.layers.base import Blob, Context, Layer, Shape
+from transfer_caffe.engine.layers.base import Blob, Buffer, Context, Layer, Shape
 
-__all__ = ["LAYERS", "Blob", "Context", "Layer", "Shape"]
+__all__ = ["LAYERS", "Blob", "Buffer", "Context", "Layer", "Shape"]
 
 # the modules that read data add their own
 LAYERS: dict[str, type[Layer]] = {

@@ -24,11 +24,12 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of a net share: the seed, the device, and the phase."""
+    """What all layers of a net share: the seed, the device, the phase, and whether all gradients are wanted."""
 
     seed: int
     device: torch.device
     training: bool
+    force_backward: bool = False
 
 
 class Blob:
@@ -51,6 +52,12 @@ class Blob:
         return Blob(torch.empty(shape, device="meta"), self.lr_mult, self.decay_mult, owner=self)
 
 
+class Buffer:
+    """What a blob's memory holds once the forward pass is over; the net fills it in."""
+
+    content: Tensor
+
+
 class Layer:
     """Base of all layers. ``name`` and ``type`` as in the prototxt; ``blobs`` are the learnable blobs in order."""
 
@@ -59,6 +66,8 @@ class Layer:
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     # a loss counts in the net's loss with weight 1, and may leave its top unnamed
     is_loss: ClassVar[bool] = False
+    # real Caffe's backward pass of some layers does not look at propagate_down
+    ignores_propagate_down: bool = False
     # the bottom that holds labels, if one does
     label_bottom: ClassVar[int | None] = None
     check_labels: bool = False
@@ -71,6 +80,9 @@ class Layer:
         self.type: str = param.type
         self.context = context
         self.blobs: list[Blob] = []
+        self.in_place = list(param.bottom[:1]) == list(param.top[:1])
+        self.buffer: Buffer | None = None
+        """That of the first top, where Caffe's backward pass reads it after it was overwritten; None elsewhere."""
         self.top: list[str] = list(param.top)
         """The names of the tops; one that a loss leaves unnamed is ``(automatic)`` (Net::AppendTop)."""
         if self.is_loss:
@@ -114,7 +126,7 @@ class Layer:
         values = fill(shape, filler, generator, f"layer {self.name!r}, blob {index}").to(self.context.device)
         spec = self.param.param[index] if index < len(self.param.param) else None
         lr_mult, decay_mult = (spec.lr_mult, spec.decay_mult) if spec else (1.0, 1.0)
-        self.blobs.append(Blob(values.requires_grad_(lr_mult != 0), lr_mult, decay_mult))
+        self.blobs.append(Blob(values.requires_grad_(lr_mult != 0 or self.context.force_backward), lr_mult, decay_mult))
 
     def axis(self, axis: int, shape: Shape, ends: int = 0) -> int:
         """Caffe's CanonicalAxisIndex: a negative axis counts from the end. ``ends`` 1 allows the place behind it."""

@@ -64,6 +64,8 @@ class BatchNorm(Layer):
     the sum of their weights. They change in the forward pass of training, and are never learned.
     """
 
+    ignores_propagate_down = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.batch_norm_param, shapes[0]
         self.global_stats = param.use_global_stats if param.HasField("use_global_stats") else not self.context.training
@@ -136,6 +138,8 @@ class Bias(Layer):
 class Scale(Bias):
     """Multiplies by a blob, learned or the second bottom, and may add a bias (caffe/layers/scale_layer.cpp)."""
 
+    ignores_propagate_down = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.scale_param
         shape = self.place(shapes, param.axis, param.num_axes)
@@ -191,6 +195,8 @@ class MVN(Layer):
 
 class Softmax(Layer):
     """Softmax over softmax_param.axis."""
+
+    ignores_propagate_down = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.over = self.axis(self.param.softmax_param.axis, shapes[0])

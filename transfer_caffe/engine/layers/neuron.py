@@ -4,34 +4,93 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_caffe.engine import rng
-from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
+from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, default_filler
+
+
+class _WithBuffer(torch.autograd.Function):
+    """A neuron layer whose backward pass finds in its buffers what later layers have left there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Neuron, buffer: Buffer) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.buffer = layer, buffer
+        return layer.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        top = ctx.buffer.content
+        bottom = top if ctx.layer.in_place else ctx.saved_tensors[0]
+        return grad_outputs[0] * ctx.layer.slope(bottom, top), None, None
+
+
+class Neuron(Layer):
+    """A function of each value, `value`, with the `slope` that Caffe's backward pass computes from its buffers.
+
+    In a buffer that a layer changes in place the old values are gone: Caffe's gradient is then that of the new ones.
+    Sigmoid, then Dropout in place, is such a case, and BNLL in place by itself. Where ``buffer`` is None nothing
+    of the kind happens, and autograd's gradient is Caffe's.
+    """
+
+    keeps_slope_in_place = True
+    """Whether one layer in place, with none after it, has the same gradient as one with a top of its own."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """The function."""
+        raise NotImplementedError
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        """The derivative, from what the buffers of bottom and top hold in the backward pass."""
+        raise NotImplementedError
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        if self.buffer is None or not bottoms[0].requires_grad or not torch.is_grad_enabled():
+            return [self.value(bottoms[0])]
+        top = _WithBuffer.apply(bottoms[0], self, self.buffer)
+        assert isinstance(top, Tensor)
+        return [top]
 
 
 class AbsVal(Layer):
     """|x|; the gradient at 0 is 0."""
 
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        if self.in_place:
+            raise self.error("cannot work in place: give its top a name of its own")
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [bottoms[0].abs()]
 
 
-class BNLL(Layer):
+class BNLL(Neuron):
     """log(1 + exp(x))."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [F.softplus(bottoms[0])]
+    keeps_slope_in_place = False
+
+    def value(self, x: Tensor) -> Tensor:
+        return F.softplus(x)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return torch.sigmoid(bottom)
 
 
-class Clip(Layer):
+class Clip(Neuron):
     """x, but at least clip_param.min and at most clip_param.max."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [bottoms[0].clamp(self.param.clip_param.min, self.param.clip_param.max)]
+    keeps_slope_in_place = False
+
+    def value(self, x: Tensor) -> Tensor:
+        return x.clamp(self.param.clip_param.min, self.param.clip_param.max)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        param = self.param.clip_param
+        return ((bottom >= param.min) & (bottom <= param.max)).to(bottom.dtype)
 
 
 class Dropout(Layer):
@@ -51,14 +110,17 @@ class Dropout(Layer):
         return [x * keep.mul_(1 / (1 - self.ratio))]
 
 
-class ELU(Layer):
+class ELU(Neuron):
     """x where it is positive, else alpha * (exp(x) - 1)."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [F.elu(bottoms[0], self.param.elu_param.alpha)]
+    def value(self, x: Tensor) -> Tensor:
+        return F.elu(x, self.param.elu_param.alpha)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return torch.where(bottom > 0, 1.0, top + self.param.elu_param.alpha)
 
 
-class Exp(Layer):
+class Exp(Neuron):
     """base ^ (shift + scale * x); base -1 is e."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -67,9 +129,12 @@ class Exp(Layer):
             raise self.error(f"base must be positive (or -1 for e), not {param.base:g}")
         self.log_base = 1.0 if param.base == -1 else math.log(param.base)
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+    def value(self, x: Tensor) -> Tensor:
         param = self.param.exp_param
-        return [torch.exp(bottoms[0] * (self.log_base * param.scale)) * math.exp(self.log_base * param.shift)]
+        return torch.exp(x * (self.log_base * param.scale)) * math.exp(self.log_base * param.shift)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return top * (self.log_base * self.param.exp_param.scale)
 
 
 class Log(Layer):
@@ -115,19 +180,25 @@ class PReLU(Layer):
         return [torch.where(x > 0, x, slope * x)]
 
 
-class ReLU(Layer):
+class ReLU(Neuron):
     """max(x, 0) + negative_slope * min(x, 0)."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+    def value(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope
-        return [F.leaky_relu(bottoms[0], slope) if slope else F.relu(bottoms[0])]
+        return F.leaky_relu(x, slope) if slope else F.relu(x)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return torch.where(bottom > 0, 1.0, self.param.relu_param.negative_slope)
 
 
-class Sigmoid(Layer):
+class Sigmoid(Neuron):
     """1 / (1 + exp(-x))."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [torch.sigmoid(bottoms[0])]
+    def value(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return top * (1 - top)
 
 
 class Swish(Layer):
@@ -137,11 +208,14 @@ class Swish(Layer):
         return [bottoms[0] * torch.sigmoid(bottoms[0] * self.param.swish_param.beta)]
 
 
-class TanH(Layer):
+class TanH(Neuron):
     """The hyperbolic tangent."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [torch.tanh(bottoms[0])]
+    def value(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
+        return 1 - top * top
 
 
 class Threshold(Layer):

@@ -104,6 +104,8 @@ class Filter(Layer):
 class Flatten(Layer):
     """The axes from ``axis`` to ``end_axis`` as one."""
 
+    ignores_propagate_down = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.flatten_param
         self.first, self.last = self.axis(param.axis, shapes[0]), self.axis(param.end_axis, shapes[0])
@@ -136,6 +138,8 @@ class Reduction(Layer):
 
 class Reshape(Layer):
     """Another shape for the same values: 0 keeps a size, -1 takes what is left (caffe/layers/reshape_layer.cpp)."""
+
+    ignores_propagate_down = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.reshape_param, shapes[0]

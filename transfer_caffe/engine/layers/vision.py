@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transfer_caffe.engine.layers.base import Layer, Shape, spatial
+from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
 from transfer_caffe.proto.caffe_pb2 import LRNParameter
 from transfer_caffe.proto.caffe_pb2 import PoolingParameter as Pool
 
@@ -169,11 +169,11 @@ class _LRNAcrossChannels(torch.autograd.Function):
     """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size channels around); see lrn_layer.cpp."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
         scale = _channel_sums(x * x, size).mul_(alpha / size).add_(k)
         power = _negative_power(scale, beta)
         ctx.save_for_backward(x, scale, power)
-        ctx.settings = size, alpha, beta
+        ctx.settings, ctx.buffer = (size, alpha, beta), buffer
         return x * power
 
     @staticmethod
@@ -181,8 +181,10 @@ class _LRNAcrossChannels(torch.autograd.Function):
         (gradient,), (x, scale, power) = grad_outputs, ctx.saved_tensors
         size, alpha, beta = ctx.settings
         weighted = gradient * power
-        sums = _channel_sums((weighted * x).div_(scale), size)
-        return weighted.sub_(sums.mul_(x).mul_(2 * alpha * beta / size)), None, None, None, None
+        # gradient * top, in Caffe: other than x * power where a layer in place has overwritten the top
+        by_top = weighted * x if ctx.buffer is None else gradient * ctx.buffer.content
+        sums = _channel_sums(by_top.div_(scale), size)
+        return weighted.sub_(sums.mul_(x).mul_(2 * alpha * beta / size)), None, None, None, None, None
 
 
 def _channel_sums(x: Tensor, size: int) -> Tensor:
@@ -208,11 +210,12 @@ class LRN(Layer):
             raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shapes[0])}")
         if param.local_size % 2 == 0:
             raise self.error(f"local_size must be odd, not {param.local_size}")
+        self.ignores_propagate_down = param.norm_region == LRNParameter.ACROSS_CHANNELS
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         param, x = self.param.lrn_param, bottoms[0]
         if param.norm_region == LRNParameter.ACROSS_CHANNELS:
-            y = _LRNAcrossChannels.apply(x, param.local_size, param.alpha, param.beta, param.k)
+            y = _LRNAcrossChannels.apply(x, param.local_size, param.alpha, param.beta, param.k, self.buffer)
             assert isinstance(y, Tensor)
             return [y]
         # within a channel Caffe averages x^2 over a padded square (so alpha is divided by its area), and k is 1
