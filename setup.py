@@ -28,6 +28,7 @@ setup(
         "transfer_caffe.figures",
         "transfer_caffe.prototxt_templates",
         "transfer_caffe.proto",
+        "transfer_caffe.pycaffe",
         "transfer_caffe.recipes",
         "transfer_caffe.tools",
     ],

@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
     "surgery": ("transfer_caffe.surgery", "make a network's initial weights out of its base's"),
     "engine": ("transfer_caffe.engine.__main__", "train, test and time nets with caffe's flags"),
+    "compare": ("transfer_caffe.compare", "one net through real Caffe and the engine, blob by blob"),
     "driver": ("transfer_caffe.driver", "take one network from recipe to done"),
     "sweep": ("transfer_caffe.sweep", "plan and train all networks of a recipe"),
     "results": ("transfer_caffe.results", "write the table of results"),

@@ -5,13 +5,30 @@ I1123 07:34:13.659520 22837 solver.cpp:239] Iteration 20 (76.9 iter/s, 0.065s/5 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
+
+_silent = False
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Write nothing meanwhile: for programs to whom a net is a means, not the end."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
 
 
 def info(place: str, message: str) -> None:
     """Write one line at level I; ``place`` is the Caffe source file and line that says the same."""
+    if _silent:
+        return
     now = time.time()
     stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
     sys.stderr.write(f"I{stamp} {os.getpid():5d} {place}] {message}\n")

@@ -215,6 +215,11 @@ class Net:
         """The weight of an output blob in the loss; 0 for one that is no loss."""
         return next((weight for weights in self._weights for top, weight in weights if top == blob), 0.0)
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether any blob counts in the loss."""
+        return any(self._weights)
+
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
         """Set tops of Input and MemoryData layers, by blob name: arrays in the blobs' shapes."""
         for layer in self.layers:

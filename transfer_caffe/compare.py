@@ -1,0 +1,316 @@
+"""One net through both engines, blob by blob: the same weights, the same data, real Caffe's numbers beside ours.
+
+    python -m transfer_caffe.compare train_val.prototxt --weights net.caffemodel
+
+Input blobs get random values, labels random classes; data layers read their first batch in both. Compared are the
+values of all blobs and the gradients of blobs and weights, each by its largest difference relative to its largest
+value. What is random in a net (crops and dropout in TRAIN, mirror) cannot be compared, and is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from transfer_caffe import real_caffe
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.data import Images
+from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.sources import DummyData, HDF5Data, Input, MemoryData
+from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.proto import to_text
+from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState
+
+SCRIPT = Path(__file__).parent / "pycaffe" / "run_net.py"
+
+TOLERANCE = 1e-4
+"""The relative difference that is allowed, in float32."""
+
+NOISE = 1e-5
+"""Gradients that are smaller than this part of the net's largest are sums that cancel out: rounding, in both engines.
+
+A bias before a BatchNorm, say: what it learns is zero but for rounding.
+"""
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A net to run through both engines. Blobs and weights without ``values`` are drawn from ``seed``.
+
+    ``values``: `blob/NAME`, `param/LAYER/INDEX`, `diff/NAME`, as pycaffe/run_net.py has them.
+    """
+
+    net: NetParameter
+    phase: str = "TEST"
+    values: Arrays = field(default_factory=dict)
+    weights: str | None = None
+    folder: Path = field(default_factory=Path.cwd)
+    seed: int = 1
+    backward: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One array: what it is (data, diff, grad, param), whose, its largest value in real Caffe, the difference."""
+
+    what: str
+    name: str
+    largest: float
+    difference: float
+    """Relative to ``largest``; infinite where shapes differ or only one is a number."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case: the rows, or the error that an engine ended with (None: it ran)."""
+
+    rows: list[Row]
+    ours: str | None
+    real: str | None
+    reference: Arrays
+    """Real Caffe's arrays, with the values that went in: all that is needed to repeat the comparison without it."""
+
+    def worst(self, *kinds: str) -> float:
+        """The largest difference, of all rows or of some kinds."""
+        return max((row.difference for row in self.rows if not kinds or row.what in kinds), default=0.0)
+
+
+def compare(cases: Sequence[Case]) -> list[Outcome]:
+    """Run all cases through both engines. UserError where there is no real Caffe."""
+    python = real_caffe.pycaffe()
+    if python is None:
+        raise UserError("no Python with pycaffe was found; run `make caffe`, or set CAFFE_PYTHON to one")
+    with tempfile.TemporaryDirectory() as temporary:
+        ours: list[tuple[Net | None, Arrays, str | None]] = []
+        manifest = []
+        for index, case in enumerate(cases):
+            net, values, error = _prepare(case)
+            ours.append((net, values, error))
+            paths = {what: os.path.join(temporary, f"{index}.{what}") for what in ("prototxt", "npz", "out.npz")}
+            Path(paths["prototxt"]).write_text(to_text(case.net))
+            np.savez(paths["npz"], **values)  # pyright: ignore[reportArgumentType]
+            manifest.append(
+                {
+                    "folder": os.fspath(case.folder.absolute()),
+                    "model": paths["prototxt"],
+                    "phase": case.phase,
+                    "values": paths["npz"],
+                    "out": paths["out.npz"],
+                    "backward": case.backward,
+                }
+            )
+        path = Path(temporary) / "cases.json"
+        path.write_text(json.dumps(manifest))
+        environment = {**os.environ, "GLOG_minloglevel": "2", "GLOG_logtostderr": "1"}
+        subprocess.run([*python, os.fspath(SCRIPT), os.fspath(path)], env=environment, check=True)
+        outcomes = []
+        for case, entry, (net, values, error) in zip(cases, manifest, ours, strict=True):
+            out = Path(entry["out"])
+            reference, real = {}, None
+            if out.exists():
+                with np.load(out) as arrays:
+                    reference = dict(arrays)
+            else:
+                real = _reason(Path(f"{out}.error").read_text(errors="replace"))
+            rows: list[Row] = []
+            if net is not None and real is None:
+                with contextlib.chdir(case.folder):
+                    rows, error = compare_with(net, values, reference, case.backward)
+            outcomes.append(Outcome(rows, error, real, {**{f"in/{k}": v for k, v in values.items()}, **reference}))
+    return outcomes
+
+
+def _reason(text: str) -> str:
+    """The line of real Caffe's output that says why it ended."""
+    lines = text.splitlines()
+    for line in lines:
+        if line.startswith("F") and "] " in line:
+            return line.split("] ", 1)[1].strip()
+    return lines[-1] if lines else "it ended without a word"
+
+
+def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
+    """Our net with its weights, and all values that both engines get."""
+    values = {key: np.asarray(value, np.float32) for key, value in case.values.items()}
+    try:
+        with contextlib.chdir(case.folder), glog.silence():
+            net = build(case.net, case.phase)
+            if case.weights:
+                net.copy_from(case.weights)
+            draw_values(net, values, case.seed)
+            return net, values, None
+    except UserError as error:
+        return None, values, str(error)
+
+
+def build(param: NetParameter, phase: str) -> Net:
+    """The net in a phase, on the CPU."""
+    return Net(param, NetState(phase={"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
+
+
+def draw_values(net: Net, values: Arrays, seed: int) -> None:
+    """Add what ``values`` lacks: input blobs (labels as classes), weights as they are in ``net``, diffs of outputs."""
+    draw = np.random.RandomState(seed)
+    for layer in net.layers:
+        if isinstance(layer, Input | MemoryData):
+            kind = "memory" if isinstance(layer, MemoryData) else "blob"
+            for index, name in enumerate(layer.top):
+                key = f"{kind}/{('data', 'label')[index] if kind == 'memory' else name}"
+                if key not in values:
+                    values[key] = _input_values(net, name, draw)
+        for index, blob in enumerate(layer.blobs):
+            key = f"param/{layer.name}/{index}"
+            if key in values:
+                with torch.no_grad():
+                    blob.data.copy_(torch.from_numpy(values[key].reshape(tuple(blob.data.shape))))
+            else:
+                values[key] = blob.data.detach().numpy().copy()
+    if not net.has_loss and not any(key.startswith("diff/") for key in values):
+        values.update({f"diff/{name}": _normal(draw, net.shapes[name]) for name in net.outputs})
+
+
+def _normal(draw: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(draw.standard_normal(shape), np.float32)
+
+
+def _input_values(net: Net, name: str, draw: np.random.RandomState) -> np.ndarray:
+    """Normal values; classes where the blob is a layer's labels."""
+    for layer in net.layers:
+        place, classes = layer.label_bottom, getattr(layer, "classes", 0)
+        if place is not None and layer.param.bottom[place] == name and classes:
+            return draw.randint(0, classes, net.shapes[name]).astype(np.float32)
+    return _normal(draw, net.shapes[name])
+
+
+def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) -> tuple[list[Row], str | None]:
+    """Run our net on ``values`` and compare all arrays with real Caffe's ``reference``; the error if it fails."""
+    memory = next((layer.top for layer in net.layers if isinstance(layer, MemoryData)), [])
+    feed = {key[5:]: value for key, value in values.items() if key.startswith("blob/")}
+    feed |= {name: values[f"memory/{what}"] for name, what in zip(memory, ("data", "label"), strict=False)}
+    diffs = {key[5:]: value for key, value in values.items() if key.startswith("diff/")}
+    try:
+        net.feed(feed)
+        net.forward(0, keep=True)
+        if backward:
+            net.backward(diffs or None)
+    except UserError as error:
+        return [], str(error)
+    found: Arrays = {f"data/{name}": blob.detach().numpy() for name, blob in net.blobs.items()}
+    for name, diff in net.diffs.items() if backward else ():
+        if diff is not None:
+            found[f"diff/{name}"] = diff.numpy()
+    for layer in net.layers:
+        for index, blob in enumerate(layer.blobs):
+            found[f"param/{layer.name}/{index}"] = blob.data.detach().numpy()
+            if backward and blob.data.grad is not None:
+                found[f"grad/{layer.name}/{index}"] = blob.data.grad.numpy()
+    floors = {
+        what: NOISE * max((_largest(reference[key]) for key in found if key in reference and key.startswith(what)),
+                          default=0.0)
+        for what in ("diff", "grad")
+    }  # fmt: skip
+    rows = []
+    for key, array in found.items():
+        if key in reference:
+            what, name = key.split("/", 1)
+            rows.append(Row(what, name, _largest(reference[key]), difference(array, reference[key], floors.get(what))))
+    return rows, None
+
+
+def _largest(array: np.ndarray) -> float:
+    finite = np.abs(array[np.isfinite(array)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def difference(ours: np.ndarray, real: np.ndarray, floor: float | None = None) -> float:
+    """The largest difference relative to real Caffe's largest value; infinite where shapes or NaNs differ."""
+    if ours.shape != real.shape or not np.array_equal(np.isfinite(ours), np.isfinite(real)):
+        return float("inf")
+    finite = np.isfinite(real)
+    if not np.array_equal(ours[~finite], real[~finite], equal_nan=True):
+        return float("inf")
+    largest = _largest(ours[finite] - real[finite])
+    return largest / max(_largest(real), floor or 0.0, 1e-30) if largest else 0.0
+
+
+def random_layers(net: Net) -> list[str]:
+    """What of a net is random, in words: it cannot be compared."""
+    found = []
+    for layer in net.layers:
+        if layer.type == "Dropout" and layer.context.training:
+            found.append(f"{layer.name} (dropout in TRAIN)")
+        if isinstance(layer, Images):
+            if layer.transformer.mirror:
+                found.append(f"{layer.name} (mirror)")
+            if layer.transformer.crop and layer.context.training:
+                found.append(f"{layer.name} (random crop in TRAIN)")
+        if layer.param.image_data_param.shuffle or layer.param.hdf5_data_param.shuffle:
+            found.append(f"{layer.name} (shuffle)")
+        if isinstance(layer, DummyData) and any(filler.type != "constant" for filler in layer.fillers):
+            found.append(f"{layer.name} (random filler)")
+        if isinstance(layer, Images | HDF5Data) and getattr(layer, "skip", 0):
+            found.append(f"{layer.name} (rand_skip)")
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text for people."""
+    width = max((len(row.name) for row in rows), default=4)
+    lines = [f"{'what':<6} {'blob':<{width}}  {'largest value':>13}  relative difference"]
+    for row in rows:
+        mark = "" if row.difference <= TOLERANCE else "   <-- differs"
+        lines.append(f"{row.what:<6} {row.name:<{width}}  {row.largest:13.6g}  {row.difference:.1e}{mark}")
+    return "\n".join(lines)
+
+
+EXAMPLES = """examples:
+  python -m transfer_caffe.compare deploy.prototxt --weights net.caffemodel
+  python -m transfer_caffe.compare train_val.prototxt --phase TRAIN
+
+diff is the gradient of a blob, grad that of weights, param the weights after the forward pass. exit code: 0 where all
+is within 1e-4, 1 where not
+"""
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = ArgumentParser(
+        prog="python -m transfer_caffe.compare",
+        description="Run one net through real Caffe and the embedded engine, and compare all blobs and gradients.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("net", help="a net prototxt; data in it is relative to the current folder")
+    parser.add_argument("--weights", metavar="FILE", help="a .caffemodel (default: weights from the fillers)")
+    parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TEST", help="phase of the net (default: TEST)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the values of input blobs (default: 1)")
+    args = parser.parse_args(argv)
+    param = read_net(args.net)
+    with glog.silence():
+        net = build(param, args.phase)
+    if random := random_layers(net):
+        raise UserError(f"{args.net}: random, so that it cannot be compared: {', '.join(random)}; see --phase")
+    outcome = compare([Case(param, args.phase, weights=args.weights, seed=args.seed)])[0]
+    for who, error in (("the embedded engine", outcome.ours), ("real Caffe", outcome.real)):
+        if error:
+            raise UserError(f"{args.net}: {who} refuses it: {error}")
+    print(table(outcome.rows))
+    worst = outcome.worst()
+    print(f"\nlargest relative difference: {worst:.1e} ({'within' if worst <= TOLERANCE else 'beyond'} {TOLERANCE:g})")
+    return 0 if worst <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
