@@ -177,6 +177,7 @@ def draw_values(net: Net, values: Arrays, seed: int) -> None:
                     blob.data.copy_(torch.from_numpy(values[key].reshape(tuple(blob.data.shape))))
             else:
                 values[key] = blob.data.detach().numpy().copy()
+    draw = np.random.RandomState([seed, 1])  # others than the inputs, though these were given
     if not net.has_loss and not any(key.startswith("diff/") for key in values):
         values.update({f"diff/{name}": _normal(draw, net.shapes[name]) for name in net.outputs})
 

@@ -152,7 +152,9 @@ class Pooling(Layer):
         x = F.pad(x, edges, value=-torch.finfo(x.dtype).max)
         top, places = F.max_pool2d(x, self.kernel, self.stride, return_indices=True)
         rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
-        return [top, (rows * bottoms[0].shape[3] + columns).to(top.dtype)][: len(self.top)]
+        height, width = bottoms[0].shape[2:]
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        return [top, torch.where(inside, rows * width + columns, -1).to(top.dtype)][: len(self.top)]
 
     def _areas(self, x: Tensor) -> Tensor:
         """The area of each window, clipped to the image with its padding, as height x width."""

@@ -1,0 +1,43 @@
+"""The cases of the suite as `transfer_caffe.compare` takes them, and real Caffe's answers once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from conformance.layer_cases import LayerCase
+
+from transfer_caffe import real_caffe
+from transfer_caffe.compare import Case, Outcome, compare
+
+needs_real_caffe = pytest.mark.skipif(
+    real_caffe.program() is None or real_caffe.pycaffe() is None,
+    reason="no real Caffe here: run `make caffe`; tests/test_golden.py holds the engine to its numbers anyway",
+)
+
+
+def as_case(layer: LayerCase, seed: int) -> Case:
+    """A layer's case with the values of its bottoms, and those of its weights where fillers would give zeros."""
+    draw = np.random.RandomState(seed)
+    values = {f"blob/{name}": value for name, value in layer.bottoms(seed).items()}
+    if layer.type == "BatchNorm":
+        channels = layer.shapes[0][1]
+        for index, size in enumerate((channels, channels, 1)):
+            values[f"param/l/{index}"] = draw.uniform(0.5, 2, size)
+    if layer.type == "Parameter":
+        values["param/l/0"] = draw.standard_normal((2, 3))
+    backward = not layer.forward_only or layer.type == "Embed"
+    return Case(layer.net, layer.phase, values, seed=seed, backward=backward)
+
+
+def outcomes(layers: Iterable[LayerCase]) -> list[tuple[LayerCase, Outcome]]:
+    """What both engines make of layers; the seed of each is its place."""
+    layers = list(layers)
+    return list(zip(layers, compare([as_case(layer, seed) for seed, layer in enumerate(layers)]), strict=True))
+
+
+def report(layer: LayerCase, outcome: Outcome, tolerance: float) -> str:
+    """The rows that differ, for a failed test's message."""
+    rows = [f"{row.what} {row.name} {row.difference:.1e}" for row in outcome.rows if not row.difference <= tolerance]
+    return f"{layer.name}: {'; '.join(rows)} ours: {outcome.ours} real: {outcome.real}"
