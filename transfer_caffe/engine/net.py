@@ -12,22 +12,12 @@ from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, caffe_pb2, read_binary, read_text
 from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule
+from transfer_caffe.upgrade import upgrade_net
 
 
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
-    """Read a net prototxt (today's form, with ``layer {}``)."""
-    param = read_text(path, NetParameter())
-    require_current(param, os.fspath(path))
-    return param
-
-
-def require_current(param: NetParameter, path: str) -> None:
-    """UserError if a net still has the ``layers {}`` of Caffe before 2015."""
-    if param.layers:
-        raise UserError(
-            f"{path}: an old net with `layers` instead of `layer`; "
-            "upgrade it with Caffe's upgrade_net_proto_text or upgrade_net_proto_binary"
-        )
+    """Read a net prototxt; what Caffe before 2015 wrote is upgraded as Caffe does on reading."""
+    return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
@@ -60,7 +50,7 @@ class Net:
         self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None
     ) -> None:
         """Build all layers; bad settings are UserErrors that name the layer."""
-        require_current(param, param.name or "net")
+        param = upgrade_net(param, f"net {param.name!r}")  # the nets inside a solver come as they are written
         self.name: str = param.name
         self.state = state
         training = state.phase == caffe_pb2.TRAIN
@@ -73,7 +63,7 @@ class Net:
         unused: set[str] = set()
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
-        params = _input_layers(param) + [layer for layer in param.layer if included(layer, state)]
+        params = [layer for layer in param.layer if included(layer, state)]
         names = [layer.name for layer in params]
         for layer_param in params:
             if names.count(layer_param.name) > 1:
@@ -186,8 +176,7 @@ class Net:
         scratch, is an error here; so are values that are not finite.
         """
         path = os.fspath(path)
-        param = read_binary(path, NetParameter())
-        require_current(param, path)
+        param = upgrade_net(read_binary(path, NetParameter()), path)
         own = {layer.name: layer for layer in self.layers}
         copied = []
         for source in param.layer:
@@ -232,17 +221,3 @@ class Net:
             copy.phase = self.state.phase
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param
-
-
-def _input_layers(param: NetParameter) -> list[LayerParameter]:
-    """The net's own `input:` fields as an Input layer (UpgradeNetInput in caffe/util/upgrade_proto.cpp)."""
-    if not param.input:
-        return []
-    layer = LayerParameter(name="input", type="Input", top=list(param.input))
-    for index in range(len(param.input)):
-        shape = layer.input_param.shape.add()
-        if param.input_shape:
-            shape.CopyFrom(param.input_shape[index])
-        else:
-            shape.dim.extend(param.input_dim[4 * index : 4 * index + 4])
-    return [layer]

@@ -18,13 +18,12 @@ from transfer_caffe.engine.net import Net, read_net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, read_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
+from transfer_caffe.upgrade import upgrade_solver
 
 
 def read_solver(path: str) -> SolverParameter:
     """Read a solver prototxt; the nets it names are relative to the current folder, as with Caffe."""
-    param = read_text(path, SolverParameter())
-    if param.HasField("solver_type"):
-        param.type = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}[param.solver_type]
+    param = upgrade_solver(read_text(path, SolverParameter()), path)
     if param.type != "SGD":
         raise UserError(f"{path}: solver type {param.type!r} is not supported; known: SGD")
     for field in ("max_iter", "base_lr", "lr_policy"):
