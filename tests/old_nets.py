@@ -1,4 +1,4 @@
-"""Random nets in the forms of Caffe before 2015, with every field those had, and asking real Caffe to upgrade a net."""
+"""Random nets in the forms of Caffe before 2015, with every field they had; and real Caffe's upgrade of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from transfer_caffe import real_caffe
 from transfer_caffe.proto import read_binary, read_text, to_text, write_binary
-from transfer_caffe.proto.caffe_pb2 import BlobShape, NetParameter, SolverParameter, V1LayerParameter
+from transfer_caffe.proto.caffe_pb2 import BlobShape, NetParameter, SolverParameter
 from transfer_caffe.upgrade import V0_FIELDS, V0_TYPES
 
 
@@ -25,7 +25,7 @@ def fill(message: Message, draw: random.Random, share: float, depth: int = 0) ->
         put(message, field, draw, depth)
 
 
-def put(message: Message, field: FieldDescriptor, draw: random.Random, depth: int = 0) -> None:
+def put(message: Message, field: Any, draw: random.Random, depth: int = 0) -> None:
     """Set one field, or add up to three values to it."""
     current = getattr(message, field.name)
     for _ in range(draw.randint(1, 3) if field.is_repeated else 1):
@@ -39,7 +39,7 @@ def put(message: Message, field: FieldDescriptor, draw: random.Random, depth: in
             setattr(message, field.name, value_for(field, draw))
 
 
-def value_for(field: FieldDescriptor, draw: random.Random) -> Any:
+def value_for(field: Any, draw: random.Random) -> Any:
     """A random value of a field's kind."""
     if field.enum_type:
         return draw.choice(field.enum_type.values).number
@@ -86,7 +86,7 @@ def v0_net(draw: random.Random, sensible: bool = False) -> NetParameter:
             if draw.random() < 0.5:
                 connection.layer.name = "of no type"
         else:
-            connection.layer.type = kind
+            connection.layer.type = str(kind)
         for field in connection.layer.DESCRIPTOR.fields:
             meant = {kind, "*"} & set(V0_FIELDS.get(field.name, {"*": ""}))
             if field.name != "type" and draw.random() < (0.5 if meant else 0 if sensible or kind is None else 0.05):
@@ -129,8 +129,15 @@ KINDS = {
 }
 
 
+def kind_of(path: Path) -> str:
+    """The kind of one of the old files in tests/golden/upgrade, by its name."""
+    if path.name.startswith("solver"):
+        return "solver_text"
+    return "net_binary" if path.stem.endswith("weights") else "net_text"
+
+
 def ask_real_caffe(kind: str, old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    """Let real Caffe's tool upgrade a file."""
+    """Let real Caffe's tool upgrade a file; its exit code is 1 where it wrote the file, but left something out."""
     tool = real_caffe.program(KINDS[kind][0])
     assert tool is not None
     environment = os.environ | {"GLOG_logtostderr": "1"}
@@ -152,6 +159,3 @@ def upgraded_by_real_caffe(param: Message, kind: str, folder: Path) -> tuple[int
     if not new.stat().st_size:
         return done.returncode, made
     return done.returncode, read_binary(new, made) if kind == "net_binary" else read_text(new, made)
-
-
-__all__ = ["V1LayerParameter", "ask_real_caffe", "upgraded_by_real_caffe", "v0_net", "v1_net"]

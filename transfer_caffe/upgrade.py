@@ -226,7 +226,7 @@ def _v0_net(param: NetParameter, where: str, say: Say) -> NetParameter:
         say(f"{where}: left out, as Caffe does with a net of 2013: {', '.join(lost)}")
     for index, bottoms, pad in _without_padding(param, where):
         old = param.layers[index]
-        _v0_layer(old, bottoms, pad, new.layers.add(), f"{where}: layer {old.layer.name!r}", say)
+        _v0_layer(old, bottoms, pad, new.layers.add(), f"{where}: layer {old.layer.name or old.name!r}", say)
     return new
 
 

@@ -39,6 +39,20 @@ def _meets(rule: NetStateRule, state: NetState) -> bool:
     return set(rule.stage) <= set(state.stage) and not set(rule.not_stage) & set(state.stage)
 
 
+AUTOMATIC = "(automatic)"  # Caffe's name for the blob of a loss layer that names none
+
+
+def _with_top(param: LayerParameter) -> LayerParameter:
+    """A loss layer without a top, as was usual before 2014, with one; it is no output (Layer::AutoTopBlobs)."""
+    kind = LAYERS.get(param.type)
+    if kind is None or not kind.is_loss or param.top:
+        return param
+    with_top = LayerParameter()
+    with_top.CopyFrom(param)
+    with_top.top.append(f"{AUTOMATIC} {param.name}")
+    return with_top
+
+
 class Net:
     """The layers of one phase, ready to run.
 
@@ -63,7 +77,7 @@ class Net:
         unused: set[str] = set()
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
-        params = [layer for layer in param.layer if included(layer, state)]
+        params = [_with_top(layer) for layer in param.layer if included(layer, state)]
         names = [layer.name for layer in params]
         for layer_param in params:
             if names.count(layer_param.name) > 1:
@@ -92,7 +106,7 @@ class Net:
             raise UserError(f"net {self.name!r} has no layers in phase {phase}")
         self.shapes = shapes
         # Caffe keeps these in a std::set: outputs are listed by name
-        self.outputs = sorted(unused)
+        self.outputs = sorted(name for name in unused if not name.startswith(AUTOMATIC))
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -218,6 +232,8 @@ class Net:
             copy = param.layer.add()
             copy.CopyFrom(layer.param)
             copy.ClearField("blobs")
+            if any(top.startswith(AUTOMATIC) for top in copy.top):
+                copy.ClearField("top")
             copy.phase = self.state.phase
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param
