@@ -159,6 +159,12 @@ def test_a_loss_without_a_top_counts_and_is_no_output(tiny: Path, capsys) -> Non
     assert "Test net output #0: accuracy" in log
     assert "net output #1" not in log and "Train net output" not in log
     assert not read_binary("snap/tiny_iter_20.caffemodel", NetParameter()).layer[-1].top
+    score = ["--iterations", "4", "--weights", "snap/tiny_iter_20.caffemodel"]
+    assert main(["test", "--model", "net.prototxt", *score]) == 0
+    (tiny / "net.prototxt").write_text(net_text())
+    assert main(["test", "--model", "net.prototxt", *score]) == 0
+    without, with_top = re.findall(r"Loss: (\S+)", capsys.readouterr().err)
+    assert without == with_top != "0"
 
 
 @pytest.mark.parametrize("form", ["V0", "V1"])

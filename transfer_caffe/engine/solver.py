@@ -287,15 +287,15 @@ def _merged(state: NetState, *more: NetState) -> NetState:
 
 @torch.no_grad()
 def test_pass(
-    net: Net, batches: Iterable[int], each: Callable[[int, dict[str, Tensor]], None] | None = None
+    net: Net, batches: Iterable[int], each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None
 ) -> dict[str, Tensor]:
-    """Mean of each output blob of a net over batches; ``each`` is told every batch's outputs."""
+    """Mean of each output blob of a net over batches; ``each`` is told every batch's loss and outputs."""
     sums: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, 1):
-        _, outputs = net.forward(batch)
+        loss, outputs = net.forward(batch)
         if each:
-            each(count - 1, outputs)
+            each(count - 1, loss, outputs)
         sums = {name: sums[name] + value if sums else value.clone() for name, value in outputs.items()}
     return {name: value / count for name, value in sums.items()}
 
