@@ -328,11 +328,6 @@ def test_an_empty_or_missing_database_is_refused(tiny, capsys):
     assert "train_lmdb" in refused(capsys, "train", "--solver", "solver.prototxt")
 
 
-def test_old_nets_are_named_as_such(tiny, capsys):
-    (tiny / "net.prototxt").write_text('layers { name: "ip" type: INNER_PRODUCT }')
-    assert "upgrade_net_proto_text" in refused(capsys, "train", "--solver", "solver.prototxt")
-
-
 def test_a_state_of_another_net_is_refused(tiny, capsys):
     assert main(["train", "--solver", "solver.prototxt"]) == 0
     state = read_binary("snap/tiny_iter_5.solverstate", SolverState())

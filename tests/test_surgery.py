@@ -176,12 +176,19 @@ def test_an_empty_or_truncated_base_is_refused_by_name(data: Path, base: Path, k
         take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel")
 
 
-def test_a_base_of_caffe_before_2015_is_refused_with_the_way_to_upgrade_it(data: Path, base: Path) -> None:
+def test_a_base_of_caffe_before_2015_gives_the_same_weights(data: Path, base: Path) -> None:
+    net, treatment, out = net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel"
+    rows = take_over(base, net, treatment, out)
+    today = out.read_bytes()
     old = NetParameter()
-    old.layers.add(name="conv1")
+    for layer in read_binary(base, NetParameter()).layer:
+        kind = {"Data": "DATA", "Convolution": "CONVOLUTION", "InnerProduct": "INNER_PRODUCT", "ReLU": "RELU"}[
+            layer.type
+        ]
+        old.layers.add(name=layer.name, type=kind, blobs=layer.blobs)
     write_binary(base, old)
-    with pytest.raises(UserError, match="upgrade_net_proto_binary"):
-        take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel")
+    assert take_over(base, net, treatment, out) == rows
+    assert out.read_bytes() == today
 
 
 def test_a_net_that_was_made_for_another_treatment_is_refused(data: Path, base: Path) -> None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "split": ("transfer_caffe.data_prep.split", "cut the classes of image lists in two halves"),
     "build-lmdb": ("transfer_caffe.tools.build_lmdb", "image list to LMDB, as convert_imageset"),
     "compute-mean": ("transfer_caffe.tools.compute_mean", "mean image of an LMDB, as compute_image_mean"),
+    "upgrade-proto": ("transfer_caffe.tools.upgrade_proto", "old prototxt, .caffemodel or solver to today's form"),
     "data": ("transfer_caffe.data", "make all data a recipe needs"),
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
     "surgery": ("transfer_caffe.surgery", "make a network's initial weights out of its base's"),

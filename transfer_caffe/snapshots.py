@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import blob_to_array, caffe_pb2, read_binary
+from transfer_caffe.upgrade import upgrade_net
 
 PREFIX = "snapshots/net"
 
@@ -63,7 +64,7 @@ def check_pair(folder: Path, iteration: int) -> None:
 
 def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
     """The blobs of each layer that has any, by the layer's name. UserError if one is damaged or not finite."""
-    net = read_binary(path, caffe_pb2.NetParameter())
+    net = upgrade_net(read_binary(path, caffe_pb2.NetParameter()), str(path))
     return {
         layer.name: [_finite(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)]
         for layer in net.layer

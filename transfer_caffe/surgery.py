@@ -23,6 +23,7 @@ from transfer_caffe.generate import layers_with_weights, require_frozen
 from transfer_caffe.proto import blob_shape, read_binary, read_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import TEST, BlobProto, LayerParameter, NetParameter, PoolingParameter
 from transfer_caffe.treatment import Treatment
+from transfer_caffe.upgrade import upgrade_net
 
 Shape = tuple[int, ...]
 
@@ -51,18 +52,13 @@ def take_over(
     if treatment.base is None:
         raise UserError(f"treatment {treatment} takes no weights over: it needs no surgery")
     if not isinstance(net, NetParameter):
-        net = read_text(net, NetParameter())
+        net = upgrade_net(read_text(net, NetParameter()), os.fspath(net))
     where = f"{os.fspath(base_path)} (the base of {net.name or treatment})"
     require_frozen(net, treatment)
     shapes = weight_shapes(net)
     if len(shapes) < treatment.n:
         raise UserError(f"network {net.name!r} has {len(shapes)} layers with weights; {treatment} takes {treatment.n}")
-    base = read_binary(base_path, NetParameter())
-    if base.layers:
-        raise UserError(
-            f"{where}: a file of Caffe before 2015 (`layers`, not `layer`); upgrade it first: "
-            f"upgrade_net_proto_binary OLD NEW"
-        )
+    base = upgrade_net(read_binary(base_path, NetParameter()), where)
     by_name = {layer.name: layer for layer in base.layer}
     out = NetParameter(name=net.name)
     rows = []
@@ -106,8 +102,6 @@ def weight_shapes(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
     output shape is not known here.
     """
     images: dict[str, Shape] = {}
-    for blob, shape in zip(net.input, net.input_shape, strict=False):
-        images[blob] = tuple(shape.dim[1:])
     wanted: dict[str, tuple[Shape, ...]] = {}
     last = layers_with_weights(net)[-1:]
     for layer in net.layer:

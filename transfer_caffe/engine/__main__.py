@@ -138,14 +138,16 @@ def test(args: argparse.Namespace) -> int:
         net.copy_from(weights)
     glog.info("caffe.cpp:281", f"Running for {args.iterations} iterations.")
 
-    def each(batch: int, outputs: dict[str, torch.Tensor]) -> None:
+    losses: list[float] = []
+
+    def each(batch: int, loss: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
+        losses.append(float(loss))
         for name, values in outputs.items():
             for value in values.reshape(-1).tolist():
                 glog.info("caffe.cpp:304", f"Batch {batch}, {name} = {glog.number(value)}")
 
     means = test_pass(net, range(args.iterations), each)
-    loss = sum(net.loss_weight(name) * float(value.sum()) for name, value in means.items())
-    glog.info("caffe.cpp:309", f"Loss: {glog.number(loss)}")
+    glog.info("caffe.cpp:309", f"Loss: {glog.number(sum(losses) / len(losses))}")
     for name, values in means.items():
         weight = net.loss_weight(name)
         for value in values.reshape(-1).tolist():

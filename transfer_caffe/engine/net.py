@@ -9,29 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import data, glog, sources  # noqa: F401 - sources adds its layers
+from transfer_caffe.engine import data, glog, hdf5, sources  # noqa: F401 - sources adds its layers
 from transfer_caffe.engine.layers import LAYERS, Blob, Buffer, Context, Layer, Shape
 from transfer_caffe.engine.layers.neuron import Neuron
 from transfer_caffe.engine.layers.vision import LRN
 from transfer_caffe.errors import UserError
-from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, caffe_pb2, read_binary, read_text
+from transfer_caffe.proto import array_to_blob, blob_to_array, caffe_pb2, read_binary, read_text
 from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec
+from transfer_caffe.upgrade import upgrade_net
 
 
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
-    """Read a net prototxt (today's form, with ``layer {}``)."""
-    param = read_text(path, NetParameter())
-    require_current(param, os.fspath(path))
-    return param
-
-
-def require_current(param: NetParameter, path: str) -> None:
-    """UserError if a net still has the ``layers {}`` of Caffe before 2015."""
-    if param.layers:
-        raise UserError(
-            f"{path}: an old net with `layers` instead of `layer`; "
-            "upgrade it with Caffe's upgrade_net_proto_text or upgrade_net_proto_binary"
-        )
+    """Read a net prototxt; what Caffe before 2015 wrote is upgraded as Caffe does on reading."""
+    return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
@@ -53,6 +43,9 @@ def _meets(rule: NetStateRule, state: NetState) -> bool:
     return set(rule.stage) <= set(state.stage) and not set(rule.not_stage) & set(state.stage)
 
 
+Stored = tuple[np.ndarray, bool]
+"""A blob in a weights file, and whether its shape is in the form of before 2015."""
+
 AUTOMATIC = "(automatic)"
 """The name of the top of a loss that names none."""
 
@@ -70,7 +63,7 @@ class Net:
         self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None
     ) -> None:
         """Build all layers; bad settings are UserErrors that name the layer."""
-        require_current(param, param.name or "net")
+        param = upgrade_net(param, f"net {param.name!r}")  # the nets inside a solver come as they are written
         self.name: str = param.name
         self.state = state
         self.blobs: dict[str, Tensor] = {}
@@ -88,7 +81,7 @@ class Net:
         unused: set[str] = set()
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
-        params = _input_layers(param) + [layer for layer in param.layer if included(layer, state)]
+        params = [layer for layer in param.layer if included(layer, state)]
         names = [layer.name for layer in params]
         for layer_param in params:
             if names.count(layer_param.name) > 1:
@@ -298,31 +291,74 @@ class Net:
         scratch, is an error here; so are values that are not finite.
         """
         path = os.fspath(path)
-        param = read_binary(path, NetParameter())
-        require_current(param, path)
+        layers = self._read_hdf5(path) if path.endswith(".h5") else self._read_binary(path)
         own = {layer.name: layer for layer in self.layers}
         copied = []
-        for source in param.layer:
-            target = own.get(source.name)
+        for name, blobs in layers:
+            target = own.get(name)
             if target is None:
-                glog.info("net.cpp:746", f"Ignoring source layer {source.name}")
+                glog.info("net.cpp:746", f"Ignoring source layer {name}")
                 continue
-            if len(source.blobs) != len(target.blobs):
-                raise target.error(f"{path} has {len(source.blobs)} blobs for it, the net {len(target.blobs)}")
-            for index, (blob, stored) in enumerate(zip(target.blobs, source.blobs, strict=True)):
-                self._copy_blob(target, blob, stored, f"{path}: layer {source.name!r}, blob {index}")
+            if len(blobs) != len(target.blobs):
+                raise target.error(f"{path} has {len(blobs)} blobs for it, the net {len(target.blobs)}")
+            for index, (blob, stored) in enumerate(zip(target.blobs, blobs, strict=True)):
+                if stored is not None:
+                    self._copy_blob(blob, *stored, f"{path}: layer {name!r}, blob {index}")
             if target.blobs:
-                copied.append(source.name)
+                copied.append(name)
         if not copied:
-            names = ", ".join(layer.name for layer in param.layer) or "no layers"
+            names = ", ".join(name for name, _ in layers) or "no layers"
             raise UserError(f"{path}: no layer in it has the name of a layer of the net {self.name!r}; it has {names}")
         return copied
 
     @staticmethod
-    def _copy_blob(layer: Layer, blob: Blob, stored: caffe_pb2.BlobProto, where: str) -> None:
-        values, shape = blob_to_array(stored, where), tuple(blob.data.shape)
+    def _read_binary(path: str) -> list[tuple[str, list[Stored | None]]]:
+        param = upgrade_net(read_binary(path, NetParameter()), path)
+        return [
+            (
+                layer.name,
+                [
+                    (blob_to_array(blob, f"{path}: layer {layer.name!r}, blob {index}"), not blob.HasField("shape"))
+                    for index, blob in enumerate(layer.blobs)
+                ],
+            )
+            for layer in param.layer
+        ]
+
+    def _read_hdf5(self, path: str) -> list[tuple[str, list[Stored | None]]]:
+        """As `_read_binary`; None is a blob that another layer owns, and that stands there."""
+        layers = []
+        for name, blobs in hdf5.read_weights(path).items():
+            layer = next((layer for layer in self.layers if layer.name == name), None)
+            count = len(layer.blobs) if layer else len(blobs)
+            for index in set(range(count)) - set(blobs):
+                if layer is None or (index in self._owned(layer) and blobs):
+                    raise UserError(f"{path}: layer {name!r} has no blob {index}: it is of another net, or damaged")
+            if blobs or not count:
+                layers.append((name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))]))
+        return layers
+
+    def _owned(self, layer: Layer) -> list[int]:
+        """The blobs of a layer, by index, that no layer before it has as well."""
+        before = [blob for other in self.layers[: self.layers.index(layer)] for blob in other.blobs]
+        return [
+            index
+            for index, blob in enumerate(layer.blobs)
+            if blob.owner is None and not any(blob is other for other in before)
+        ]
+
+    def owned_weights(self) -> list[tuple[str, dict[int, np.ndarray]]]:
+        """Of each layer the blobs that it owns, by index: a blob that layers share is the first one's."""
+        return [
+            (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in self._owned(layer)})
+            for layer in self.layers
+        ]
+
+    @staticmethod
+    def _copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
+        shape = tuple(blob.data.shape)
         # files from before 2015 give every blob four axes, the leading ones 1 (Blob::ShapeEquals)
-        legacy = not stored.HasField("shape") and blob_shape(stored) == (1,) * (4 - len(shape)) + shape
+        legacy = old and values.shape == (1,) * (4 - len(shape)) + shape
         if values.shape != shape and not legacy:
             raise UserError(
                 f"{where}: cannot copy: shape mismatch: the file has {list(values.shape)}, "
@@ -345,16 +381,3 @@ class Net:
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param
 
-
-def _input_layers(param: NetParameter) -> list[LayerParameter]:
-    """The net's own `input:` fields as an Input layer (UpgradeNetInput in caffe/util/upgrade_proto.cpp)."""
-    if not param.input:
-        return []
-    layer = LayerParameter(name="input", type="Input", top=list(param.input))
-    for index in range(len(param.input)):
-        shape = layer.input_param.shape.add()
-        if param.input_shape:
-            shape.CopyFrom(param.input_shape[index])
-        else:
-            shape.dim.extend(param.input_dim[4 * index : 4 * index + 4])
-    return [layer]

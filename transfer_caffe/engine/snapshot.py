@@ -1,52 +1,83 @@
-"""Snapshots: the weights (.caffemodel) and the solver's state (.solverstate), each written whole or not at all."""
+"""Snapshots: the weights (.caffemodel) and the solver's state (.solverstate), each written whole or not at all.
+
+Both are binary protocol buffers, or HDF5 with .h5 behind their names, as the solver's snapshot_format says.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import glog, hdf5
 from transfer_caffe.engine.net import Net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import SolverState
+from transfer_caffe.proto.caffe_pb2 import SolverParameter, SolverState
 
 
-def save(prefix: str, iteration: int, net: Net, history: list[Tensor], current_step: int) -> None:
-    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it."""
-    model = f"{prefix}_iter_{iteration}.caffemodel"
-    glog.info("solver.cpp:464", f"Snapshotting to binary proto file {model}")
-    write_binary(model, net.to_proto())
-    state = SolverState(iter=iteration, learned_net=model, current_step=current_step)
-    state.history.extend(array_to_blob(values.cpu().numpy()) for values in history)
-    path = f"{prefix}_iter_{iteration}.solverstate"
-    glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {path}")
+@dataclass(frozen=True)
+class State:
+    """A .solverstate: where it stands, the weights that belong to it, and what the solver remembers."""
+
+    iteration: int
+    model: str
+    history: list[np.ndarray]
+    seed: int | None
+    """The seed of all that is drawn; real Caffe records none."""
+
+
+def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int) -> None:
+    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (both with .h5 for HDF5)."""
+    as_hdf5 = param.snapshot_format == SolverParameter.HDF5
+    ending, kind = (".h5", "HDF5") if as_hdf5 else ("", "binary proto")
+    model, path = (f"{param.snapshot_prefix}_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
+    arrays = [values.cpu().numpy() for values in history]
+    glog.info("solver.cpp:474" if as_hdf5 else "solver.cpp:464", f"Snapshotting to {kind} file {model}")
+    if as_hdf5:
+        hdf5.save_weights(model, net.owned_weights())
+    else:
+        write_binary(model, net.to_proto())
+    place = "sgd_solver.cpp:296" if as_hdf5 else "sgd_solver.cpp:284"
+    glog.info(place, f"Snapshotting solver state to {kind} file {path}")
+    if as_hdf5:
+        hdf5.save_state(path, iteration, model, step, arrays, seed)
+        return
+    state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
+    state.history.extend(array_to_blob(values) for values in arrays)
     write_binary(path, state)
 
 
-def restore(path: str, net: Net, history: list[Tensor]) -> int:
-    """Load a .solverstate and the .caffemodel it names; gives the iteration to go on from."""
+def read_state(path: str) -> State:
+    """Read a .solverstate, or a .solverstate.h5. UserError if it is damaged."""
     if path.endswith(".h5"):
-        raise UserError(f"{path}: HDF5 snapshots are not supported yet; use binary ones")
+        return State(*hdf5.read_state(path))
     state = read_binary(path, SolverState())
-    if state.learned_net:
-        model = Path(state.learned_net)
+    history = [blob_to_array(blob, f"{path}: history {index}") for index, blob in enumerate(state.history)]
+    return State(state.iter, state.learned_net, history, state.random_seed if state.HasField("random_seed") else None)
+
+
+def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
+    """Take over what a .solverstate holds, and the weights that it names, whose name is in it."""
+    if state.iteration < 0:
+        raise UserError(f"{path}: says that it is of iteration {state.iteration}; the file is damaged")
+    if state.model:
+        model = Path(state.model)
         # the name is relative to where the run was started; the file mostly lies beside its state
         net.copy_from(model if model.exists() else Path(path).parent / model.name)
     if len(state.history) != len(history):
-        raise UserError(f"{path}: holds a history of {len(state.history)} blobs, the net learns {len(history)}")
+        raise UserError(f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}")
     for index, (values, stored) in enumerate(zip(history, state.history, strict=True)):
-        array = blob_to_array(stored, f"{path}: history {index}")
-        if array.size != values.numel():
-            raise UserError(f"{path}: history {index} is {list(array.shape)}, the net has {list(values.shape)}")
-        loaded = torch.from_numpy(array.reshape(tuple(values.shape)).copy())
+        if stored.size != values.numel():
+            raise UserError(f"{path}: history {index} is {list(stored.shape)}, the net has {list(values.shape)}")
+        loaded = torch.from_numpy(stored.reshape(tuple(values.shape)).copy())
         if not torch.isfinite(loaded).all():
             raise UserError(f"{path}: history {index} holds values that are not finite; the file is damaged")
         values.copy_(loaded)
-    return state.iter
 
 
 def check_prefix(prefix: str) -> None:

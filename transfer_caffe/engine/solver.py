@@ -18,13 +18,12 @@ from transfer_caffe.engine.net import Net, read_net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, read_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
+from transfer_caffe.upgrade import upgrade_solver
 
 
 def read_solver(path: str) -> SolverParameter:
     """Read a solver prototxt; the nets it names are relative to the current folder, as with Caffe."""
-    param = read_text(path, SolverParameter())
-    if param.HasField("solver_type"):
-        param.type = {0: "SGD", 1: "Nesterov", 2: "AdaGrad", 3: "RMSProp", 4: "AdaDelta", 5: "Adam"}[param.solver_type]
+    param = upgrade_solver(read_text(path, SolverParameter()), path)
     if param.type != "SGD":
         raise UserError(f"{path}: solver type {param.type!r} is not supported; known: SGD")
     for field in ("max_iter", "base_lr", "lr_policy"):
@@ -288,15 +287,15 @@ def _merged(state: NetState, *more: NetState) -> NetState:
 
 @torch.no_grad()
 def test_pass(
-    net: Net, batches: Iterable[int], each: Callable[[int, dict[str, Tensor]], None] | None = None
+    net: Net, batches: Iterable[int], each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None
 ) -> dict[str, Tensor]:
-    """Mean of each output blob of a net over batches; ``each`` is told every batch's outputs."""
+    """Mean of each output blob of a net over batches; ``each`` is told every batch's loss and outputs."""
     sums: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, 1):
-        _, outputs = net.forward(batch)
+        loss, outputs = net.forward(batch)
         if each:
-            each(count - 1, outputs)
+            each(count - 1, loss, outputs)
         sums = {name: sums[name] + value if sums else value.clone() for name, value in outputs.items()}
     return {name: value / count for name, value in sums.items()}
 
