@@ -116,10 +116,10 @@ def test_a_database_is_opened_twice_in_a_process_and_read_by_threads(tmp_path):
 
 def test_a_database_on_which_nothing_may_be_written_is_read(tmp_path):
     write(tmp_path / "db")
-    assert [path.name for path in (tmp_path / "db").iterdir()] == ["data.mdb"]
+    assert sorted(path.name for path in (tmp_path / "db").iterdir()) == ["data.mdb", "data.mdb.sha256"]
     os.chmod(tmp_path / "db", 0o500)
     assert Database(tmp_path / "db").record(3)[1] == 3
-    assert [path.name for path in (tmp_path / "db").iterdir()] == ["data.mdb"]
+    assert sorted(path.name for path in (tmp_path / "db").iterdir()) == ["data.mdb", "data.mdb.sha256"]
 
 
 def test_a_path_that_is_no_database_is_an_error_that_says_what_it_is(tmp_path):

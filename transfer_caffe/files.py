@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -107,6 +108,33 @@ def sha256(path: str | os.PathLike[str]) -> str:
     """The sha256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_path(path: str | os.PathLike[str]) -> Path:
+    """Where the checksum of ``path`` lies, if it has one: beside it, named as it with .sha256 behind."""
+    path = Path(path)
+    return path.with_name(path.name + ".sha256")
+
+
+def write_checksum(path: str | os.PathLike[str], digest: str | None = None) -> None:
+    """Write the checksum of ``path`` beside it, as `sha256sum` does; ``digest`` if it is known already."""
+    write_text(checksum_path(path), f"{digest or sha256(path)}  {Path(path).name}\n")
+
+
+def require_checksum(path: str | os.PathLike[str], remedy: str = "take a copy that is whole, or make it anew") -> None:
+    """UserError, ending with ``remedy``, if a checksum lies beside ``path`` and is not that of its bytes."""
+    beside = checksum_path(path)
+    try:
+        line = beside.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not re.fullmatch(rb"[0-9a-f]{64} [ *]" + re.escape(os.fsencode(Path(path).name)) + rb"\n?", line):
+        raise UserError(f"{beside}: damaged: not a line of sha256sum about {path}; {remedy}")
+    if sha256(path) != line[:64].decode():
+        raise UserError(
+            f"{path}: damaged or replaced: its checksum is not that in {beside.name} beside it; {remedy} (if it is "
+            "meant to be another file, remove that checksum)"
+        )
 
 
 def refuse_existing(path: str | os.PathLike[str], remedy: str) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
+from transfer_caffe import seal
 from transfer_caffe.errors import UserError
 from transfer_caffe.files import read_text as _read_text_file
-from transfer_caffe.files import write_bytes
+from transfer_caffe.files import require_checksum, write_bytes
 from transfer_caffe.proto import caffe_pb2
 
 M = TypeVar("M", bound=Message)
@@ -41,14 +42,15 @@ def to_text(message: Message) -> str:
 
 
 def read_binary(path: str | os.PathLike[str], message: M) -> M:
-    """Read a binary file (.caffemodel, .solverstate, .binaryproto) into ``message``; an empty file is an error.
+    """Read a binary file (.caffemodel, .solverstate, .binaryproto) into ``message``.
 
+    UserError for a file that is empty, does not parse, or is not what its seal or its checksum beside it tells of.
     Real Caffe takes an empty .caffemodel for a network without layers, and trains from scratch without a word.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    require_checksum(path)
+    data = seal.read(path)
     kind = message.DESCRIPTOR.name
-    if not data:
+    if not os.path.getsize(path):
         raise UserError(f"{os.fspath(path)}: the file is empty; a binary {kind} was expected")
     try:
         message.ParseFromString(data)
@@ -58,8 +60,14 @@ def read_binary(path: str | os.PathLike[str], message: M) -> M:
 
 
 def write_binary(path: str | os.PathLike[str], message: Message) -> None:
-    """Write a binary file, whole or not at all."""
-    write_bytes(path, message.SerializeToString())
+    """Write a binary file, whole or not at all; weights and solver states are sealed (`transfer_caffe.seal`).
+
+    Means are not: their bytes are those that compute_image_mean writes. They get a checksum beside them.
+    """
+    if isinstance(message, caffe_pb2.NetParameter | caffe_pb2.SolverState):
+        seal.write(path, message.SerializeToString())
+    else:
+        write_bytes(path, message.SerializeToString())
 
 
 def blob_shape(blob: caffe_pb2.BlobProto) -> tuple[int, ...]:

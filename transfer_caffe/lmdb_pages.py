@@ -1,0 +1,153 @@
+"""Whether the pages of an LMDB hang together: looked at in plain reads, before liblmdb maps the file.
+
+liblmdb trusts the file. A damaged page number, offset or length lets it read beyond the map, and SIGSEGV, SIGBUS or an
+assertion then end the process. Here all that a reader follows is checked first: the two meta pages, and the tree from
+its root to where each record lies. What the records hold is not looked at; the pages of large ones are not even read.
+The layout is that of LMDB 0.9 (MDB_meta, MDB_page, MDB_node in its mdb.c) on 64-bit little-endian machines.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+# page number, unused, kind, end of the list of nodes, begin of the nodes
+_PAGE = struct.Struct("<QHHHH")
+# magic, version, address, map size; page size, environment flags, the rest of the tree of free pages;
+# unused, flags, depth, branch pages, leaf pages, overflow pages, entries, root; last page, transaction
+_META = struct.Struct("<IIQQIH42x4xHHQQQQQQQ")
+_NODE = struct.Struct("<HHHH")  # low and high half of size or page, flags or upper part of page, key size
+_MAGIC, _VERSION = 0xBEEFC0DE, 1
+_BRANCH, _LEAF, _META_KIND = 1, 2, 8
+_ELSEWHERE = 1  # flag of a node whose value lies on overflow pages
+_INTEGER_KEY, _NO_SUBDIR = 8, 0x4000  # of the environment's flags, those that may be there
+_NO_ROOT = (1 << 64) - 1
+_MOST_LEVELS = 32  # liblmdb's cursors have no room for more
+
+
+class Unsound(Exception):
+    """What is wrong with the file."""
+
+
+@dataclass(frozen=True)
+class _Meta:
+    map_size: int
+    page_size: int
+    flags: int
+    depth: int
+    branches: int
+    leaves: int
+    overflows: int
+    entries: int
+    root: int
+    last: int
+    transaction: int
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Raise Unsound if liblmdb could fail on the file ``path``, a data.mdb with one tree of one value a key.
+
+    Pages behind the last one that the tree uses may be missing: those that were freed before they were ever written.
+    """
+    with open(path, "rb", buffering=0) as file:
+        _check(file.fileno(), os.fstat(file.fileno()).st_size)
+
+
+def _check(file: int, size: int) -> None:
+    metas = [_meta(os.pread(file, 4096, 0), 0)]
+    page_size = metas[0].page_size
+    if size < 2 * page_size or size % page_size:
+        raise Unsound(f"truncated: {size} bytes are no whole number of pages")
+    metas.append(_meta(os.pread(file, page_size, page_size), 1))
+    if metas[1].page_size != page_size:
+        raise Unsound("the two meta pages differ in the page size")
+    meta = max(metas, key=lambda each: each.transaction)
+    if meta.flags:
+        raise Unsound(f"a database with flags {meta.flags}, which Caffe's have not")
+    if meta.map_size < (meta.last + 1) * page_size:
+        raise Unsound(f"a map of {meta.map_size} bytes for {meta.last + 1} pages")
+    if meta.root == _NO_ROOT:
+        return
+    if not 1 <= meta.depth <= _MOST_LEVELS:
+        raise Unsound(f"a tree of {meta.depth} levels")
+    counts = _walk(file, min(size // page_size, meta.last + 1), meta)
+    if counts != (meta.branches, meta.leaves, meta.overflows, meta.entries):
+        raise Unsound("its numbers of pages and records are not those that its meta page gives")
+
+
+def _meta(page: bytes, number: int) -> _Meta:
+    if len(page) < _PAGE.size + _META.size:
+        raise Unsound("truncated: no two meta pages")
+    own_number, _, kind, _, _ = _PAGE.unpack_from(page)
+    magic, version, _, map_size, page_size, environment, *rest = _META.unpack_from(page, _PAGE.size)
+    if magic != _MAGIC or version != _VERSION or kind != _META_KIND or own_number != number:
+        raise Unsound(f"meta page {number} is damaged, or this is another kind of file")
+    if page_size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
+        raise Unsound(f"meta page {number} gives a page size of {page_size}")
+    if environment & ~_NO_SUBDIR != _INTEGER_KEY:
+        raise Unsound(f"meta page {number} has flags {environment}")
+    return _Meta(map_size, page_size, *rest)
+
+
+def _walk(file: int, pages: int, meta: _Meta) -> tuple[int, int, int, int]:
+    """Follow the tree in the order of the keys; gives the numbers of branch, leaf and overflow pages and of records."""
+    size, node_at = meta.page_size, _NODE.unpack_from
+    used = bytearray(pages)
+    branches = leaves = overflows = entries = 0
+    last_key = b""
+    todo = [(meta.root, 1, b"")]  # page, its level, what its keys must not lie before
+    while todo:
+        number, level, bound = todo.pop()
+        _use(used, number, 1)
+        page = os.pread(file, size, number * size)
+        own_number, _, kind, lower, upper = _PAGE.unpack_from(page)
+        leaf = level == meta.depth
+        if own_number != number or kind != (_LEAF if leaf else _BRANCH):
+            raise Unsound(f"page {number} is not the page that belongs there")
+        count = (lower - _PAGE.size) // 2
+        if lower % 2 or not _PAGE.size <= lower <= upper <= size or count < (1 if leaf else 2):
+            raise Unsound(f"page {number} is damaged: its bounds are {lower} and {upper}")
+        offsets = struct.unpack_from(f"<{count}H", page, _PAGE.size)
+        if min(offsets) < upper or max(offsets) > size - _NODE.size:
+            raise Unsound(f"page {number} is damaged: a node lies outside")
+        if bound and bound <= last_key:
+            raise Unsound(f"page {number} is out of order")
+        if leaf:
+            leaves += 1
+            entries += count
+            for offset in offsets:
+                low, high, flags, key_size = node_at(page, offset)
+                value_at = offset + _NODE.size + key_size
+                key, length = page[offset + _NODE.size : value_at], low | high << 16
+                if flags & ~_ELSEWHERE or value_at + (8 if flags else length) > size:
+                    raise Unsound(f"page {number} is damaged: a record does not fit in")
+                if not last_key < key or key < bound:
+                    raise Unsound(f"page {number} is damaged: its keys are out of order")
+                last_key = key
+                if flags:
+                    needed = (_PAGE.size - 1 + length) // size + 1
+                    _use(used, int.from_bytes(page[value_at : value_at + 8], "little"), needed)
+                    overflows += needed
+        else:
+            branches += 1
+            below = []
+            for index, offset in enumerate(offsets):
+                low, high, top, key_size = node_at(page, offset)
+                end = offset + _NODE.size + key_size
+                if end > size:
+                    raise Unsound(f"page {number} is damaged: a key does not fit in")
+                # the first key of a branch page is not looked at
+                key = page[offset + _NODE.size : end] if index else bound
+                below.append((low | high << 16 | top << 32, level + 1, key))
+            todo += reversed(below)
+    return branches, leaves, overflows, entries
+
+
+def _use(used: bytearray, first: int, count: int) -> None:
+    """Mark pages as used. Unsound if one is behind the end of the file, or used already."""
+    if first < 2 or first + count > len(used):
+        raise Unsound(f"truncated or damaged: pages {first} to {first + count - 1} of {len(used)}")
+    if used.find(1, first, first + count) >= 0:
+        raise Unsound(f"page {first} belongs to two places")
+    used[first : first + count] = b"\1" * count
