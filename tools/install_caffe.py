@@ -85,16 +85,15 @@ if os.access(script, os.X_OK):
 """
 
 # what no program here reads; with it the folder is half as large again
-UNUSED = """
-    etc/perl var usr/lib/dpkg usr/lib/debug usr/lib/mime usr/lib/ogdi
-    usr/lib/x86_64-linux-gnu/perl usr/lib/x86_64-linux-gnu/perl-base usr/lib/x86_64-linux-gnu/perl5
-    usr/lib/x86_64-linux-gnu/ogdi usr/lib/x86_64-linux-gnu/gconv
-    usr/share/applications usr/share/bash-completion usr/share/bug usr/share/common-licenses usr/share/debconf
-    usr/share/doc usr/share/dpkg usr/share/fonts usr/share/gcc usr/share/gdal usr/share/gdb usr/share/info
-    usr/share/javascript usr/share/lintian usr/share/locale usr/share/man usr/share/perl usr/share/perl5
-    usr/share/pixmaps usr/share/proj usr/share/zsh
-    usr/lib/python3/dist-packages/Cython usr/lib/python3/dist-packages/pyximport usr/lib/python3/dist-packages/nose
-""".split()
+UNUSED = {
+    "etc": "perl",
+    ".": "var",
+    "usr/lib": "debug dpkg mime ogdi",
+    "usr/lib/x86_64-linux-gnu": "gconv ogdi perl perl-base perl5",
+    "usr/lib/python3/dist-packages": "Cython nose pyximport",
+    "usr/share": "applications bash-completion bug common-licenses debconf doc dpkg fonts gcc gdal gdb info javascript "
+    "lintian locale man perl perl5 pixmaps proj zsh",
+}
 
 LIBRARIES = ("usr/lib/x86_64-linux-gnu/openblas-pthread", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")
 SCRIPT = """\
@@ -249,8 +248,9 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def slim(root: Path) -> None:
     """Remove what Caffe and its Python do not use."""
-    for name in UNUSED:
-        shutil.rmtree(root / name, ignore_errors=True)
+    for folder, names in UNUSED.items():
+        for name in names.split():
+            shutil.rmtree(root / folder / name, ignore_errors=True)
     for folder in ("usr/lib/python3/dist-packages", "usr/lib/python3.9"):
         for tests in [path for path in (root / folder).rglob("test*") if path.name in ("test", "tests")]:
             if "h5py" not in tests.parts:  # h5py imports its tests
@@ -329,16 +329,24 @@ def installed(dest: Path) -> bool:
 
 
 def refuse(dest: Path) -> None:
-    """CannotInstall where it is clear before anything is done."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise CannotInstall(f"the packages are for Linux on x86-64, and this is {platform.system()} {platform.machine()}")
-    for name in ("apt-get", "apt-config", "dpkg-deb"):
-        if shutil.which(name) is None:
-            raise CannotInstall(f"needs {name}, which Debian and Ubuntu have; elsewhere set CAFFE to a caffe of your own")
+    """CannotInstall for a machine or a folder on which the packages would not run."""
+    system = f"{platform.system()} {platform.machine()}"
+    if system != "Linux x86_64":
+        raise CannotInstall(f"the packages are for Linux on x86-64, and this is {system}")
     if re.search(r'[:;$"\n]', str(dest)):
         raise CannotInstall(f'{dest}: the path of the folder must not hold any of : ; $ " (the loader would cut it)')
     if dest.is_dir() and not (dest / LOCK).exists() and any(dest.iterdir()):
         raise CannotInstall(f"{dest} holds other files; give a new or empty folder")
+
+
+def refuse_without_means(dest: Path) -> None:
+    """CannotInstall where the tools or the space are missing."""
+    for name in ("apt-get", "apt-config", "dpkg-deb"):
+        if shutil.which(name) is None:
+            raise CannotInstall(f"needs {name} of Debian or Ubuntu; elsewhere set CAFFE to a caffe of your own")
+    free = shutil.disk_usage(dest).free // 10**6
+    if free < MEGABYTES:
+        raise CannotInstall(f"{dest} needs {MEGABYTES} MB of free space and has {free}; give a folder elsewhere")
 
 
 def lock(dest: Path) -> IO[str]:
@@ -379,10 +387,8 @@ def install(dest: Path) -> None:
         if installed(dest):
             say(f"Caffe is in {dest} already; to install it anew, delete that folder")
             return
+        refuse_without_means(dest)
         address = mirror()
-        free = shutil.disk_usage(dest).free // 10**6
-        if free < MEGABYTES:
-            raise CannotInstall(f"{dest} needs {MEGABYTES} MB of free space and has {free}; give a folder on another disk")
         say(f"Installing Caffe into {dest}")
         # a name of its own: a child of a killed install may still write into the old one
         work = Path(tempfile.mkdtemp(prefix=WORK, dir=dest))
@@ -428,7 +434,7 @@ def main() -> int:
         print(f"install_caffe: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("install_caffe: stopped; nothing is installed", file=sys.stderr)
+        print("install_caffe: stopped; the next call starts anew", file=sys.stderr)
         return 130
     return 0
 
