@@ -43,7 +43,8 @@ PROGRAMS = (
     *("convert_mnist_data", "convert_mnist_siamese_data", "extract_features"),
     *("upgrade_net_proto_binary", "upgrade_net_proto_text", "upgrade_solver_proto_text"),
 )
-MEGABYTES = 1300  # at the fullest moment: package lists, packages, and all that they hold
+PYTHON = "caffe-python"  # the name in DEST/bin of the packages' Python
+MEGABYTES = 1100  # at the fullest moment: package lists, packages, and all that they hold
 LOCK = ".install_caffe.lock"
 WORK = "new-"
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -203,7 +204,12 @@ def download(apt: Path, address: str) -> list[Path]:
     env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf"), "LC_ALL": "C"}
     shown = re.sub("//[^/@]*@", "//", address)
     why = f"{shown} does not give Debian 11's ({SUITE}) Caffe; set MIRROR=http://HOST/debian to a mirror that does"
-    run(["apt-get", "-q", "update"], why, env=env)
+    try:
+        run(["apt-get", "-q", "update"], why, env=env)
+    except CannotInstall as error:
+        if "not signed" not in str(error):
+            raise
+        raise CannotInstall(f"{shown} is signed with keys not known here; install debian-archive-keyring") from None
     run(["apt-get", "-q", "-y", "--download-only", "install", *PACKAGES], why, env=env)
     return sorted((apt / "archives").glob("*.deb"))
 
@@ -265,7 +271,7 @@ def script(name: str) -> str:
     """The text of DEST/bin/``name``: starts the program with the loader and the libraries of DEST/root."""
     libraries = ":".join(f"$root/{folder}" for folder in LIBRARIES)
     start = f'exec "$root/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "{libraries}" "$root/usr/bin/'
-    if name == "caffe-python":  # finds its modules from its own path
+    if name == PYTHON:  # finds its modules from its own path
         return f'{SCRIPT}unset PYTHONHOME\n{start}python3.9" -s "$@"\n'
     # libcaffe has a Python inside, for Python layers
     home = "PYTHONHOME=$root/usr PYTHONNOUSERSITE=1\nexport PYTHONHOME PYTHONNOUSERSITE\n"
@@ -275,8 +281,8 @@ def script(name: str) -> str:
 def write_scripts(root: Path, folder: Path) -> None:
     """A script for each program."""
     folder.mkdir()
-    for name in (*PROGRAMS, "caffe-python"):
-        if name != "caffe-python" and not (root / "usr/bin" / name).exists():
+    for name in (*PROGRAMS, PYTHON):
+        if name != PYTHON and not (root / "usr/bin" / name).exists():
             raise CannotInstall(f"the packages hold no program {name}: not the ones that are known here")
         (folder / name).write_text(script(name))
         (folder / name).chmod(0o755)
@@ -298,19 +304,19 @@ def check(work: Path) -> list[str]:
                 raise CannotInstall(f"{path.name} would use a library of this system: {found[1]}")
     version = run([folder / "caffe", "--version"], "the new caffe does not start", env=env).strip()
     (work / "check.prototxt").write_text(NET)
-    argv = [folder / "caffe-python", "-c", CHECK, work / "check.prototxt", work / "check.png"]
+    argv = [folder / PYTHON, "-c", CHECK, work / "check.prototxt", work / "check.png"]
     return [version, run(argv, "the new pycaffe does not pass its check", env=env).strip()]
 
 
 def swap(work: Path, dest: Path) -> None:
     """Put the new root and bin into ``dest``: without bin nothing looks installed, and bin comes last."""
-    for name, source, target in (
-        *(("bin", dest, work / "old"), ("root", dest, work / "old")),
-        *(("root", work, dest), ("bin", work, dest)),
-    ):
-        target.mkdir(exist_ok=True)
-        if (source / name).exists():
-            (source / name).rename(target / name)
+    old = work / "old"
+    old.mkdir()
+    for name in ("bin", "root"):
+        if (dest / name).exists():
+            (dest / name).rename(old / name)
+    for name in ("root", "bin"):
+        (work / name).rename(dest / name)
 
 
 # ---- the whole
@@ -321,7 +327,7 @@ def installed(dest: Path) -> bool:
     try:
         with open(dest / "root/MANIFEST") as file:
             same = file.readline().strip() == STAMP
-        if not same or not all((dest / "bin" / name).exists() for name in PROGRAMS):
+        if not same or not all((dest / "bin" / name).exists() for name in (*PROGRAMS, PYTHON)):
             return False
         return subprocess.run([dest / "bin/caffe", "--version"], capture_output=True).returncode == 0
     except OSError:
@@ -365,18 +371,6 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-class Steps:
-    """Prints how long each step took."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-
-    def done(self, what: str) -> None:
-        now = time.monotonic()
-        say(f"{now - self.last:6.1f} s  {what}")
-        self.last = now
-
-
 def install(dest: Path) -> None:
     """Install into ``dest`` unless it is there; CannotInstall or OSError where that fails."""
     refuse(dest)
@@ -399,23 +393,31 @@ def install(dest: Path) -> None:
 
 
 def _install(work: Path, dest: Path, address: str) -> None:
-    steps, root = Steps(), work / "root"
+    root = work / "root"
+    start = last = time.monotonic()
+
+    def done(what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        say(f"{now - last:6.1f} s  {what}")
+        last = now
+
     packages = download(work / "apt", address)
     size = sum(path.stat().st_size for path in packages) // 10**6
-    steps.done(f"downloaded {len(packages)} packages, {size} MB")
+    done(f"downloaded {len(packages)} packages, {size} MB")
     unpack(packages, root)
-    steps.done("unpacked")
+    done("unpacked")
     mend(root)
     slim(root)
     sums = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in packages]
     (root / "MANIFEST").write_text("\n".join([STAMP, *sums]) + "\n")
     write_scripts(root, work / "bin")
-    steps.done("mended")
+    done("mended")
     for line in check(work):
         say(f"          {line}")
-    steps.done("checked")
+    done("checked")
     swap(work, dest)
-    say(f"Caffe is in {dest}/bin ({time.monotonic() - steps.start:.0f} s)")
+    say(f"Caffe is in {dest}/bin ({time.monotonic() - start:.0f} s)")
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
