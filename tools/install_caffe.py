@@ -291,8 +291,8 @@ def write_scripts(root: Path, folder: Path) -> None:
 def check(work: Path) -> list[str]:
     """Use the new Caffe: its version, libraries, pycaffe and a small network; the lines to show."""
     root, folder = work / "root", work / "bin"
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    env["GLOG_minloglevel"] = "2"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XDG_", "MPL"))}
+    env |= {"GLOG_minloglevel": "2", "HOME": str(work)}  # matplotlib and fontconfig write into HOME
     loader: list[str | Path] = [root / "lib64/ld-linux-x86-64.so.2", "--inhibit-cache", "--library-path"]
     loader.append(":".join(f"{root}/{name}" for name in LIBRARIES))
     module = next((root / "usr/lib/python3/dist-packages/caffe").glob("_caffe*.so"))
