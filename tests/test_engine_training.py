@@ -334,4 +334,4 @@ def test_a_state_of_another_net_is_refused(tiny, capsys):
     del state.history[-1]
     write_binary("snap/tiny_iter_5.solverstate", state)
     line = refused(capsys, "train", "--solver", "solver.prototxt", "--snapshot", "snap/tiny_iter_5.solverstate")
-    assert "a history of 5 blobs, the net learns 6" in line
+    assert "a history of 5 blobs, the net and solver need 6" in line

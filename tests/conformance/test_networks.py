@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
+
 from transfer_caffe import real_caffe
 from transfer_caffe.log import read_log
 
