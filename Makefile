@@ -38,6 +38,9 @@ demo: $(READY)      ## the whole experiment on the embedded photographs, up to f
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest
 
+fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
+	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
+
 lint: $(READY)      ## ruff and pyright
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
