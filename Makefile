@@ -25,7 +25,7 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup caffe demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures \
+.PHONY: help setup caffe demo test fidelity lint data lmdb split-random split-natman split-reduced plan sweep results figures \
         report proto
 
 help:       ## list the commands
