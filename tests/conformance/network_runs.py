@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from conformance.networks import net_text, solver_text, write_data
 
+from transfer_caffe import real_caffe
 from transfer_caffe.compare import Arrays, Case
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net
@@ -87,8 +88,10 @@ def write_weights(values: Arrays, path: Path) -> None:
 def losses(program: Sequence[str], folder: Path, weights_file: str) -> np.ndarray:
     """The losses that ``program train`` prints, one an iteration, and of the trained net at the end."""
     argv = [*program, "train", "--solver=solver.prototxt", f"--weights={weights_file}"]
+    # the package of this repository, from whatever folder the engine runs in
+    package = os.fspath(Path(real_caffe.__file__).resolve().parent.parent)
     # one thread: sums in another order are enough to send a unit at 0 to the other side of a ReLU
-    environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "GLOG_logtostderr": "1", "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = parse_log(done.stderr).train_losses

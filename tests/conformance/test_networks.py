@@ -1,55 +1,59 @@
-"""Whole networks, trained by real Caffe and by the embedded engine from the same weights: the losses agree."""
+"""Whole networks through both engines from the same weights: all blobs and gradients of iteration 0, and the losses."""
 
-from __future__ import annotations
-
-import os
-import subprocess
+import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conformance.networks import NETWORKS, net_text, solver_text, write_data
+from conformance.network_runs import (
+    EARLY,
+    ITERATIONS,
+    first_iteration,
+    losses,
+    prepare,
+    relative,
+    weights,
+    write_weights,
+)
+from conformance.networks import NETWORKS
+from conformance.suite import needs_real_caffe
+from golden_cases import NETWORKS_FILE
 
 from transfer_caffe import real_caffe
-from transfer_caffe.log import read_log
+from transfer_caffe.compare import TOLERANCE, compare
 
-ITERATIONS = 100
-CLOSE, LATE = 1e-4, 1e-2
-"""Relative differences allowed in iterations 0-19, and at the end."""
+pytestmark = needs_real_caffe
 
-CAFFE = real_caffe.program()
+LATE = 1e-2
+"""The relative difference that is allowed for the loss of the trained net; `TOLERANCE` in iterations 0 to 19."""
 
-
-def losses(folder: Path, program: list[str], weights: str | None = None) -> np.ndarray:
-    """The losses that ``program train`` logs for the solver of ``folder``, one an iteration."""
-    argv = [*program, "train", "--solver=solver.prototxt", *([f"--weights={weights}"] if weights else [])]
-    package = str(Path(real_caffe.__file__).resolve().parent.parent)
-    # one thread: sums in another order are enough to send a unit at 0 to the other side of a ReLU
-    env = {**os.environ, "GLOG_logtostderr": "1", "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (folder / "train.log").write_text(done.stderr)
-    found = read_log(folder / "train.log").train_losses
-    return np.array([found[iteration] for iteration in sorted(found)])
+SEEDS = {name: numbers["seed"] for name, numbers in json.loads(NETWORKS_FILE.read_text()).items()}
 
 
-@pytest.mark.skipif(CAFFE is None, reason="needs real Caffe: there is no program caffe")
-@pytest.mark.parametrize("name", NETWORKS)
-def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: Path) -> None:
-    (tmp_path / "snap").mkdir()
-    (tmp_path / "net.prototxt").write_text(net_text(name))
-    write_data(name, tmp_path, seed=1)
-    solver = tmp_path / "solver.prototxt"
-    solver.write_text(solver_text(name, max_iter=1, snapshot_after_train=True))
-    losses(tmp_path, [str(CAFFE)])
-    solver.write_text(solver_text(name, max_iter=ITERATIONS))
-    weights = "snap/net_iter_1.caffemodel"
-    theirs = losses(tmp_path, [str(CAFFE)], weights)
-    ours = losses(tmp_path, [sys.executable, "-m", "transfer_caffe.engine"], weights)
+@pytest.fixture(params=list(NETWORKS))
+def network(request, tmp_path):
+    """A network's name, folder and weights: weights from which real Caffe is steady (golden/make_golden.py)."""
+    prepare(request.param, tmp_path, ITERATIONS)
+    return request.param, tmp_path, weights(request.param, SEEDS[request.param], tmp_path)
 
+
+def test_all_blobs_and_gradients_of_the_first_iteration_are_real_caffes(network):
+    name, folder, values = network
+    outcome = compare([first_iteration(name, values, folder)])[0]
+    assert outcome.ours is None and outcome.real is None
+    assert not [row for row in outcome.rows if not row.difference <= TOLERANCE]
+    # each weight that learns has been compared
+    compared = {f"{row.what}/{row.name}" for row in outcome.rows}
+    assert {key for key, array in outcome.reference.items() if key.startswith("grad/") and array.any()} <= compared
+
+
+def test_both_engines_report_the_same_losses(network):
+    _, folder, values = network
+    write_weights(values, folder / "w.caffemodel")
+    theirs = losses([str(real_caffe.program())], folder, "w.caffemodel")
+    ours = losses([sys.executable, "-m", "transfer_caffe.engine"], folder, "w.caffemodel")
     assert len(theirs) == len(ours) == ITERATIONS + 1  # the last one is of the trained net
-    difference = np.abs(ours - theirs) / np.abs(theirs)
-    assert difference[:20].max() < CLOSE, f"from iteration {np.argmax(difference[:20] >= CLOSE)}"
-    assert difference[-1] < LATE
+    apart = relative(ours, theirs)
+    assert apart[:EARLY].max() < TOLERANCE, f"from iteration {np.argmax(apart >= TOLERANCE)}"
+    assert apart[-1] < LATE
     assert np.ptp(theirs) > 0.05 * theirs.mean(), "the net does not train"
