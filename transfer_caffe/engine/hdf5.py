@@ -92,11 +92,12 @@ def save_state(
             group.create_dataset(str(index), data=np.asarray(array, np.float32))
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[int, str, list[np.ndarray], int | None]:
-    """Iteration, the file of the weights ('' if none is named), the history, and the seed (None: not recorded)."""
+def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None]:
+    """Iteration, file of the weights ('' if none is named), current_step, history, and seed (None: not recorded)."""
     with _open(path) as file:
         model = file["learned_net"][()] if "learned_net" in file else b""
         seed = int(file["random_seed"][0]) if "random_seed" in file else None
         group = file["history"]
         history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
-        return int(file["iter"][0]), bytes(model).rstrip(b"\0").decode(), history, seed
+        step = int(file["current_step"][0]) if "current_step" in file else 0
+        return int(file["iter"][0]), bytes(model).rstrip(b"\0").decode(), step, history, seed
