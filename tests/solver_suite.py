@@ -5,14 +5,23 @@ Nothing in it is random: no crops, no flips, no dropout. 40 images of the tiny d
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
 from conftest import net_text, tiny_images, write_lmdb
 
-from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, write_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+from transfer_caffe import real_caffe
+from transfer_caffe.engine import hdf5, snapshot
+from transfer_caffe.engine.__main__ import main
+from transfer_caffe.proto import array_to_blob, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.snapshots import read_weights
 
 SGD = "base_lr: 0.01 momentum: 0.9 weight_decay: 0.005 "
 ADA = "base_lr: 0.005 weight_decay: 0.005 delta: 1e-4 "
@@ -26,8 +35,9 @@ CASES = {
     "sgd_exp": SGD + 'lr_policy: "exp" gamma: 0.97',
     "sgd_inv": SGD + 'lr_policy: "inv" gamma: 0.05 power: 0.75',
     "sgd_multistep": SGD + 'lr_policy: "multistep" gamma: 0.5 stepvalue: 6 stepvalue: 15 stepvalue: 40',
+    "sgd_multistep_unsorted": SGD + 'lr_policy: "multistep" gamma: 0.5 stepvalue: 9 stepvalue: 3 stepvalue: 9',
     "sgd_poly": SGD + 'lr_policy: "poly" power: 2',
-    "sgd_sigmoid": SGD + 'lr_policy: "sigmoid" gamma: -0.1 stepsize: 20',
+    "sgd_sigmoid": SGD + 'lr_policy: "sigmoid" gamma: 0.1 stepsize: 20',
     "sgd_plain": "base_lr: 0.02 " + FIXED,
     "sgd_l1": SGD + FIXED + 'regularization_type: "L1"',
     "sgd_iter_size": SGD + FIXED + "iter_size: 2",
@@ -53,6 +63,8 @@ CASES = {
     "adam_l1_exp": ADAM + 'type: "Adam" lr_policy: "exp" gamma: 0.97 regularization_type: "L1"',
     "adam_clip_iter_size": ADAM + FIXED + 'type: "Adam" clip_gradients: 0.6 iter_size: 2 average_loss: 4',
     "adam_no_momentum": ADAM.replace("momentum: 0.9 ", "momentum: 0 ") + FIXED + 'type: "Adam"',
+    "adam_default_delta": ADAM.replace("delta: 1e-4 ", "") + FIXED + 'type: "Adam"',
+    "old_solver_type": SGD + FIXED + "solver_type: NESTEROV",
     # nets other than the usual one: blobs that layers share, and layers that are frozen but decay
     "shared_sgd": SGD + FIXED,
     "shared_adam": ADAM + FIXED + 'type: "Adam" iter_size: 2',
@@ -98,7 +110,7 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
     (folder / "net.prototxt").write_text(text)
     (folder / "snap").mkdir(exist_ok=True)
     (folder / "solver.prototxt").write_text(
-        f'net: "net.prototxt" test_iter: 3 test_interval: 50 display: 1 max_iter: {iterations} snapshot: 20\n'
+        f'net: "net.prototxt" test_iter: 3 test_interval: 10 display: 1 max_iter: {iterations} snapshot: 20\n'
         f'snapshot_prefix: "snap/tiny" solver_mode: CPU random_seed: 7\n{CASES[case]}\n{more}\n'
     )
     draw = np.random.RandomState(3)
@@ -118,21 +130,57 @@ def losses(log: str) -> list[float]:
     return [float(value) for value in re.findall(r"Iteration \d+(?: \(.*\))?, loss = (\S+)", log)]
 
 
-def tests(log: str) -> list[float]:
+def scores(log: str) -> list[float]:
     """All numbers of the test passes, accuracies and losses in the log's order."""
     return [float(value) for value in re.findall(r"Test net output #\d+: \w+ = (\S+)", log)]
 
 
-def blobs(folder: Path, iteration: int) -> dict[str, np.ndarray]:
-    """Weights (LAYER/INDEX) and histories (history/INDEX) of a binary snapshot."""
-    net = read_binary(folder / f"snap/tiny_iter_{iteration}.caffemodel", NetParameter())
-    state = read_binary(folder / f"snap/tiny_iter_{iteration}.solverstate", SolverState())
-    found = {f"{layer.name}/{i}": blob_to_array(blob, "") for layer in net.layer for i, blob in enumerate(layer.blobs)}
-    return found | {f"history/{index}": blob_to_array(blob, "") for index, blob in enumerate(state.history)}
+def blobs(folder: Path, iteration: int, ending: str = "") -> dict[str, np.ndarray]:
+    """Weights (LAYER/INDEX) and histories (history/INDEX) of a snapshot; ``ending`` .h5 for HDF5."""
+    weights, state = (f"{folder}/snap/tiny_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
+    layers = (
+        {name: list(found.values()) for name, found in hdf5.read_weights(weights).items()}
+        if ending
+        else read_weights(Path(weights))
+    )
+    found = {f"{name}/{index}": array for name, arrays in layers.items() for index, array in enumerate(arrays)}
+    return found | {f"history/{index}": array for index, array in enumerate(snapshot.read_state(state).history)}
 
 
-def difference(ours: np.ndarray, real: np.ndarray) -> float:
-    """The largest difference, relative to the largest value of real Caffe's blob."""
-    assert ours.shape == real.shape
-    largest = np.abs(real).max()
-    return float(np.abs(ours - real).max() / (largest or 1))
+def difference(ours: dict[str, np.ndarray], real: dict[str, np.ndarray], histories: bool) -> float:
+    """The largest difference of any weight, or of any history, relative to the largest value of real Caffe's blob."""
+    assert list(ours) == list(real)
+    assert all(ours[name].shape == real[name].shape for name in ours)
+    return max(
+        float(np.abs(ours[name] - real[name]).max() / (np.abs(real[name]).max() or 1))
+        for name in ours
+        if name.startswith("history/") == histories
+    )
+
+
+def run_ours(folder: Path, *argv: str) -> str:
+    """Run the embedded engine in a folder, which must succeed; gives its log."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    log = io.StringIO()
+    try:
+        with contextlib.chdir(folder), contextlib.redirect_stderr(log):
+            code = main(list(argv))
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    assert code == 0, log.getvalue()[-2000:]
+    return log.getvalue()
+
+
+def run_real(folder: Path, *argv: str) -> str:
+    """Run real Caffe in a folder, which must succeed; gives its log."""
+    environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(real_caffe.program()), *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+TRAIN = ("train", "--solver", "solver.prototxt")
+FINETUNE = (*TRAIN, "--weights", "w.caffemodel")
