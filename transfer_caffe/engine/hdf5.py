@@ -84,12 +84,24 @@ def save_state(
     """Write the solver's state."""
     with _new(path) as file:
         file.create_dataset("iter", data=np.asarray([iteration], np.int32))
-        file.create_dataset("learned_net", data=np.bytes_(model.encode() + b"\0"))
+        _write_string(file, "learned_net", model)
         file.create_dataset("current_step", data=np.asarray([current_step], np.int32))
         file.create_dataset("random_seed", data=np.asarray([seed], np.int64))
         group = file.create_group("history")
         for index, array in enumerate(history):
             group.create_dataset(str(index), data=np.asarray(array, np.float32))
+
+
+def _write_string(file: Any, name: str, text: str) -> None:
+    """A string as H5LTmake_dataset_string writes it: of fixed length, and with a zero behind it."""
+    from h5py import h5d, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+
+    data = text.encode() + b"\0"
+    kind = h5t.C_S1.copy()
+    kind.set_size(len(data))
+    kind.set_strpad(h5t.STR_NULLTERM)
+    dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR))
+    dataset.write(h5s.ALL, h5s.ALL, np.array(data, f"S{len(data)}"), kind)
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None]:
