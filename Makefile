@@ -25,7 +25,8 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report proto
+.PHONY: help setup caffe demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures \
+        report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -36,6 +37,9 @@ demo: $(READY)      ## the whole experiment on the embedded photographs, up to f
 
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest
+
+fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
+	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
 
 lint: $(READY)      ## ruff and pyright
 	@"$(PY)" -m ruff check .
@@ -80,6 +84,9 @@ figures: results    ## the figures of RECIPE
 
 report: results     ## report/index.html
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"
+
+caffe:      ## install real Caffe 1.0 into .caffe, which some tests compare with (Debian packages; no root)
+	@"$(PYTHON)" tools/install_caffe.py
 
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
 	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto

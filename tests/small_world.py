@@ -1,10 +1,14 @@
-"""What the tests of driver and sweep work in: a folder with a small recipe, its data in name only, a fake engine."""
+"""What the tests of driver and sweep work in: a folder with a small recipe, a little data, a fake engine."""
 
 import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from transfer_caffe.datum import DatabaseWriter, raw_datum
 from transfer_caffe.files import write_text
+from transfer_caffe.tools.compute_mean import write_mean
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -38,5 +42,6 @@ def make_world(folder: Path, recipe: str = RECIPE) -> None:
         here = folder / "data" / "pictures" / data
         for part in ("train", "val"):
             write_text(here / f"{part}.txt", "".join(f"{number}.png {number % 3}\n" for number in range(6)))
-            write_text(here / f"{part}_lmdb" / "data.mdb", "")
-        write_text(here / "mean.binaryproto", "")
+            with DatabaseWriter(here / f"{part}_lmdb") as writer:
+                writer.put(b"00000000_1.png", raw_datum(np.zeros((32, 32, 3), np.uint8), 0))
+        write_mean(here / "mean.binaryproto", np.zeros((3, 32, 32), np.float32))

@@ -213,6 +213,32 @@ def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
     assert "its base random0-baseA-s0 was trained anew" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("checksum", [True, False], ids=["with checksum", "without"])
+@pytest.mark.parametrize("name", ["train_lmdb/data.mdb", "val_lmdb/data.mdb", "mean.binaryproto"])
+def test_damaged_data_is_an_error_before_any_engine_starts(name, checksum, capsys):
+    path = Path("data/pictures/random0/A") / name
+    whole = path.read_bytes()
+    if not checksum:
+        path.with_name(f"{path.name}.sha256").unlink()
+    flipped = bytes([*whole[:-5], whole[-5] ^ 1, *whole[-4:]])
+    for damaged in (b"", whole[:-3], *([flipped] if checksum else [])):
+        path.write_bytes(damaged)
+        assert drive("baseA") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and path.parts[-2] in error
+        assert not (RUNS / "random0-baseA-s0" / "train.log").exists()
+
+
+def test_damaged_initial_weights_are_made_again(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B", "early") == 1
+    init = RUNS / "random0-A3B-s0" / "init.caffemodel"
+    whole = init.read_bytes()
+    init.write_bytes(whole[:-50] + b"\1" + whole[-49:])
+    assert drive("A3B", "early") == 1  # a little further
+    assert init.read_bytes() == whole
+
+
 def test_missing_data_is_an_error_that_names_the_command(capsys):
     shutil.rmtree("data/pictures/random0/A/val_lmdb")
     assert drive("baseA") == 2

@@ -5,18 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfer_caffe import snapshots
+from transfer_caffe import seal, snapshots
+from transfer_caffe.files import checksum_path
 from transfer_caffe.proto import array_to_blob, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
 
 
-def write_pair(folder: Path, iteration: int, value: float = 1, history: int = 2, says: int | None = None) -> None:
+def write_pair(
+    folder: Path, iteration: int, value: float = 1, history: int = 2, says: int | None = None, learned: str = ""
+) -> None:
     net = NetParameter()
     net.layer.add(name="data")
     for name in ("conv1", "fc2"):
         net.layer.add(name=name, blobs=[array_to_blob(np.full((2, 3), value, np.float32))])
     write_binary(snapshots.weights_path(folder, iteration), net)
-    state = SolverState(iter=iteration if says is None else says)
+    state = SolverState(iter=iteration if says is None else says, learned_net=learned)
     state.history.extend(array_to_blob(np.full((2, 3), value, np.float32)) for _ in range(history))
     write_binary(snapshots.state_path(folder, iteration), state)
 
@@ -51,12 +54,42 @@ DAMAGES = {
     "state cut off": lambda folder: _cut(snapshots.state_path(folder, 10), 30),
     "state of another iteration": lambda folder: write_pair(folder, 10, says=9),
     "state cut off between blobs": lambda folder: write_pair(folder, 10, history=1),
+    "one bit of the weights": lambda folder: _flip(snapshots.weights_path(folder, 10)),
+    "one bit of the state": lambda folder: _flip(snapshots.state_path(folder, 10)),
+    "state that goes with other weights": lambda folder: write_pair(
+        folder, 10, learned="snapshots/net_iter_9.caffemodel"
+    ),
     "not a number": lambda folder: write_pair(folder, 10, value=float("nan")),
 }
 
 
 def _cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
+
+
+def _flip(path: Path) -> None:
+    """Flip one bit of the last value."""
+    data = bytearray(path.read_bytes())
+    data[-seal.TRAILER_BYTES - 4] ^= 1
+    path.write_bytes(data)
+
+
+def test_snapshots_of_real_caffe_get_checksums_that_go_with_them(folder):
+    paths = [snapshots.weights_path(folder, 10), snapshots.state_path(folder, 10)]
+    snapshots.keep_checksums(folder)
+    assert not checksum_path(paths[0]).exists()  # it has a seal
+    for path in paths:
+        path.write_bytes(seal.read(path))
+    snapshots.keep_checksums(folder)
+    snapshots.thin(folder, keep=10)
+    names = {path.name for path in (folder / "snapshots").iterdir()}
+    assert names == {file.name for path in paths for file in (path, checksum_path(path))}
+    data = bytearray(paths[0].read_bytes())
+    data[-4] ^= 1
+    paths[0].write_bytes(data)
+    found, said = newest(folder)
+    assert found is None and "checksum" in said[0]
+    assert not checksum_path(paths[0]).exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes, snapshots
+from transfer_caffe.datum import require_sound_database
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_json, read_text, sha256, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
 from transfer_caffe.log import START, Log, LogParser, read_log
 from transfer_caffe.processes import Engine
+from transfer_caffe.proto import read_mean
 from transfer_caffe.recipe import Network, load_recipe
 from transfer_caffe.record import curve_csv, now_utc, record
 from transfer_caffe.surgery import take_over
@@ -81,7 +83,10 @@ def train(
             argv += ["--gpu", gpu]
 
         # 3. Training
-        code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+        try:
+            code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+        finally:
+            snapshots.keep_checksums(folder)
         log = read_log(folder / LOG)
 
         # 4. Is it what it should be?
@@ -161,16 +166,17 @@ def set_aside(folder: Path, say: Say) -> None:
 
 
 def require_data(network: Network, data: Path) -> None:
-    """UserError unless the databases and the mean image are there."""
-    folder = network.data_folder(data)
-    for path in (
-        *(folder / name for name in ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")),
-        network.mean_folder(data) / "mean.binaryproto",
-    ):
+    """UserError unless the databases and the mean image are there, and sound: not every engine looks."""
+    folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
+    names = ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")
+    for path in (*(folder / name for name in names), mean):
         if not path.exists():
             raise UserError(
                 f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
             )
+    for part in ("train", "val"):
+        require_sound_database(folder / f"{part}_lmdb")
+    read_mean(mean)
 
 
 def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str | None) -> None:
@@ -204,7 +210,7 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
         made = read_json(record_path)
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
-        if snapshots.iterations(folder):
+        if made["base_sha256"] != base_sha and snapshots.iterations(folder):
             raise UserError(
                 f"{record_path}: {network.name} was started from other weights than {network.base.name} has now; "
                 "start it anew with --restart"

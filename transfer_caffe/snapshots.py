@@ -6,6 +6,7 @@ Caffe writes them in place, so that a kill can leave a part of one; resuming fro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_caffe import seal
 from transfer_caffe.errors import UserError
+from transfer_caffe.files import checksum_path, write_checksum
 from transfer_caffe.proto import blob_to_array, caffe_pb2, read_binary
 from transfer_caffe.upgrade import upgrade_net
 
@@ -45,9 +48,24 @@ def newest(folder: Path, say: Callable[[str], None]) -> int | None:
         except (UserError, FileNotFoundError) as error:
             say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
             for path in (weights_path(folder, iteration), state_path(folder, iteration)):
+                checksum_path(path).unlink(missing_ok=True)
                 if path.exists():
                     os.replace(path, path.with_name(path.name + ".damaged"))
     return None
+
+
+def keep_checksums(folder: Path) -> None:
+    """Give the newest pair checksums beside it, if it is whole and has no seal: real Caffe writes none.
+
+    For the moment at which an engine has ended: damage that comes later is then seen.
+    """
+    for iteration in iterations(folder)[-1:]:
+        paths = [weights_path(folder, iteration), state_path(folder, iteration)]
+        with contextlib.suppress(UserError, OSError):
+            if not all(map(seal.verify, paths)):
+                check_pair(folder, iteration)
+                for path in paths:
+                    write_checksum(path)
 
 
 def check_pair(folder: Path, iteration: int) -> None:
@@ -55,6 +73,8 @@ def check_pair(folder: Path, iteration: int) -> None:
     weights, state_file = weights_path(folder, iteration), state_path(folder, iteration)
     shapes = [array.shape for arrays in read_weights(weights).values() for array in arrays]
     state = read_binary(state_file, caffe_pb2.SolverState())
+    if state.learned_net and Path(state.learned_net).name != weights.name:
+        raise UserError(f"{state_file}: goes with other weights, {state.learned_net}")
     if state.iter != iteration:
         raise UserError(f"{state_file}: says that it is of iteration {state.iter}")
     history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
@@ -82,6 +102,7 @@ def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
 def thin(folder: Path, keep: int) -> None:
     """Remove all snapshots but one, and what killed engines and damage left behind."""
     kept = {weights_path(folder, keep), state_path(folder, keep)}
+    kept |= {checksum_path(path) for path in kept}
     for path in (folder / PREFIX).parent.glob("*"):
         if path not in kept and re.fullmatch(r"\.?net_iter_\d+\.(caffemodel|solverstate)(\..+)?", path.name):
             path.unlink()

@@ -94,13 +94,15 @@ def save_state(
 
 def _write_string(file: Any, name: str, text: str) -> None:
     """A string as H5LTmake_dataset_string writes it: of fixed length, and with a zero behind it."""
-    from h5py import h5d, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+    from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
     data = text.encode() + b"\0"
     kind = h5t.C_S1.copy()
     kind.set_size(len(data))
     kind.set_strpad(h5t.STR_NULLTERM)
-    dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR))
+    settings = h5p.create(h5p.DATASET_CREATE)
+    settings.set_obj_track_times(False)  # the same state gives the same bytes at any time
+    dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR), settings)
     dataset.write(h5s.ALL, h5s.ALL, np.array(data, f"S{len(data)}"), kind)
 
 
