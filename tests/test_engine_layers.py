@@ -9,7 +9,7 @@ from transfer_caffe.engine import rng
 from transfer_caffe.engine.fillers import fill
 from transfer_caffe.engine.layers import LAYERS, Context
 from transfer_caffe.engine.net import included
-from transfer_caffe.engine.solver import LR_POLICIES
+from transfer_caffe.engine.rates import LR_POLICIES, next_step, rate
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, parse_text
 from transfer_caffe.proto.caffe_pb2 import FillerParameter, LayerParameter, NetState, SolverParameter
@@ -172,7 +172,10 @@ def test_the_bilinear_filler_gives_caffes_values():
 )
 def test_learning_rate_policies(text, iteration, expected):
     param = parse_text(f"base_lr: 0.5 {text}", SolverParameter(), "")
-    assert LR_POLICIES[param.lr_policy](param, iteration) == pytest.approx(expected, rel=1e-6)
+    step = 0
+    for passed in range(iteration + 1):
+        step = next_step(param, passed, step)
+    assert rate(param, iteration, step) == pytest.approx(expected, rel=1e-6)
 
 
 def test_recipes_know_the_policies_that_the_engine_knows():

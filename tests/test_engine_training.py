@@ -274,7 +274,6 @@ def test_weights_of_another_shape_are_refused_naming_layer_and_blob(tiny, capsys
         ('net: "net.prototxt"', 'net: "gone.prototxt"', "gone.prototxt: no such file"),
         ("base_lr: 0.05", "base_lr: 0.05 nonsense: 1", "solver.prototxt: not a valid SolverParameter prototxt"),
         ("base_lr: 0.05", 'base_lr: 0.05 type: "Best"', "unknown solver type 'Best'; known: SGD, Nesterov"),
-        ('snapshot_prefix: "snap/tiny"', "", "snapshot_prefix"),
         ("max_iter: 20", "", "max_iter"),
     ],
 )

@@ -25,9 +25,8 @@ from conformance.seeded import seeded_weights, write_weights
 from conformance.suite import outcomes
 from conformance.test_layers import known_difference
 from conformance.test_networks import losses
-from conftest import write_tiny
-from solver_cases import SOLVER_CASES, write_solver
-from solver_cases import write_weights as write_tiny_weights
+from solver_suite import CASES as SOLVER_CASES
+from solver_suite import prepare as prepare_solver
 
 from transfer_caffe import __version__, real_caffe
 from transfer_caffe.compare import Case, Outcome, compare
@@ -131,11 +130,9 @@ def solvers() -> str:
     rows = []
     for name, settings in SOLVER_CASES.items():
         with working_folder() as folder:
-            write_tiny(folder)
-            write_solver(folder, name)
-            write_tiny_weights("w.caffemodel")
-            rows.append([f"`{settings}`", *trained(folder)])
-    return table(["solver", "losses 0 to 19", "loss 100"], rows)
+            prepare_solver(folder, name)
+            rows.append([name, f"`{settings.strip()}`", *trained(folder)])
+    return table(["case", "solver", "losses 0 to 19", "loss 100"], rows)
 
 
 def main() -> None:

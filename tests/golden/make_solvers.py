@@ -1,41 +1,40 @@
-"""Make solvers.json: the losses that real Caffe prints for every case of tests/solver_cases.py.
+"""Write solvers.json: what real Caffe's solvers print and compute in 20 iterations, for tests where there is none.
 
-PYTHONPATH=tests python tests/golden/make_solvers.py        (needs real Caffe: `make caffe`)
+python tests/golden/make_solvers.py       needs real Caffe (`make caffe`)
+
+Of each case of tests/solver_suite.py: the displayed losses, the numbers of its test passes, and of each weight and
+history blob after 20 iterations the sum and the sum of absolute values.
 """
 
 import json
-import os
-import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-from conftest import write_tiny
-from solver_cases import SOLVER_CASES, write_solver, write_weights
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from transfer_caffe import real_caffe
-from transfer_caffe.log import parse_log
+import numpy as np  # noqa: E402
+import solver_suite  # noqa: E402
 
-HERE = Path(__file__).parent.resolve()
+from transfer_caffe.files import write_text  # noqa: E402
 
 
-def main() -> None:
-    """Run real Caffe on every case."""
-    golden = {}
-    for name in SOLVER_CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            os.chdir(folder)
-            write_tiny(Path(folder))
-            write_solver(Path(folder), name)
-            write_weights("w.caffemodel")
-            argv = [str(real_caffe.program()), "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]
-            environment = {**os.environ, "GLOG_logtostderr": "1"}
-            log = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stderr
-            losses = parse_log(log).train_losses
-            golden[name] = {str(iteration): losses[iteration] for iteration in (*range(20), 100)}
-            os.chdir(HERE)
-    lines = [f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in golden.items()]
-    (HERE / "solvers.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+def digest(array: np.ndarray) -> list[float]:
+    """Sum and sum of absolute values, to 8 digits."""
+    values = array.astype(np.float64)
+    return [float(f"{values.sum():.8g}"), float(f"{np.abs(values).sum():.8g}")]
+
+
+def golden(case: str, folder: Path) -> dict:
+    """What real Caffe makes of a case."""
+    solver_suite.prepare(folder, case, iterations=20)
+    log = solver_suite.run_real(folder, *solver_suite.FINETUNE)
+    blobs = {name: digest(array) for name, array in solver_suite.blobs(folder, 20).items()}
+    return {"losses": solver_suite.losses(log), "scores": solver_suite.scores(log), "blobs": blobs}
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [f'"{case}": {json.dumps(golden(case, Path(folder) / case))}' for case in solver_suite.CASES]
+    write_text(HERE / "solvers.json", "{\n" + ",\n".join(rows) + "\n}\n")

@@ -17,7 +17,8 @@ import torch
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net, read_net
 from transfer_caffe.engine.snapshot import read_state
-from transfer_caffe.engine.solver import Signals, Solver, read_solver, test_pass
+from transfer_caffe.engine.solver import Signals, Solver, test_pass
+from transfer_caffe.engine.solver_file import read_solver
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
 
@@ -111,6 +112,14 @@ def _use(device: torch.device) -> torch.device:
     return device
 
 
+def _files(given: str) -> list[str]:
+    """The files of a list as Caffe takes it: FILE[,FILE], with or without spaces."""
+    files = [name.strip() for name in given.split(",")]
+    if not all(files):
+        raise UserError(f"weights {given!r}: a file name is missing before or after a comma")
+    return files
+
+
 def _stages(args: argparse.Namespace) -> list[str]:
     return [stage for stage in args.stage.split(",") if stage]
 
@@ -125,15 +134,14 @@ def train(args: argparse.Namespace) -> int:
         param.random_seed = state.seed  # drawn when the run began
     solver = Solver(param, _device(args.gpu, param), _stages(args), args.level)
     signals = Signals(args.sigint_effect, args.sighup_effect)
-    for weights in args.weights.split(",") if args.weights else param.weights:
-        glog.info("caffe.cpp:155", f"Finetuning from {weights}")
-        copied = solver.net.copy_from(weights)
-        glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
+    for given in [args.weights] if args.weights else param.weights:
+        for weights in _files(given):
+            solver.finetune(weights)
     if state:
         solver.restore(args.snapshot, state)
-    glog.info("caffe.cpp:248", "Starting Optimization")
+    glog.info("caffe.cpp:239", "Starting Optimization")
     if solver.solve(signals):
-        glog.info("caffe.cpp:251", "Optimization Done.")
+        glog.info("caffe.cpp:250", "Optimization Done.")
     return 0
 
 
@@ -142,7 +150,7 @@ def test(args: argparse.Namespace) -> int:
     if not args.weights:
         raise UserError("test needs --weights to score")
     net = _net(args, "TEST")
-    for weights in args.weights.split(","):
+    for weights in _files(args.weights):
         net.copy_from(weights)
     glog.info("caffe.cpp:281", f"Running for {args.iterations} iterations.")
 

@@ -84,7 +84,7 @@ def save_state(
     """Write the solver's state."""
     with _new(path) as file:
         file.create_dataset("iter", data=np.asarray([iteration], np.int32))
-        file.create_dataset("learned_net", data=np.bytes_(model.encode() + b"\0"))
+        _write_string(file, "learned_net", model)
         file.create_dataset("current_step", data=np.asarray([current_step], np.int32))
         file.create_dataset("random_seed", data=np.asarray([seed], np.int64))
         group = file.create_group("history")
@@ -92,11 +92,26 @@ def save_state(
             group.create_dataset(str(index), data=np.asarray(array, np.float32))
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[int, str, list[np.ndarray], int | None]:
-    """Iteration, the file of the weights ('' if none is named), the history, and the seed (None: not recorded)."""
+def _write_string(file: Any, name: str, text: str) -> None:
+    """A string as H5LTmake_dataset_string writes it: of fixed length, and with a zero behind it."""
+    from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
+
+    data = text.encode() + b"\0"
+    kind = h5t.C_S1.copy()
+    kind.set_size(len(data))
+    kind.set_strpad(h5t.STR_NULLTERM)
+    settings = h5p.create(h5p.DATASET_CREATE)
+    settings.set_obj_track_times(False)  # the same state gives the same bytes at any time
+    dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR), settings)
+    dataset.write(h5s.ALL, h5s.ALL, np.array(data, f"S{len(data)}"), kind)
+
+
+def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None]:
+    """Iteration, file of the weights ('' if none is named), current_step, history, and seed (None: not recorded)."""
     with _open(path) as file:
         model = file["learned_net"][()] if "learned_net" in file else b""
         seed = int(file["random_seed"][0]) if "random_seed" in file else None
         group = file["history"]
         history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
-        return int(file["iter"][0]), bytes(model).rstrip(b"\0").decode(), history, seed
+        step = int(file["current_step"][0]) if "current_step" in file else 0
+        return int(file["iter"][0]), bytes(model).rstrip(b"\0").decode(), step, history, seed

@@ -26,6 +26,8 @@ class State:
 
     iteration: int
     model: str
+    step: int
+    """How many steps lr_policy step or multistep had taken."""
     history: list[np.ndarray]
     seed: int | None
     """The seed of all that is drawn; real Caffe records none."""
@@ -58,7 +60,13 @@ def read_state(path: str) -> State:
         return State(*hdf5.read_state(path))
     state = read_binary(path, SolverState())
     history = [blob_to_array(blob, f"{path}: history {index}") for index, blob in enumerate(state.history)]
-    return State(state.iter, state.learned_net, history, state.random_seed if state.HasField("random_seed") else None)
+    return State(
+        state.iter,
+        state.learned_net,
+        state.current_step,
+        history,
+        state.random_seed if state.HasField("random_seed") else None,
+    )
 
 
 def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:

@@ -13,49 +13,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog, snapshot, updates
-from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine import glog, rates, snapshot, solver_file, updates
+from transfer_caffe.engine.net import Net
 from transfer_caffe.errors import UserError
-from transfer_caffe.proto import caffe_pb2, read_text
-from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
-from transfer_caffe.upgrade import upgrade_solver
-
-
-def read_solver(path: str) -> SolverParameter:
-    """Read a solver prototxt; the nets it names are relative to the current folder, as with Caffe."""
-    param = upgrade_solver(read_text(path, SolverParameter()), path)
-    updates.check(param, path)
-    for field in ("max_iter", "base_lr", "lr_policy"):
-        if not param.HasField(field):
-            raise UserError(f"{path}: gives no {field}")
-    if param.lr_policy not in LR_POLICIES:
-        raise UserError(f"{path}: unknown lr_policy {param.lr_policy!r}; known: {', '.join(LR_POLICIES)}")
-    if param.lr_policy == "step" and param.stepsize < 1:
-        raise UserError(f"{path}: lr_policy step needs a stepsize")
-    if param.regularization_type not in ("L1", "L2"):
-        raise UserError(f"{path}: unknown regularization_type {param.regularization_type!r}; known: L1, L2")
-    if param.iter_size < 1 or param.average_loss < 1:
-        raise UserError(f"{path}: iter_size and average_loss must be at least 1")
-    return param
-
-
-# SGDSolver::GetLearningRate; p is the SolverParameter, i the iteration
-LR_POLICIES: dict[str, Callable[[SolverParameter, int], float]] = {
-    "fixed": lambda p, i: p.base_lr,
-    "step": lambda p, i: p.base_lr * p.gamma ** (i // p.stepsize),
-    "exp": lambda p, i: p.base_lr * p.gamma**i,
-    "inv": lambda p, i: p.base_lr * (1 + p.gamma * i) ** -p.power,
-    "multistep": lambda p, i: p.base_lr * p.gamma ** current_step(p, i),
-    "poly": lambda p, i: p.base_lr * (1 - i / p.max_iter) ** p.power,
-    "sigmoid": lambda p, i: p.base_lr / (1 + math.exp(min(-p.gamma * (i - p.stepsize), 700))),  # exp(710) overflows
-}
-
-
-def current_step(param: SolverParameter, iteration: int) -> int:
-    """How many steps the policies step and multistep have taken at this iteration."""
-    if param.lr_policy == "step":
-        return iteration // param.stepsize
-    return sum(value <= iteration for value in param.stepvalue) if param.lr_policy == "multistep" else 0
+from transfer_caffe.proto import caffe_pb2, to_text
+from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
 
 
 class Signals:
@@ -87,52 +49,38 @@ class Solver:
         self.seed = param.random_seed if param.random_seed >= 0 else int.from_bytes(os.urandom(4), "little")
         if param.random_seed < 0:
             glog.info("common.cpp:0", f"random_seed is not set: taking {self.seed}; set it to resume exactly")
-        glog.info("solver.cpp:87", "Creating training net.")
-        net_param = self._net_param("train")
+        glog.info("solver.cpp:45", f"Initializing solver from parameters:\n{to_text(param).rstrip()}")
+        glog.info("solver.cpp:102", "Creating training net.")
+        net_param = solver_file.train_net(param)
         state = NetState(phase=caffe_pb2.TRAIN, level=level, stage=list(stages))
         self.net = Net(net_param, _merged(state, net_param.state, param.train_state), self.seed, device)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
-        if param.test_interval and not param.test_iter:
-            raise UserError("solver: test_interval is given, but no test_iter")
         self.iteration = 0
+        self._step = 0
+        """The steps that lr_policy step or multistep had taken at the last iteration."""
+        self._idle: set[int] | None = None
         # all first history blobs, then all second ones: that is their order in a .solverstate
         self._rule, groups = updates.RULES[param.type]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
-        if param.snapshot_prefix:
+        if param.snapshot or param.snapshot_after_train:
             snapshot.check_prefix(param.snapshot_prefix)
-        elif param.snapshot or param.snapshot_after_train:
-            raise UserError(
-                "solver: gives no snapshot_prefix, so the weights would be lost; set it (or set "
-                "snapshot: 0 and snapshot_after_train: false)"
-            )
-
-    def _net_param(self, kind: str, index: int = 0) -> NetParameter:
-        param = self.param
-        if kind == "train" and param.HasField("train_net"):
-            return read_net(param.train_net)
-        if kind == "train" and param.HasField("train_net_param"):
-            return param.train_net_param
-        if kind == "test" and index < len(param.test_net_param):
-            return param.test_net_param[index]
-        if kind == "test" and index < len(param.test_net_param) + len(param.test_net):
-            return read_net(param.test_net[index - len(param.test_net_param)])
-        if param.HasField("net_param"):
-            return param.net_param
-        if param.HasField("net"):
-            return read_net(param.net)
-        raise UserError(f'solver: gives no net to {kind}; set net: "train_val.prototxt"')
 
     def _test_net(self, index: int) -> Net:
-        glog.info("solver.cpp:173", f"Creating test net (#{index})")
-        net_param, states = self._net_param("test", index), self.param.test_state
-        more = states[index] if index < len(states) else NetState()
+        glog.info("solver.cpp:190", f"Creating test net (#{index})")
+        net_param, more = solver_file.test_net(self.param, index)
         state = _merged(NetState(phase=caffe_pb2.TEST), net_param.state, more)
         return Net(net_param, state, self.seed, self.device, share=self.net)
 
-    def rate(self) -> float:
-        """The learning rate at this iteration."""
-        return LR_POLICIES[self.param.lr_policy](self.param, self.iteration)
+    def finetune(self, path: str) -> None:
+        """Start from the weights in a .caffemodel or .caffemodel.h5; layers that only a test net has, too."""
+        glog.info("solver.cpp:72", f"Finetuning from {path}")
+        copied = self.net.copy_from(path)
+        glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
+        shared = {layer.name for layer in self.net.layers}
+        for net in self.test_nets:
+            if any(layer.blobs and layer.name not in shared for layer in net.layers):
+                net.copy_from(path)
 
     def restore(self, path: str, state: snapshot.State) -> None:
         """Go on from a .solverstate."""
@@ -140,7 +88,8 @@ class Solver:
         if state.seed is not None and state.seed != self.seed:
             glog.info("common.cpp:0", f"{path} was drawn with random_seed {state.seed}: the rest is with {self.seed}")
         snapshot.restore(path, state, self.net, self.history)
-        self.iteration = state.iteration
+        self.iteration, self._step = state.iteration, state.step
+        self._idle = None
 
     def save(self) -> None:
         """Write a snapshot of this iteration; a net that is not finite is never written."""
@@ -149,14 +98,13 @@ class Solver:
                 if not torch.isfinite(blob.data).all():
                     where = f"blob {index} is not finite after iteration {self.iteration}"
                     raise layer.error(f"{where}: training diverged; lower base_lr")
-        step = current_step(self.param, self.iteration)
-        snapshot.save(self.param, self.iteration, self.net, self.history, step, self.seed)
+        snapshot.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
 
     def solve(self, signals: Signals) -> bool:
         """Train up to max_iter; False if a signal stopped it early (after a snapshot)."""
         param = self.param
-        glog.info("solver.cpp:293", f"Solving {self.net.name}")
-        glog.info("solver.cpp:294", f"Learning Rate Policy: {param.lr_policy}")
+        glog.info("solver.cpp:289", f"Solving {self.net.name}")
+        glog.info("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         stopped = self._steps(signals)
         if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
             self.save()
@@ -189,7 +137,7 @@ class Solver:
                 now = time.perf_counter()
                 self._show(outputs, self.iteration - shown, now - since)
                 shown, since = self.iteration, now
-            self._update()
+            self._update(show)
             self.iteration += 1
             asked = signals.take()
             if "snapshot" in asked or (param.snapshot and self.iteration % param.snapshot == 0):
@@ -229,25 +177,64 @@ class Solver:
         return loss
 
     @torch.no_grad()
-    def _update(self) -> None:
+    def _update(self, show: bool) -> None:
         """SGDSolver::ApplyUpdate: clip, normalise, regularise, then the rule's update."""
-        param, rate, count = self.param, self.rate(), len(self.net.learnable)
-        # a blob that no loss depends on has no gradient, but decays all the same; what is frozen stays as it is
-        places = [index for index, blob in enumerate(self.net.learnable) if blob.learned]
+        param, count = self.param, len(self.net.learnable)
+        rate = self._rate(show)
+        if self._idle is None:
+            self._idle = self._find_idle()
+        places = [index for index in range(count) if index not in self._idle]
         blobs = [self.net.learnable[index] for index in places]
+        # a blob that is frozen, or that no loss depends on, has no gradient, but decays all the same
         gradients = [torch.zeros_like(blob.data) if blob.data.grad is None else blob.data.grad for blob in blobs]
         if param.clip_gradients >= 0:
-            norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
-            if norm > param.clip_gradients:
-                gradients = [gradient.mul_(param.clip_gradients / norm) for gradient in gradients]
+            self._clip(gradients)
         if param.iter_size > 1:
-            gradients = [gradient.mul_(1 / param.iter_size) for gradient in gradients]
+            for gradient in gradients:
+                gradient.mul_(1 / param.iter_size)
         for index, blob, gradient in zip(places, blobs, gradients, strict=True):
             decay = param.weight_decay * blob.decay_mult
             if decay:
                 gradient.add_(blob.data if param.regularization_type == "L2" else blob.data.sign(), alpha=decay)
             history = self.history[index::count]
             blob.data.sub_(self._rule(param, rate * blob.lr_mult, gradient, history, self.iteration))
+
+    def _rate(self, show: bool) -> float:
+        """This iteration's learning rate."""
+        step = rates.next_step(self.param, self.iteration, self._step)
+        if step != self._step and self.param.lr_policy == "multistep":
+            glog.info("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
+        self._step = step
+        rate = rates.rate(self.param, self.iteration, step)
+        if show:
+            glog.info("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {glog.number(rate)}")
+        return rate
+
+    def _find_idle(self) -> set[int]:
+        """The blobs, by index, for which an update does nothing, to weights and history: most frozen ones."""
+        count = len(self.net.learnable)
+        return {
+            index
+            for index, blob in enumerate(self.net.learnable)
+            if not blob.data.requires_grad
+            and not self.param.weight_decay * blob.decay_mult
+            and not any(bool(history.any()) for history in self.history[index::count])
+        }
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        """SGDSolver::ClipGradients, over all blobs together."""
+        norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
+        limit = self.param.clip_gradients
+        if norm <= limit:
+            return
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+        number = glog.number
+        glog.info(
+            "sgd_solver.cpp:99",
+            f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
+            f"by scale factor {number(limit / norm)}",
+        )
 
     def _show(self, outputs: dict[str, Tensor], iterations: int, seconds: float) -> None:
         number = glog.number
@@ -258,7 +245,6 @@ class Solver:
             f"loss = {number(self._smoothed_loss())}",
         )
         _show_outputs("solver.cpp:258", "    Train net output", self.net, {n: v.detach() for n, v in outputs.items()})
-        glog.info("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(self.rate())}")
 
     def test(self, signals: Signals) -> bool:
         """Test all test nets, each on the test_iter batches after those of the test before (Solver::TestAll).
@@ -269,16 +255,28 @@ class Solver:
         passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
         for index, (net, count) in enumerate(zip(self.test_nets, self.param.test_iter, strict=True)):
             glog.info("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
-            batches = range(passes * count, (passes + 1) * count)
-            means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches))
-            if signals.stop_asked():
+            if not self._test(net, range(passes * count, (passes + 1) * count), signals):
                 return False
-            _show_outputs("solver.cpp:414", "    Test net output", net, means)
-            if not all(bool(torch.isfinite(value).all()) for value in means.values()):
-                raise UserError(
-                    f"iteration {self.iteration}: the test outputs are not finite: training diverged; "
-                    f"lower base_lr ({self.param.base_lr:g})"
-                )
+        return True
+
+    def _test(self, net: Net, batches: Iterable[int], signals: Signals) -> bool:
+        losses: list[float] = []
+
+        def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
+            if self.param.test_compute_loss:
+                losses.append(float(loss))
+
+        means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
+        if signals.stop_asked():
+            return False
+        if losses:
+            glog.info("solver.cpp:401", f"Test loss: {glog.number(sum(losses) / len(losses))}")
+        _show_outputs("solver.cpp:414", "    Test net output", net, means)
+        if not all(bool(torch.isfinite(value).all()) for value in means.values()):
+            raise UserError(
+                f"iteration {self.iteration}: the test outputs are not finite: training diverged; "
+                f"lower base_lr ({self.param.base_lr:g})"
+            )
         return True
 
 

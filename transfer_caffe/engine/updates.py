@@ -71,10 +71,15 @@ RULES: dict[str, tuple[Rule, int]] = {
 
 
 def check(param: SolverParameter, path: str) -> None:
-    """UserError for a type that is not known, or settings that its rule has no use for."""
+    """UserError for a type that is not known, or settings that its rule cannot use."""
     if param.type not in RULES:
         raise UserError(f"{path}: unknown solver type {param.type!r}; known: {', '.join(RULES)}")
     if param.type in ("AdaGrad", "RMSProp") and param.momentum:
         raise UserError(f"{path}: {param.type} has no momentum; remove momentum, or set it to 0")
     if param.type == "RMSProp" and not 0 <= param.rms_decay < 1:
         raise UserError(f"{path}: rms_decay must be at least 0 and less than 1, not {param.rms_decay:g}")
+    if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 <= 1):
+        raise UserError(
+            f"{path}: Adam needs a momentum of at least 0 and less than 1, and a momentum2 from 0 to 1, "
+            f"not {param.momentum:g} and {param.momentum2:g}"
+        )

@@ -1,0 +1,144 @@
+"""Real Caffe and the embedded engine go on from each other's files: states, weights, means and databases.
+
+40 images in batches of 8: after 20 iterations, and after each 5, the data starts over. There real Caffe, which reads
+from the beginning when it resumes, reads the same as an undisturbed run.
+"""
+
+import re
+
+import numpy as np
+import pytest
+import solver_suite
+from solver_suite import FINETUNE, TRAIN, run_ours, run_real
+
+from transfer_caffe import real_caffe
+from transfer_caffe.engine import snapshot
+from transfer_caffe.proto import read_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+
+h5py = pytest.importorskip("h5py")
+pytestmark = pytest.mark.skipif(real_caffe.program() is None, reason="no real Caffe here: run `make caffe`")
+
+RUNS = {"ours": run_ours, "real": run_real}
+HDF5 = "snapshot_format: HDF5"
+CASES = [
+    "sgd_fixed",
+    "sgd_multistep_unsorted",
+    "sgd_clip_iter_size_average",
+    "nesterov",
+    "adagrad_clip_iter_size",
+    "rmsprop",
+    "adadelta",
+    "adam",
+    "adam_clip_iter_size",
+    "shared_sgd",
+    "shared_adam",
+    "frozen_adam",
+]
+
+
+def train_both(tmp_path, case, more, iterations):
+    """Both engines train a case in folders of their names; gives their losses."""
+    losses = {}
+    for name, run in RUNS.items():
+        solver_suite.prepare(tmp_path / name, case, more, iterations)
+        losses[name] = solver_suite.losses(run(tmp_path / name, *FINETUNE))
+    return losses
+
+
+@pytest.mark.parametrize("more", ["", HDF5], ids=["binary", "hdf5"])
+@pytest.mark.parametrize("case", CASES)
+def test_each_goes_on_from_the_others_state(case, more, tmp_path):
+    ending = ".h5" if more else ""
+    whole = train_both(tmp_path, case, more, 30)["real"]
+    undisturbed = solver_suite.blobs(tmp_path / "real", 30, ending)
+    for reader, writer in (("ours", "real"), ("real", "ours")):
+        # the state names its weights relative to where its run was started
+        log = RUNS[reader](tmp_path / writer, *TRAIN, "--snapshot", f"snap/tiny_iter_20.solverstate{ending}")
+        losses = solver_suite.losses(log)
+        assert len(losses) == 11
+        if "average" not in case and "adam_clip" not in case:  # a smoothed loss starts anew
+            np.testing.assert_allclose(losses, whole[20:], rtol=3e-5)
+        resumed = solver_suite.blobs(tmp_path / writer, 30, ending)
+        assert solver_suite.difference(resumed, undisturbed, histories=False) < 2e-5
+        assert solver_suite.difference(resumed, undisturbed, histories=True) < 2e-5
+
+
+@pytest.mark.parametrize("case", ["sgd_multistep_unsorted", "adam", "shared_sgd"])
+def test_binary_snapshots_have_the_same_fields(case, tmp_path):
+    train_both(tmp_path, case, "", 10)
+    states = [read_binary(tmp_path / name / "snap/tiny_iter_10.solverstate", SolverState()) for name in RUNS]
+    assert states[0].random_seed == 7
+    states[0].ClearField("random_seed")
+    for state in states:
+        state.DiscardUnknownFields()
+        for blob in state.history:
+            blob.ClearField("data")
+    assert states[0] == states[1]
+    nets = [read_binary(tmp_path / name / "snap/tiny_iter_10.caffemodel", NetParameter()) for name in RUNS]
+    shapes = [
+        [(layer.name, layer.type, [list(blob.shape.dim) for blob in layer.blobs]) for layer in net.layer]
+        for net in nets
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("case", ["sgd_multistep_unsorted", "adam", "shared_sgd"])
+def test_hdf5_snapshots_have_the_same_layout(case, tmp_path):
+    train_both(tmp_path, case, HDF5, 10)
+
+    def layout(path):
+        found = {}
+
+        def visit(name, item):
+            if isinstance(item, h5py.Dataset):
+                kind = item.id.get_type()
+                text = kind.get_class() == h5py.h5t.STRING
+                found[name] = (item.shape, str(item.dtype), (kind.get_strpad(), kind.get_cset()) if text else None)
+            else:
+                found[name] = None
+
+        with h5py.File(path) as file:
+            file.visititems(visit)
+            values = {name: file[name][()] for name in ("iter", "learned_net", "current_step") if name in file}
+        return found, values
+
+    for kind in ("caffemodel", "solverstate"):
+        (ours, our_values), (real, real_values) = (
+            layout(tmp_path / name / f"snap/tiny_iter_10.{kind}.h5") for name in RUNS
+        )
+        ours.pop("random_seed", None)
+        assert ours == real
+        assert our_values == real_values
+
+
+@pytest.mark.parametrize("more", ["", HDF5], ids=["binary", "hdf5"])
+@pytest.mark.parametrize("case", ["sgd_fixed", "shared_sgd"])
+def test_both_score_weights_alike_whoever_wrote_them_and_train_on_from_them(case, more, tmp_path):
+    ending = ".h5" if more else ""
+    train_both(tmp_path, case, more, 20)
+    for name in RUNS:
+        weights = f"snap/tiny_iter_20.caffemodel{ending}"
+        score = ("test", "--model", "net.prototxt", "--iterations", "4", "--weights", weights)
+        logs = [run(tmp_path / name, *score) for run in RUNS.values()]
+        found = [re.findall(r"caffe.cpp:\d+\] (.*?)[=:] ([\d.e+-]+)", log) for log in logs]
+        assert len(found[0]) == 11 and [what for what, _ in found[0]] == [what for what, _ in found[1]]
+        np.testing.assert_allclose(*([float(value) for _, value in each] for each in found), rtol=2e-5)
+        (tmp_path / name / weights).rename(tmp_path / name / f"v.caffemodel{ending}")
+        tuned = (*TRAIN, "--weights", f"v.caffemodel{ending}")
+        losses = [solver_suite.losses(run(tmp_path / name, *tuned)) for run in RUNS.values()]
+        assert len(losses[0]) == 21
+        np.testing.assert_allclose(*losses, rtol=2e-5)
+
+
+def test_a_state_of_real_caffe_has_no_seed_and_one_is_drawn(tmp_path):
+    solver_suite.prepare(tmp_path, "sgd_fixed", iterations=20)
+    run_real(tmp_path, *FINETUNE)
+    assert snapshot.read_state(f"{tmp_path}/snap/tiny_iter_20.solverstate").seed is None
+    text = (tmp_path / "solver.prototxt").read_text()
+    (tmp_path / "solver.prototxt").write_text(
+        text.replace("random_seed: 7", "").replace("max_iter: 20", "max_iter: 21")
+    )
+    log = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_20.solverstate")
+    assert "random_seed is not set: taking" in log
+    assert snapshot.read_state(f"{tmp_path}/snap/tiny_iter_21.solverstate").seed is not None
