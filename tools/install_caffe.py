@@ -79,8 +79,12 @@ def install(folder: Path, say: Say, progress: Say) -> None:
         say(f"installing real Caffe into {folder}, from {mirror.uri}")
         with Apt(mirror, RELEASE, work, [lock]) as apt:
             progress("fetching the lists of packages")
-            apt.update()
-            packages = apt.resolve(NAMES)
+            try:
+                apt.update()
+                packages = apt.resolve(NAMES)
+            except UserError:
+                _remove(work)
+                raise
             apt.download(packages, NAMES, progress)
             unpack(packages, apt.archives, work / "tree" / "root", progress, [lock])
         progress("mending and checking")

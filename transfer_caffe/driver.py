@@ -348,7 +348,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     """The options that the sweep has too."""
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
     parser.add_argument(
-        "--engine", default="embedded", help="embedded (default), or a program with Caffe's command line, as caffe"
+        "--engine", default="embedded", help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it"
     )
     parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
     parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")
