@@ -1,10 +1,16 @@
-"""What the tests of driver and sweep work in: a folder with a small recipe, its data in name only, a fake engine."""
+"""What the tests of driver and sweep work in: a folder with a small recipe, a handful of images, a fake engine."""
 
+import functools
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
-from transfer_caffe.files import write_text
+import numpy as np
+
+from transfer_caffe.datum import DatabaseWriter, raw_datum
+from transfer_caffe.files import write_bytes, write_text
+from transfer_caffe.proto import array_to_blob, write_binary
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -30,7 +36,7 @@ def fake_engine(*misbehaviours: str) -> str:
 
 
 def make_world(folder: Path, recipe: str = RECIPE) -> None:
-    """A recipe and as much of its data as driver and fake engine look at."""
+    """A recipe and as much of its data as driver and fake engine look at (small databases, the same everywhere)."""
     write_text(folder / "small.yaml", recipe)
     for part in ("train", "val"):
         write_text(folder / "data" / "pictures" / f"{part}.txt", "1.png 0\n")
@@ -38,5 +44,16 @@ def make_world(folder: Path, recipe: str = RECIPE) -> None:
         here = folder / "data" / "pictures" / data
         for part in ("train", "val"):
             write_text(here / f"{part}.txt", "".join(f"{number}.png {number % 3}\n" for number in range(6)))
-            write_text(here / f"{part}_lmdb" / "data.mdb", "")
-        write_text(here / "mean.binaryproto", "")
+            write_bytes(here / f"{part}_lmdb" / "data.mdb", database())
+        write_binary(here / "mean.binaryproto", array_to_blob(np.full((1, 3, 32, 32), 100, np.float32)))
+
+
+@functools.cache
+def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> bytes:
+    """The data.mdb of a database of gray images with these labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        with DatabaseWriter(Path(folder, "lmdb")) as writer:
+            for number, label in enumerate(labels):
+                image = np.full((32, 32, 3), 100, np.uint8)
+                writer.put(b"%08d_%d.png" % (number, number), raw_datum(image, label))
+        return Path(folder, "lmdb", "data.mdb").read_bytes()

@@ -5,18 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfer_caffe import snapshots
-from transfer_caffe.proto import array_to_blob, write_binary
+from transfer_caffe import seal, snapshots
+from transfer_caffe.proto import array_to_blob, blob_to_array, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
 
 
-def write_pair(folder: Path, iteration: int, value: float = 1, history: int = 2, says: int | None = None) -> None:
+def write_pair(
+    folder: Path,
+    iteration: int,
+    value: float = 1,
+    history: int = 2,
+    says: int | None = None,
+    learned: str | None = None,
+    layers: tuple[str, ...] = ("conv1", "fc2"),
+) -> None:
     net = NetParameter()
     net.layer.add(name="data")
-    for name in ("conv1", "fc2"):
+    for name in layers:
         net.layer.add(name=name, blobs=[array_to_blob(np.full((2, 3), value, np.float32))])
     write_binary(snapshots.weights_path(folder, iteration), net)
-    state = SolverState(iter=iteration if says is None else says)
+    learned = f"snapshots/net_iter_{iteration}.caffemodel" if learned is None else learned
+    state = SolverState(iter=iteration if says is None else says, learned_net=learned)
     state.history.extend(array_to_blob(np.full((2, 3), value, np.float32)) for _ in range(history))
     write_binary(snapshots.state_path(folder, iteration), state)
 
@@ -30,7 +39,7 @@ def folder(tmp_path) -> Path:
 
 def newest(folder: Path) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return snapshots.newest(folder, said.append), said
+    return snapshots.newest(folder, ["conv1", "fc2"], said.append), said
 
 
 def test_the_newest_is_that_of_the_highest_iteration(folder):
@@ -51,12 +60,28 @@ DAMAGES = {
     "state cut off": lambda folder: _cut(snapshots.state_path(folder, 10), 30),
     "state of another iteration": lambda folder: write_pair(folder, 10, says=9),
     "state cut off between blobs": lambda folder: write_pair(folder, 10, history=1),
+    "state without the name of its weights": lambda folder: write_pair(folder, 10, learned=""),
+    "weights of another net": lambda folder: write_pair(folder, 10, layers=("conv1", "ip2")),
+    "a byte that leaves a finite number": lambda folder: _flip_under_checksum(folder),
     "not a number": lambda folder: write_pair(folder, 10, value=float("nan")),
 }
 
 
 def _cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
+
+
+def _flip_under_checksum(folder: Path) -> None:
+    """As real Caffe writes its files, without a seal, and the driver the checksums beside them."""
+    for path in (snapshots.weights_path(folder, 10), snapshots.state_path(folder, 10)):
+        path.write_bytes(seal.read(path))
+    snapshots.write_checksums(folder, 10)
+    content = bytearray(snapshots.weights_path(folder, 10).read_bytes())
+    content[content.index(np.float32(1).tobytes()) + 1] ^= 1
+    snapshots.weights_path(folder, 10).write_bytes(content)
+    conv1 = NetParameter.FromString(bytes(content)).layer[1]
+    values = blob_to_array(conv1.blobs[0], "conv1")
+    assert values.flat[0] != 1 and np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -67,6 +92,7 @@ def test_a_damaged_pair_is_set_aside_and_the_one_before_it_taken(folder, damage)
     assert len(said) == 1 and "iteration 10 is damaged and set aside" in said[0]
     assert snapshots.iterations(folder) == [9]
     assert (folder / "snapshots" / "net_iter_10.solverstate.damaged").exists()
+    assert not list((folder / "snapshots").glob("*.sha256"))  # they would be those of the next files of the name
 
 
 def test_thinning_leaves_one_pair_and_what_is_not_a_snapshot(folder):

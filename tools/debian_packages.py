@@ -177,9 +177,15 @@ class Apt:
         self.archives = work / "archives"
 
     def __enter__(self) -> Apt:
+        note = self.work / "link"
+        if note.exists():  # one that was killed has left its link
+            left = Path(note.read_text())
+            if left.name.startswith("apt.") and (left / "work").is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
         self._links = Path(tempfile.mkdtemp(prefix="apt."))
         here = self._links / "work"
         try:
+            note.write_text(str(self._links))
             here.symlink_to(self.work.resolve())
             for folder in ("lists/partial", "archives/partial", "state", "none/partial"):
                 (self.work / folder).mkdir(parents=True, exist_ok=True)

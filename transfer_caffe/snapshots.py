@@ -1,7 +1,8 @@
 """The snapshots of a network's folder: the newest one that is whole, and what the last one must hold.
 
 An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real
-Caffe writes them in place, so that a kill can leave a part of one; resuming from such a part would fail, or worse.
+Caffe writes them in place, so that a kill can leave a part of one, and without checksums; resuming from such a part
+would fail, or worse. The driver writes checksums beside both files as soon as the log says that they are whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_caffe.errors import UserError
+from transfer_caffe.files import checksum_path, write_checksum
 from transfer_caffe.proto import blob_to_array, caffe_pb2, read_binary
 from transfer_caffe.upgrade import upgrade_net
 
@@ -36,27 +38,43 @@ def iterations(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside."""
+def write_checksums(folder: Path, iteration: int) -> None:
+    """Write the checksums of a pair that is whole; from then on damage to it is seen, even if all numbers are finite."""
+    for path in (weights_path(folder, iteration), state_path(folder, iteration)):
+        if path.exists():
+            write_checksum(path)
+
+
+def newest(folder: Path, layers: Iterable[str], say: Callable[[str], None]) -> int | None:
+    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside.
+
+    ``layers``: those that the weights must have; an engine would draw the ones they lack anew.
+    """
     for iteration in reversed(iterations(folder)):
         try:
-            check_pair(folder, iteration)
+            check_pair(folder, iteration, layers)
             return iteration
         except (UserError, FileNotFoundError) as error:
             say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
             for path in (weights_path(folder, iteration), state_path(folder, iteration)):
                 if path.exists():
                     os.replace(path, path.with_name(path.name + ".damaged"))
+                checksum_path(path).unlink(missing_ok=True)  # it is not that of the file that will come
     return None
 
 
-def check_pair(folder: Path, iteration: int) -> None:
-    """UserError unless both files parse, agree with each other and hold finite numbers only."""
+def check_pair(folder: Path, iteration: int, layers: Iterable[str]) -> None:
+    """UserError unless both files are whole, belong together and to the net, and hold finite numbers only."""
     weights, state_file = weights_path(folder, iteration), state_path(folder, iteration)
-    shapes = [array.shape for arrays in read_weights(weights).values() for array in arrays]
+    blobs = read_weights(weights)
+    if missing := [name for name in layers if name not in blobs]:
+        raise UserError(f"{weights}: layer {missing[0]} is missing")
+    shapes = [array.shape for arrays in blobs.values() for array in arrays]
     state = read_binary(state_file, caffe_pb2.SolverState())
     if state.iter != iteration:
         raise UserError(f"{state_file}: says that it is of iteration {state.iter}")
+    if Path(state.learned_net).name != weights.name:  # without a name, real Caffe goes on from untrained weights
+        raise UserError(f"{state_file}: belongs to the weights {state.learned_net!r}, not to {weights.name}")
     history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
     if history != shapes:
         raise UserError(f"{state_file}: holds a history of {len(history)} blobs, {weights.name} has {len(shapes)}")
