@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from transfer_caffe.datum import DatabaseWriter, raw_datum
@@ -57,3 +58,19 @@ def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> bytes:
                 image = np.full((32, 32, 3), 100, np.uint8)
                 writer.put(b"%08d_%d.png" % (number, number), raw_datum(image, label))
         return Path(folder, "lmdb", "data.mdb").read_bytes()
+
+
+def draw_shapes() -> None:
+    """A dataset of six classes of 40 x 40 images, data/shapes in the current folder: lists and files, no databases."""
+    draw = np.random.RandomState(0)
+    for part, count in (("train", 12), ("val", 4)):
+        lines = []
+        for label in range(6):
+            for number in range(count):
+                image = draw.randint(0, 100, (40, 40, 3))
+                image[5 * label : 5 * label + 8, :, label % 3] += 120
+                name = f"images/{part}_{label}_{number}.png"
+                Path("data/shapes/images").mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(f"data/shapes/{name}", image.astype(np.uint8))
+                lines.append(f"{name} {label}\n")
+        write_text(f"data/shapes/{part}.txt", "".join(lines))

@@ -285,14 +285,14 @@ def require_finished(log: Log, code: int, folder: Path, max_iter: int) -> None:
     why = f": {log.errors[0]}" if log.errors else ""
     if "CPU-only" in why:
         why += " (leave --gpu away, and set solver_mode: CPU in the recipe)"
+    if log.bad_number:  # first: real Caffe exits with 0 then, or dies of it (max pooling writes beyond its memory)
+        raise RunFailed(f"training diverged: {log.bad_number}; lower base_lr ({folder / LOG})")
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         raise RunFailed(f"the engine was ended by {name}{hint}{why}; its log is {folder / LOG}")
     if code > 0:
         raise RunFailed(f"the engine failed with exit code {code}{why}; its log is {folder / LOG}")
-    if log.bad_number:
-        raise RunFailed(f"training diverged: {log.bad_number}; lower base_lr ({folder / LOG})")
     if log.stopped_early:
         raise RunFailed("the engine was stopped before its end, and wrote a snapshot; the same command goes on from it")
     if not log.done:
