@@ -8,7 +8,6 @@ RUNS    ?= runs
 REPORT  ?= report
 ENGINE  ?= embedded
 JOBS    ?=
-DEST    ?= .caffe
 SEED    ?= 0
 K       ?= 100
 # the lists that the split targets cut, and a class file with groups; the halves go to a folder beside TRAIN
@@ -29,7 +28,8 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup caffe demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures report proto
+.PHONY: help setup caffe demo test lint data lmdb split-random split-natman split-reduced plan sweep results figures \
+        report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -42,6 +42,9 @@ demo: $(READY)      ## the whole experiment on the embedded photographs, up to f
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest
 
+fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
+	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
+
 lint: $(READY)      ## ruff and pyright
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
@@ -50,9 +53,9 @@ lint: $(READY)      ## ruff and pyright
 setup: $(READY)     ## make .venv with pinned packages
 	@echo "ready: .venv"
 
-caffe:              ## real Caffe 1.0 into DEST=.caffe (Debian 11's packages from MIRROR; fetches 160 MB)
+caffe:              ## real Caffe 1.0 into .caffe, without root (Debian 11's packages, from MIRROR; fetches 160 MB)
 	@$(PYTHON_IS_NEW)
-	@"$(PYTHON)" -m tools.install_caffe "$(DEST)"
+	@"$(PYTHON)" tools/install_caffe.py
 
 $(READY): requirements.txt setup.py
 	@$(PYTHON_IS_NEW)

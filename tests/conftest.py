@@ -3,9 +3,12 @@
 import lmdb
 import numpy as np
 import pytest
+import torch
 
 from transfer_caffe.datum import raw_datum
 from transfer_caffe.proto import array_to_blob, write_binary
+
+torch.set_num_threads(1)  # the nets here are small: threads would wait for each other more than they work
 
 NET = """
 name: "tiny"
@@ -69,13 +72,18 @@ def net_text(random=True):
     return NET.replace("MIRROR", mirror).replace("CROP", crop).replace("DROPOUT", dropout)
 
 
+def write_tiny(folder):
+    """Databases, mean, net.prototxt and solver.prototxt, relative to the current folder, which is ``folder``."""
+    write_lmdb("train_lmdb", *tiny_images(60, 1))
+    write_lmdb("test_lmdb", *tiny_images(20, 2))
+    write_binary("mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))
+    (folder / "net.prototxt").write_text(net_text())
+    (folder / "solver.prototxt").write_text(SOLVER)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A folder, made the current one, with databases, mean, net.prototxt and solver.prototxt."""
     monkeypatch.chdir(tmp_path)
-    write_lmdb("train_lmdb", *tiny_images(60, 1))
-    write_lmdb("test_lmdb", *tiny_images(20, 2))
-    write_binary("mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))
-    (tmp_path / "net.prototxt").write_text(net_text())
-    (tmp_path / "solver.prototxt").write_text(SOLVER)
+    write_tiny(tmp_path)
     return tmp_path

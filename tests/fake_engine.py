@@ -6,7 +6,7 @@ The weights are a function of seed and iteration alone, so that an interrupted r
 Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
 folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
 silent (no `Optimization Done.`), quits (exit 0 amid training), rots (the last weights are not finite, the losses are),
-untested (no last test), cpu (it knows no --gpu).
+untested (no last test), cpu (it knows no --gpu), unsealed (snapshots without a checksum, as real Caffe writes them).
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_caffe import seal
 from transfer_caffe.engine import glog
 from transfer_caffe.generate import layers_with_weights
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
@@ -72,6 +73,9 @@ def main() -> int:
         state = SolverState(iter=iteration, learned_net=f"{path}.caffemodel")
         state.history.extend(array_to_blob(array) for each in weights.values() for array in each)
         write_binary(f"{path}.solverstate", state)
+        if "unsealed" in bad:
+            for each in (f"{path}.caffemodel", f"{path}.solverstate"):
+                Path(each).write_bytes(seal.read(each))
 
     def test(iteration: int) -> None:
         glog.info("solver.cpp:347", f"Iteration {iteration}, Testing net (#0)")

@@ -1,4 +1,4 @@
-"""What the tests of driver and sweep work in: a folder with a small recipe, a handful of images, a fake engine."""
+"""What the tests of driver and sweep work in: a folder with a small recipe, a little data, a fake engine."""
 
 import functools
 import shlex
@@ -11,7 +11,7 @@ import numpy as np
 
 from transfer_caffe.datum import DatabaseWriter, raw_datum
 from transfer_caffe.files import write_bytes, write_text
-from transfer_caffe.proto import array_to_blob, write_binary
+from transfer_caffe.tools.compute_mean import write_mean
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -45,19 +45,20 @@ def make_world(folder: Path, recipe: str = RECIPE) -> None:
         here = folder / "data" / "pictures" / data
         for part in ("train", "val"):
             write_text(here / f"{part}.txt", "".join(f"{number}.png {number % 3}\n" for number in range(6)))
-            write_bytes(here / f"{part}_lmdb" / "data.mdb", database())
-        write_binary(here / "mean.binaryproto", array_to_blob(np.full((1, 3, 32, 32), 100, np.float32)))
+            for name, content in database().items():
+                write_bytes(here / f"{part}_lmdb" / name, content)
+        write_mean(here / "mean.binaryproto", np.full((3, 32, 32), 100, np.float32))
 
 
 @functools.cache
-def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> bytes:
-    """The data.mdb of a database of gray images with these labels."""
+def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> dict[str, bytes]:
+    """The files of a database of gray images with these labels."""
     with tempfile.TemporaryDirectory() as folder:
         with DatabaseWriter(Path(folder, "lmdb")) as writer:
             for number, label in enumerate(labels):
                 image = np.full((32, 32, 3), 100, np.uint8)
                 writer.put(b"%08d_%d.png" % (number, number), raw_datum(image, label))
-        return Path(folder, "lmdb", "data.mdb").read_bytes()
+        return {path.name: path.read_bytes() for path in Path(folder, "lmdb").iterdir()}
 
 
 def draw_shapes() -> None:

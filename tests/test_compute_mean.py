@@ -8,6 +8,7 @@ import pytest
 
 from tools.compute_mean import main
 from transfer_caffe.datum import DatabaseWriter, encoded_datum, raw_datum
+from transfer_caffe.files import require_checksum
 
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
 # by Caffe 1.0's compute_image_mean from IMAGE, IMAGE and 255 - IMAGE
@@ -40,6 +41,8 @@ def test_the_file_and_the_channel_means_are_those_of_real_caffe(folder, capsys):
     write("db", [IMAGE, IMAGE, 255 - IMAGE])
     assert main(["-backend=lmdb", "db", "mean.binaryproto"]) == 0
     assert (folder / "mean.binaryproto").read_bytes() == CAFFE_MEAN
+    require_checksum("mean.binaryproto")
+    assert (folder / "mean.binaryproto.sha256").exists()
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [f"mean_value channel [{c}]: {value}" for c, value in enumerate(("120", "124.667", "129.333"))]
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from small_world import RECIPE, database, fake_engine, make_world
 
-from transfer_caffe import driver, seal
-from transfer_caffe.files import sha256, write_checksum
+from transfer_caffe import driver
+from transfer_caffe.files import sha256
 from transfer_caffe.processes import Engine
-from transfer_caffe.proto import array_to_blob, write_binary
 from transfer_caffe.snapshots import read_weights
+from transfer_caffe.tools.compute_mean import write_mean
 
 RUNS = Path("runs/small")
 
@@ -186,13 +186,11 @@ def test_a_damaged_snapshot_is_set_aside_and_an_older_one_taken(capsys):
 
 
 def test_a_flipped_byte_in_a_snapshot_is_seen_though_real_caffe_writes_no_checksum(capsys):
-    assert drive("baseA", "early") == 1
+    assert drive("baseA", "early", "unsealed") == 1
     rename_engine("random0-baseA-s0")
     weights = RUNS / "random0-baseA-s0/snapshots/net_iter_2.caffemodel"
     beside = weights.with_name("net_iter_2.caffemodel.sha256")
     assert beside.read_text() == f"{sha256(weights)}  {weights.name}\n"
-    weights.write_bytes(seal.read(weights))
-    write_checksum(weights)
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
@@ -220,8 +218,13 @@ def test_a_gpu_that_this_caffe_cannot_use_is_one_line_that_says_what_to_do(capsy
 A = Path("data/pictures/random0/A")
 
 
+def replace_database(labels: tuple[int, ...]) -> None:
+    for name, content in database(labels).items():
+        (A / "train_lmdb" / name).write_bytes(content)
+
+
 def without_records() -> None:
-    (A / "train_lmdb/data.mdb").write_bytes(database(()))
+    replace_database(())
 
 
 def label_3_in_the_list() -> None:
@@ -231,25 +234,23 @@ def label_3_in_the_list() -> None:
 
 
 def label_3_in_the_database() -> None:
-    (A / "train_lmdb/data.mdb").write_bytes(database((0, 1, 2, 3)))
+    replace_database((0, 1, 2, 3))
 
 
 def mean_of_smaller_images() -> None:
-    write_binary(A / "mean.binaryproto", array_to_blob(np.full((1, 3, 20, 20), 100, np.float32)))
+    write_mean(A / "mean.binaryproto", np.full((3, 20, 20), 100, np.float32))
 
 
 def mean_without_a_number() -> None:
-    write_binary(A / "mean.binaryproto", array_to_blob(np.full((1, 3, 32, 32), np.nan, np.float32)))
+    write_mean(A / "mean.binaryproto", np.full((3, 32, 32), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (without_records, "A/train_lmdb: the database has no records"),
-        (lambda: (A / "val_lmdb/data.mdb").write_bytes(b""), "A/val_lmdb: "),
-        (lambda: (A / "mean.binaryproto").write_bytes(b""), "A/mean.binaryproto: the file is empty"),
-        (mean_of_smaller_images, "A/mean.binaryproto: not the mean of images of 28 x 28 or more"),
-        (mean_without_a_number, "not all of its values are finite"),
+        (mean_of_smaller_images, "A/mean.binaryproto: not the mean of three channels of 28 x 28 or more"),
+        (mean_without_a_number, "one image of finite values was expected"),
         (label_3_in_the_list, "A/val.txt: line 7: label 3, but the last layer of random0-baseA-s0 has 3 outputs"),
         (label_3_in_the_database, "A/train_lmdb: record '00000003_3.png': label 3, but the last layer"),
     ],
@@ -292,6 +293,32 @@ def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
     path.write_text(json.dumps(done))
     assert drive("A3B") == 2
     assert "its base random0-baseA-s0 was trained anew" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("checksum", [True, False], ids=["with checksum", "without"])
+@pytest.mark.parametrize("name", ["train_lmdb/data.mdb", "val_lmdb/data.mdb", "mean.binaryproto"])
+def test_damaged_data_is_an_error_before_any_engine_starts(name, checksum, capsys):
+    path = Path("data/pictures/random0/A") / name
+    whole = path.read_bytes()
+    if not checksum:
+        path.with_name(f"{path.name}.sha256").unlink()
+    flipped = bytes([*whole[:-5], whole[-5] ^ 1, *whole[-4:]])
+    for damaged in (b"", whole[:-3], *([flipped] if checksum else [])):
+        path.write_bytes(damaged)
+        assert drive("baseA") == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and path.parts[-2] in error
+        assert not (RUNS / "random0-baseA-s0" / "train.log").exists()
+
+
+def test_damaged_initial_weights_are_made_again(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B", "early") == 1
+    init = RUNS / "random0-A3B-s0" / "init.caffemodel"
+    whole = init.read_bytes()
+    init.write_bytes(whole[:-50] + b"\1" + whole[-49:])
+    assert drive("A3B", "early") == 1  # a little further
+    assert init.read_bytes() == whole
 
 
 def test_missing_data_is_an_error_that_names_the_command(capsys):

@@ -273,7 +273,7 @@ def test_weights_of_another_shape_are_refused_naming_layer_and_blob(tiny, capsys
         ('lr_policy: "step"', 'lr_policy: "steps"', "unknown lr_policy 'steps'; known: fixed, step"),
         ('net: "net.prototxt"', 'net: "gone.prototxt"', "gone.prototxt: no such file"),
         ("base_lr: 0.05", "base_lr: 0.05 nonsense: 1", "solver.prototxt: not a valid SolverParameter prototxt"),
-        ("base_lr: 0.05", 'base_lr: 0.05 type: "Best"', "solver type 'Best' is not supported"),
+        ("base_lr: 0.05", 'base_lr: 0.05 type: "Best"', "unknown solver type 'Best'; known: SGD, Nesterov"),
         ('snapshot_prefix: "snap/tiny"', "", "snapshot_prefix"),
         ("max_iter: 20", "", "max_iter"),
     ],
@@ -334,4 +334,4 @@ def test_a_state_of_another_net_is_refused(tiny, capsys):
     del state.history[-1]
     write_binary("snap/tiny_iter_5.solverstate", state)
     line = refused(capsys, "train", "--solver", "solver.prototxt", "--snapshot", "snap/tiny_iter_5.solverstate")
-    assert "a history of 5 blobs, the net learns 6" in line
+    assert "a history of 5 blobs, the net and solver need 6" in line

@@ -1,12 +1,13 @@
 """Files appear whole or not at all; commands fail in one line."""
 
 import errno
+import subprocess
 
 import pytest
 
 from transfer_caffe import cli
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import refuse_existing, whole_file, whole_folder, write_text
+from transfer_caffe.files import refuse_existing, require_checksum, whole_file, whole_folder, write_checksum, write_text
 
 
 def test_a_file_that_could_not_be_finished_leaves_the_old_one(tmp_path):
@@ -83,3 +84,21 @@ def test_every_command_has_help_with_an_example(name, capsys):
 def test_an_unknown_command_lists_the_known_ones(capsys):
     assert cli.main(["trian"]) == 2
     assert "unknown command 'trian'; known: photos, split" in capsys.readouterr().err
+
+
+def test_a_checksum_is_what_sha256sum_checks(tmp_path):
+    (tmp_path / "a b.bin").write_bytes(b"content")
+    require_checksum(tmp_path / "a b.bin")  # none is there
+    write_checksum(tmp_path / "a b.bin")
+    subprocess.run(["sha256sum", "-c", "a b.bin.sha256"], cwd=tmp_path, check=True, capture_output=True)
+    require_checksum(tmp_path / "a b.bin")
+
+
+@pytest.mark.parametrize("damaged", ["mean.bin", "mean.bin.sha256"])
+@pytest.mark.parametrize("content", [b"", b"other", b"0" * 64 + b"  mean.bin\n", b"\xff\xfe"])
+def test_a_file_or_checksum_that_changed_is_an_error_with_the_remedy(tmp_path, damaged, content):
+    (tmp_path / "mean.bin").write_bytes(b"content")
+    write_checksum(tmp_path / "mean.bin")
+    (tmp_path / damaged).write_bytes(content)
+    with pytest.raises(UserError, match=r"mean\.bin.*: damaged.*; make it again"):
+        require_checksum(tmp_path / "mean.bin", "make it again")

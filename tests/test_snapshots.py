@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from transfer_caffe import seal, snapshots
-from transfer_caffe.proto import array_to_blob, blob_to_array, write_binary
+from transfer_caffe.files import checksum_path
+from transfer_caffe.proto import array_to_blob, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
 
 
@@ -62,7 +63,11 @@ DAMAGES = {
     "state cut off between blobs": lambda folder: write_pair(folder, 10, history=1),
     "state without the name of its weights": lambda folder: write_pair(folder, 10, learned=""),
     "weights of another net": lambda folder: write_pair(folder, 10, layers=("conv1", "ip2")),
-    "a byte that leaves a finite number": lambda folder: _flip_under_checksum(folder),
+    "one bit of the weights": lambda folder: _flip(snapshots.weights_path(folder, 10)),
+    "one bit of the state": lambda folder: _flip(snapshots.state_path(folder, 10)),
+    "state that goes with other weights": lambda folder: write_pair(
+        folder, 10, learned="snapshots/net_iter_9.caffemodel"
+    ),
     "not a number": lambda folder: write_pair(folder, 10, value=float("nan")),
 }
 
@@ -71,17 +76,29 @@ def _cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
-def _flip_under_checksum(folder: Path) -> None:
-    """As real Caffe writes its files, without a seal, and the driver the checksums beside them."""
-    for path in (snapshots.weights_path(folder, 10), snapshots.state_path(folder, 10)):
+def _flip(path: Path) -> None:
+    """Flip one bit of the last value."""
+    data = bytearray(path.read_bytes())
+    data[-seal.TRAILER_BYTES - 4] ^= 1
+    path.write_bytes(data)
+
+
+def test_snapshots_of_real_caffe_get_checksums_that_go_with_them(folder):
+    paths = [snapshots.weights_path(folder, 10), snapshots.state_path(folder, 10)]
+    snapshots.keep_checksums(folder)
+    assert not checksum_path(paths[0]).exists()  # it has a seal
+    for path in paths:
         path.write_bytes(seal.read(path))
-    snapshots.write_checksums(folder, 10)
-    content = bytearray(snapshots.weights_path(folder, 10).read_bytes())
-    content[content.index(np.float32(1).tobytes()) + 1] ^= 1
-    snapshots.weights_path(folder, 10).write_bytes(content)
-    conv1 = NetParameter.FromString(bytes(content)).layer[1]
-    values = blob_to_array(conv1.blobs[0], "conv1")
-    assert values.flat[0] != 1 and np.isfinite(values).all()
+    snapshots.keep_checksums(folder, [10])
+    snapshots.thin(folder, keep=10)
+    names = {path.name for path in (folder / "snapshots").iterdir()}
+    assert names == {file.name for path in paths for file in (path, checksum_path(path))}
+    data = bytearray(paths[0].read_bytes())
+    data[-4] ^= 1
+    paths[0].write_bytes(data)
+    found, said = newest(folder)
+    assert found is None and "checksum" in said[0]
+    assert not checksum_path(paths[0]).exists()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

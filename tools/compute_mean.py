@@ -2,19 +2,22 @@
 
     python -m tools.compute_mean train_lmdb mean.binaryproto
 
-Same arguments and, bit for bit, the same file as compute_image_mean (Caffe's tools/compute_image_mean.cpp).
+Same arguments and, bit for bit, the same file as compute_image_mean (Caffe's tools/compute_image_mean.cpp); beside it
+mean.binaryproto.sha256, which `sha256sum -c` checks.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import sys
 
 import numpy as np
 
 from transfer_caffe.datum import Database
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import refuse_existing
-from transfer_caffe.proto import array_to_blob, caffe_pb2, write_binary
+from transfer_caffe.files import refuse_existing, write_bytes, write_checksum
+from transfer_caffe.proto import array_to_blob, caffe_pb2
 
 from .build_lmdb import require_lmdb
 from .gflags import as_argparse
@@ -52,6 +55,16 @@ def mean_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
     return blob
 
 
+def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:
+    """Write a mean image and, beside it, its checksum.
+
+    The checksum comes first: killed in between, this leaves no mean without one, and an old mean is refused.
+    """
+    data = mean_blob(mean).SerializeToString()
+    write_checksum(path, hashlib.sha256(data).hexdigest())
+    write_bytes(path, data)
+
+
 def channel_means(mean: np.ndarray) -> list[float]:
     """The mean of each channel, summed in float32 in pixel order as Caffe does for its log."""
     pixels = mean.reshape(mean.shape[0], -1)
@@ -82,7 +95,7 @@ def main(argv: list[str] | None = None) -> int | None:
     database = Database(options.database)
     mean = mean_image(database)
     if options.mean:
-        write_binary(options.mean, mean_blob(mean))
+        write_mean(options.mean, mean)
     print(f"{len(database)} records of {_size(mean.shape)}")
     for channel, value in enumerate(channel_means(mean)):
         print(f"mean_value channel [{channel}]: {value:.6g}")

@@ -1,395 +1,443 @@
-"""Install real Caffe 1.0 (CPU; programs and pycaffe) into a folder, out of Debian 11's packages, without root.
+"""Install real Caffe 1.0 (CPU: programs and pycaffe) from Debian 11's packages into one folder, without root.
 
-    python -m tools.install_caffe .caffe          what `make caffe` does
-    .caffe/bin/caffe train --solver solver.prototxt
-    .caffe/bin/caffe-python -c 'import caffe'
+    python tools/install_caffe.py [DEST]       DEST: .caffe of the project
+    MIRROR=http://... python tools/install_caffe.py
 
-Debian 11 is the last one with Caffe. Its packages run on any x86-64 Linux when they are unpacked with all that they
-depend on, the C library too, and started through their own dynamic loader: the scripts in bin/ do that. The folder
-can be moved or copied as a whole. It appears whole or not at all: the new tree is made and checked beside it
-(FOLDER.new), and renamed last. What was fetched when it was stopped is used by the next call.
+The packages come with all that they depend on, the C library too, so that nothing of this system is used or changed:
+
+    DEST/root       the unpacked packages; MANIFEST lists them
+    DEST/bin        scripts that start the programs: caffe, caffe-python, convert_imageset, ...
+
+DEST can be moved as a whole. It needs Linux on x86-64, apt-get, dpkg-deb, and a Debian mirror that carries Debian 11
+(bullseye): the one in the system's apt sources, or MIRROR. DEST/bin appears last and at once, after the new Caffe has
+passed a check; an install that was stopped is done anew by the next call. Exit code 2 where it cannot be done.
+
+Only the standard library: this runs before anything is installed.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import concurrent.futures
+import fcntl
+import hashlib
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, NoReturn
 
-from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import write_json
-
-from .debian_packages import Apt, Package, find_mirror, run
-
-RELEASE = "bullseye"
-NAMES = ("caffe", "python3-caffe", "libopenblas0-pthread", "python3-lmdb")
-LAYOUT = 1
-"""Of the tree that this makes; another number makes the next call build it anew."""
-MANIFEST = "MANIFEST.json"
-
+PROJECT = Path(__file__).resolve().parent.parent
+SUITE = "bullseye"
+PACKAGES = ("caffe", "python3-caffe", "libopenblas0-pthread", "python3-lmdb")
+STAMP = f"layout 1: {SUITE} {' '.join(PACKAGES)}"  # first line of MANIFEST; another one means: install anew
 PROGRAMS = (
-    "caffe", "caffe-gtest", "classification", "compute_image_mean", "convert_cifar_data", "convert_imageset",
-    "convert_mnist_data", "convert_mnist_siamese_data", "extract_features", "upgrade_net_proto_binary",
-    "upgrade_net_proto_text", "upgrade_solver_proto_text",
-)  # fmt: skip
-"""All programs of the package caffe; each gets a script in bin/."""
-PYTHON = "caffe-python"
+    *("caffe", "caffe-gtest", "classification", "compute_image_mean", "convert_cifar_data", "convert_imageset"),
+    *("convert_mnist_data", "convert_mnist_siamese_data", "extract_features"),
+    *("upgrade_net_proto_binary", "upgrade_net_proto_text", "upgrade_solver_proto_text"),
+)
+PYTHON = "caffe-python"  # the name in DEST/bin of the packages' Python
+MEGABYTES = 1100  # at the fullest moment: package lists, packages, and all that they hold
+LOCK = ".install_caffe.lock"
+WORK = "new-"
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+# names of Debian's own suites, past and to come: they tell Debian's mirror from other sources
+SUITES = re.compile(r"(old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke")
 
-SPACE = 800 << 20
-"""Bytes that the packages and the unpacked tree take together, at the most."""
+APT_CONF = """\
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "/dev/null";
+Dir::Etc::sourcelist "{apt}/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State "{apt}";
+Dir::State::lists "{apt}/lists";
+Dir::State::status "{apt}/status";
+Dir::Cache "{apt}";
+Dir::Cache::archives "{apt}/archives";
+Dir::Log "{apt}";
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+APT::Install-Recommends "false";
+APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
+Acquire::Languages "none";
+Acquire::Retries "2";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+"""
 
-ARCHITECTURE = "x86_64-linux-gnu"
-LIBRARIES = f"usr/lib/{ARCHITECTURE}"
-OPENBLAS = f"{LIBRARIES}/openblas-pthread"
-LIBRARY_PATH = (OPENBLAS, f"lib/{ARCHITECTURE}", LIBRARIES, "usr/lib")
-LOADER = "lib64/ld-linux-x86-64.so.2"
-PACKAGES_OF_PYTHON = "usr/lib/python3/dist-packages"
+# Python's children that are started through sys.executable need the script in DEST/bin too
+SITE = """\
+import os
+import sys
 
-Say = Callable[[str], None]
+script = os.path.join(os.path.dirname(os.path.dirname(sys.prefix)), "bin", "caffe-python")
+if os.access(script, os.X_OK):
+    sys.executable = sys._base_executable = script
+"""
 
+# what no program here reads; with it the folder is half as large again
+UNUSED = {
+    "etc": "perl",
+    ".": "var",
+    "usr/lib": "debug dpkg mime ogdi",
+    "usr/lib/x86_64-linux-gnu": "gconv ogdi perl perl-base perl5",
+    "usr/lib/python3/dist-packages": "Cython nose pyximport",
+    "usr/share": "applications bash-completion bug common-licenses debconf doc dpkg fonts gcc gdal gdb info javascript "
+    "lintian locale man perl perl5 pixmaps proj zsh",
+}
 
-def install(folder: Path, say: Say, progress: Say) -> None:
-    """Make ``folder`` hold real Caffe, unless it does.
+LIBRARIES = ("usr/lib/x86_64-linux-gnu/openblas-pthread", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/lib")
+SCRIPT = """\
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")")
+root=${here%/*}/root
+unset LD_LIBRARY_PATH LD_PRELOAD
+"""
 
-    UserError where it cannot be. Two at once take turns. ``progress`` gets lines that replace each other.
-    """
-    require_machine(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with processes.lock(folder.with_name(folder.name + ".lock"), str(folder), say) as lock:
-        require_ours(folder)
-        if works(folder):
-            say(f"real Caffe is in {folder} already")
-            return
-        mirror = find_mirror(os.environ, Path("/etc/apt"))
-        began = time.monotonic()
-        work, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-        for left in (work / "tree", old):
-            _remove(left)
-        work.mkdir(exist_ok=True)
-        require_space(work)
-        say(f"installing real Caffe into {folder}, from {mirror.uri}")
-        with Apt(mirror, RELEASE, work, [lock]) as apt:
-            progress("fetching the lists of packages")
-            try:
-                apt.update()
-                packages = apt.resolve(NAMES)
-            except UserError:
-                _remove(work)
-                raise
-            apt.download(packages, NAMES, progress)
-            unpack(packages, apt.archives, work / "tree" / "root", progress, [lock])
-        progress("mending and checking")
-        root = work / "tree" / "root"
-        mend(root)
-        slim(root)
-        write_scripts(work / "tree")
-        said = check(work / "tree")
-        content = [{"name": each.name, "version": each.version, "sha256": each.sha256} for each in packages]
-        write_json(work / "tree" / MANIFEST, {"layout": LAYOUT, "mirror": mirror.uri, "packages": content})
-        os.sync()  # thousands of files; a power cut after the rename must not find them empty
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(work / "tree", folder)
-        _remove(work)
-        _remove(old)
-        say(f"{said}; {len(packages)} packages, {time.monotonic() - began:.0f} s; programs: {folder / 'bin'}")
-
-
-# ---- what it needs ----------------------------------------------------------------------------------------------
-
-
-def require_machine(folder: Path, system: str = "", machine: str = "") -> None:
-    """UserError where the packages cannot run, or cannot be had. ``system``, ``machine``: of another one, in tests."""
-    system, machine = system or platform.system(), machine or platform.machine()
-    if (system, machine.lower()) not in (("Linux", "x86_64"), ("Linux", "amd64")):
-        raise UserError(
-            f"real Caffe's packages run on Linux on x86-64 processors, this is {system} on {machine}; the embedded "
-            "engine runs here"
-        )
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise UserError(
-                f"{tool} is needed to fetch and unpack Debian's packages, and is not here; run this on Debian or "
-                "Ubuntu and copy the folder that it makes, or build Caffe yourself and set CAFFE=/path/to/caffe"
-            )
-    # the loader parts a list of folders at colons and semicolons, and takes what follows a dollar for a variable
-    if bad := re.search(r"[:;$\n]", str(folder.resolve())):
-        raise UserError(f"{folder.resolve()}: the dynamic loader takes no path with {bad[0]!r}; take another folder")
+NET = """\
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "sum" type: "InnerProduct" bottom: "data" top: "sum" inner_product_param { num_output: 4
+        weight_filler { type: "constant" value: 0.5 } bias_filler { type: "constant" value: 1 } } }
+"""
+CHECK = """\
+import re, sys
+import caffe, caffe.classifier, h5py, lmdb, matplotlib.pyplot, numpy, PIL.Image, google.protobuf.text_format
+net = caffe.Net(sys.argv[1], caffe.TEST)
+net.blobs["data"].data[...] = 2
+result = net.forward()["sum"]
+assert result.shape == (2, 4) and (result == 4).all(), result
+PIL.Image.new("RGB", (5, 4), "white").save(sys.argv[2])
+assert (caffe.io.load_image(sys.argv[2]) == numpy.ones((4, 5, 3))).all()
+blas = {line.split(None, 5)[5].strip() for line in open("/proc/self/maps") if re.search("/lib(open)?blas", line)}
+assert blas and all("/openblas-pthread/" in path for path in blas), blas
+print("pycaffe", caffe.__version__, "with numpy", numpy.__version__, "and OpenBLAS")
+"""
 
 
-def require_ours(folder: Path) -> None:
-    """UserError if something else is where the tree is to come: it would be replaced."""
-    if os.path.lexists(folder) and not (folder / MANIFEST).is_file() and not _is_empty(folder):
-        raise UserError(f"{folder} exists and was not made by this command; remove it, or give another folder")
+class CannotInstall(Exception):
+    """Why Caffe cannot be installed here, and what to do: one line."""
 
 
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+# ---- the mirror
 
 
-def require_space(work: Path) -> None:
-    """UserError if the packages, or what comes out of them, will not find room."""
-    there = sum(path.stat().st_size for path in (work / "archives").glob("*.deb"))
-    free = shutil.disk_usage(work).free
-    if free < SPACE - there:
-        raise UserError(
-            f"{work.parent}: {free >> 20} MB are free, real Caffe takes {SPACE >> 20} MB while it is installed and "
-            "450 MB then; free some, or give another folder"
-        )
+def mirror(sources: Path = Path("/etc/apt")) -> str:
+    """The address of a Debian mirror: MIRROR, or the first one in the apt sources that gives Debian's own main."""
+    given = os.environ.get("MIRROR", "").strip()
+    if given:
+        if not re.fullmatch(r"[a-z+]+:\S+", given):
+            raise CannotInstall(f"MIRROR={given}: give the address of a Debian mirror, http://HOST/debian")
+        return as_downloaded(given)
+    files = [sources / "sources.list", *sorted((sources / "sources.list.d").glob("*"))]
+    for path in files:
+        if path.suffix not in (".list", ".sources") or not path.is_file():
+            continue
+        text = path.read_text(errors="replace")
+        for address, suites, components in (one_line_entries if path.suffix == ".list" else deb822_entries)(text):
+            if "main" in components and any(SUITES.fullmatch(suite) for suite in suites):
+                return as_downloaded(address)
+    raise CannotInstall(f"no Debian mirror in {sources}/sources.list and sources.list.d; set MIRROR=http://HOST/debian")
 
 
-def works(folder: Path) -> bool:
-    """Whether the folder holds a tree of this layout whose caffe runs."""
+def as_downloaded(address: str) -> str:
+    """``address`` without a slash at its end; apt uses packages of file: where they lie, and copies those of copy:."""
+    return re.sub("^file:", "copy:", address).rstrip("/")
+
+
+def one_line_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(address, suites, components) of the lines `deb [options] address suite component...` of a .list file."""
+    for line in text.splitlines():
+        match = re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?([a-z+]+:\S+)\s+(\S+)([^#]*)", line)
+        if match and not match[1].startswith("cdrom:"):
+            yield match[1], [match[2]], match[3].split()
+
+
+def deb822_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(address, suites, components) of the paragraphs of a .sources file; see sources.list(5)."""
+    text = re.sub(r"^#.*\n?", "", text, flags=re.M)
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        fields = re.findall(r"^([\w-]+):(.*(?:\n[ \t].*)*)", paragraph, flags=re.M)
+        values = {name.lower(): value.split() for name, value in fields}
+        if "deb" not in values.get("types", ()) or values.get("enabled", ["yes"])[0].lower() in ("no", "false", "0"):
+            continue
+        for address in values.get("uris", ()):
+            yield address, values.get("suites", []), values.get("components", [])
+
+
+# ---- the steps
+
+
+def run(argv: list[str | Path], why: str, **options) -> str:
+    """What a program prints; CannotInstall with ``why`` and the program's own reason if it fails."""
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        **options,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("E:")] or lines[-1:] or [f"exit code {done.returncode}"]
+        raise CannotInstall(f"{why}: {errors[0]}")
+    return done.stdout
+
+
+def download(apt: Path, address: str) -> list[Path]:
+    """The packages and all that they depend on: an apt of its own, to which no package is installed yet."""
+    for folder in ("lists/partial", "archives/partial"):
+        (apt / folder).mkdir(parents=True)
+    (apt / "status").touch()
+    keys = f"[signed-by={KEYS}] " if KEYS.exists() else ""
+    (apt / "sources.list").write_text(f"deb {keys}{address} {SUITE} main\n")
+    # of the system's own settings only how the network is reached: others, such as hooks, would act on the system
+    settings = run(["apt-config", "dump"], "apt-config does not work").splitlines()
+    network = [line for line in settings if re.match(r"Acquire::https?::", line, flags=re.I)]
+    (apt / "apt.conf").write_text(APT_CONF.format(apt=apt) + "\n".join(network) + "\n")
+    env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf"), "LC_ALL": "C"}
+    shown = re.sub("//[^/@]*@", "//", address)
+    why = f"{shown} does not give Debian 11's ({SUITE}) Caffe; set MIRROR=http://HOST/debian to a mirror that does"
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        scripts = all((folder / "bin" / name).exists() for name in (*PROGRAMS, PYTHON))
-    except (OSError, ValueError):
-        return False
-    if not isinstance(manifest, dict) or manifest.get("layout") != LAYOUT or not scripts:
-        return False
-    return subprocess.run([folder / "bin" / "caffe", "--version"], capture_output=True).returncode == 0
+        run(["apt-get", "-q", "update"], why, env=env)
+    except CannotInstall as error:
+        if "not signed" not in str(error):
+            raise
+        raise CannotInstall(f"{shown} is signed with keys not known here; install debian-archive-keyring") from None
+    run(["apt-get", "-q", "-y", "--download-only", "install", *PACKAGES], why, env=env)
+    return sorted((apt / "archives").glob("*.deb"))
 
 
-# ---- the tree ---------------------------------------------------------------------------------------------------
-
-
-def unpack(
-    packages: Sequence[Package], archives: Path, root: Path, progress: Say, keep_open: Sequence[int]
-) -> None:
-    """Unpack the files of all packages into ``root``; their scripts are not run."""
-    root.mkdir(parents=True)
-    last = 0.0
-    for number, package in enumerate(packages, start=1):
-        if time.monotonic() - last > 1:
-            last = time.monotonic()
-            progress(f"unpacking: {number} of {len(packages)} packages")
-        code, output = run(["dpkg-deb", "-x", str(archives / package.file), str(root)], keep_open=keep_open)
-        if code:
-            raise UserError(f"{package.file}: dpkg-deb cannot unpack it: {' '.join(output.split())}")
+def unpack(packages: list[Path], root: Path) -> None:
+    """All files of the packages under ``root``; their scripts are not run."""
+    root.mkdir()
+    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    try:
+        for done in [pool.submit(run, ["dpkg-deb", "-x", deb, root], f"{deb.name} broken") for deb in packages]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def mend(root: Path) -> None:
-    """Put right what packages take for granted: that they lie in / and that their scripts were run."""
-    for folder, folders, files in os.walk(root):
-        for name in folders + files:
-            link = os.path.join(folder, name)
-            if os.path.islink(link) and os.readlink(link).startswith("/"):
-                # the loader itself is one of them: as it is, it leads to the machine's own
-                inside = os.path.relpath(str(root) + os.readlink(link), folder)
-                os.unlink(link)
-                os.symlink(inside, link)
-    matplotlib = root / PACKAGES_OF_PYTHON / "matplotlib"
-    _replace(
-        matplotlib / "__init__.py",
-        "'/etc/matplotlibrc'",
-        "os.path.join(os.path.dirname(__file__), 'mpl-data', 'matplotlibrc')",
-    )
-    data = matplotlib / "mpl-data"
-    if data.is_symlink() or not data.exists():
-        data.unlink(missing_ok=True)
-        data.symlink_to("../../../../share/matplotlib/mpl-data")
-    # the argument of skimage.io.imread has another name by Debian 11; caffe.io.load_image fails on it
-    _replace(root / PACKAGES_OF_PYTHON / "caffe" / "io.py", "as_grey=", "as_gray=")
-    # programs that Python starts through sys.executable have to come by the script as well
+    """Make of unpacked packages a tree that works where it lies."""
+    for folder, folders, files in os.walk(root):  # absolute links point out of the tree: at this system's files
+        for path in (Path(folder, name) for name in folders + files):
+            if path.is_symlink() and os.path.isabs(target := os.readlink(path)):
+                path.unlink()
+                path.symlink_to(os.path.relpath(f"{root}{target}", folder))
+    modules = root / "usr/lib/python3/dist-packages"
+    plots = modules / "matplotlib"  # Debian's has paths of /usr/share and /etc in it
+    replace(plots / "__init__.py", "'/etc/matplotlibrc'", "os.path.join(get_data_path(), 'matplotlibrc')")
+    shutil.rmtree(plots / "mpl-data", ignore_errors=True)
+    (plots / "mpl-data").unlink(missing_ok=True)
+    (plots / "mpl-data").symlink_to("../../../../share/matplotlib/mpl-data")
+    replace(modules / "caffe/io.py", "as_grey=", "as_gray=")  # the name in this skimage; load_image needs it
     site = root / "usr/lib/python3.9/sitecustomize.py"
-    site.unlink(missing_ok=True)
-    site.write_text(
-        "import os\nimport sys\n\n"
-        f"script = os.path.join(os.path.dirname(os.path.dirname(sys.prefix)), 'bin', {PYTHON!r})\n"
-        "if os.access(script, os.X_OK):\n    sys.executable = sys._base_executable = script\n"
-    )
+    site.unlink(missing_ok=True)  # a link into /etc
+    site.write_text(SITE)
 
 
-def _replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    if old not in text and new not in text:
-        raise UserError(f"{path.name}: {old} is not in it; these are not Debian 11's packages")
-    path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-SLIM = (
-    "usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/perl",
-    "usr/share/perl5", "usr/share/javascript", "usr/share/fonts", "usr/share/bug", "usr/share/gdb", "usr/share/proj",
-    "usr/share/bash-completion", "usr/share/zsh", "usr/share/gdal", "usr/share/debconf", "usr/share/dpkg",
-    "usr/share/common-licenses", "usr/share/gcc", "usr/share/applications", "usr/share/pixmaps", "usr/lib/ogdi",
-    "usr/lib/dpkg", "usr/lib/debug", "usr/lib/mime", "etc/perl", "var",
-    *(f"{LIBRARIES}/{name}" for name in ("perl", "perl-base", "perl5", "ogdi", "gconv")),
-    *(f"{PACKAGES_OF_PYTHON}/{name}" for name in ("Cython", "pyximport", "nose", "cython.py")),
-)  # fmt: skip
-"""What neither Caffe nor pycaffe opens."""
+def replace(path: Path, old: str, new: str) -> None:
+    """Replace ``old`` in a file, which must hold it."""
+    text = path.read_text()
+    if old not in text:
+        raise CannotInstall(f"{path.name} of the package holds no {old}: not the package that is known here")
+    path.write_text(text.replace(old, new))
 
 
 def slim(root: Path) -> None:
-    """Remove what Caffe and pycaffe do not need: two thirds of the programs' folder, documents, tests."""
-    # licences are part of what may be copied on: keep them, they are small
-    for notice in sorted((root / "usr/share/doc").glob("*/copyright")):
-        if notice.is_file():
-            kept = root / "usr/share/licenses" / notice.parent.name
-            kept.mkdir(parents=True, exist_ok=True)
-            shutil.copy(notice, kept / "copyright")
-    for name in SLIM:
-        _remove(root / name)
-    for python in (root / PACKAGES_OF_PYTHON, root / "usr/lib/python3.9"):
-        for folder in sorted(python.rglob("test*")):
-            if folder.name in ("test", "tests") and folder.is_dir() and "h5py" not in folder.parts:  # h5py imports its
-                _remove(folder)
-    for name in ("bin", "sbin", "usr/bin", "usr/sbin"):
-        for path in (root / name).glob("*"):
-            if path.name not in (*PROGRAMS, "python3", "python3.9", "caffe-cpu") and not path.is_dir():
+    """Remove what Caffe and its Python do not use."""
+    for folder, names in UNUSED.items():
+        for name in names.split():
+            shutil.rmtree(root / folder / name, ignore_errors=True)
+    for folder in ("usr/lib/python3/dist-packages", "usr/lib/python3.9"):
+        for tests in [path for path in (root / folder).rglob("test*") if path.name in ("test", "tests")]:
+            if "h5py" not in tests.parts:  # h5py imports its tests
+                shutil.rmtree(tests, ignore_errors=True)
+    for folder in ("bin", "sbin", "usr/bin", "usr/sbin"):
+        for path in (root / folder).glob("*"):
+            if path.name not in (*PROGRAMS, "python3", "python3.9") and not path.name.startswith("caffe"):
                 path.unlink()
 
 
-SCRIPT = """\
-#!/bin/sh
-# Real Caffe's {program}, with the libraries that came with it. The folder above this one can be moved as a whole.
-here=$(dirname "$(readlink -f "$0")")
-root=${{here%/*}}/root
-unset LD_LIBRARY_PATH LD_PRELOAD
-{python}
-exec "$root/{loader}" --inhibit-cache --library-path "{libraries}" "$root/{path}" {options}"$@"
-"""
+def script(name: str) -> str:
+    """The text of DEST/bin/``name``: starts the program with the loader and the libraries of DEST/root."""
+    libraries = ":".join(f"$root/{folder}" for folder in LIBRARIES)
+    start = f'exec "$root/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "{libraries}" "$root/usr/bin/'
+    if name == PYTHON:  # finds its modules from its own path
+        return f'{SCRIPT}unset PYTHONHOME\n{start}python3.9" -s "$@"\n'
+    # libcaffe has a Python inside, for Python layers
+    home = "PYTHONHOME=$root/usr PYTHONNOUSERSITE=1\nexport PYTHONHOME PYTHONNOUSERSITE\n"
+    return f'{SCRIPT}{home}{start}{name}" "$@"\n'
 
 
-def write_scripts(tree: Path) -> None:
-    """Write bin/: a script for each program, and caffe-python."""
-    (tree / "bin").mkdir()
-    libraries = ":".join(f"$root/{folder}" for folder in LIBRARY_PATH)
+def write_scripts(root: Path, folder: Path) -> None:
+    """A script for each program."""
+    folder.mkdir()
     for name in (*PROGRAMS, PYTHON):
-        path = "usr/bin/python3.9" if name == PYTHON else f"usr/bin/{name}"
-        if not (tree / "root" / path).exists():
-            raise UserError(f"{path}: not in the packages; these are not Debian 11's")
-        # libcaffe holds a Python, for Python layers, that has to find its modules; python3.9 itself finds them by its
-        # own path, and what it starts must not inherit a home that is not its
-        home = "unset PYTHONHOME" if name == PYTHON else 'export PYTHONHOME="$root/usr" PYTHONNOUSERSITE=1'
-        text = SCRIPT.format(
-            program=name, python=home, loader=LOADER, libraries=libraries, path=path,
-            options="-s " if name == PYTHON else "",
-        )  # fmt: skip
-        (tree / "bin" / name).write_text(text)
-        (tree / "bin" / name).chmod(0o755)
+        if name != PYTHON and not (root / "usr/bin" / name).exists():
+            raise CannotInstall(f"the packages hold no program {name}: not the ones that are known here")
+        (folder / name).write_text(script(name))
+        (folder / name).chmod(0o755)
 
 
-# ---- does it work? ----------------------------------------------------------------------------------------------
-
-TINY_NET = """
-name: "tiny"
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }
-layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 4
-  weight_filler { type: "constant" value: 0.5 } bias_filler { type: "constant" value: 1 } } }
-layer { name: "relu" type: "ReLU" bottom: "ip" top: "ip" }
-"""
-
-TRY_PYCAFFE = """
-import sys
-import caffe, caffe.io, caffe.net_spec, caffe.classifier
-import google.protobuf.text_format, h5py, lmdb, numpy, skimage.io
-net = caffe.Net(sys.argv[1], caffe.TEST)
-net.blobs["data"].data[...] = [[1, 2, 3], [-4, -5, -6]]
-net.forward()
-assert net.blobs["ip"].data.tolist() == [[4.0] * 4, [0.0] * 4], net.blobs["ip"].data
-maps = {line.split(None, 5)[-1].strip() for line in open("/proc/self/maps") if ".so" in line}
-print("\\n".join(sorted(maps)))
-"""
+def check(work: Path) -> list[str]:
+    """Use the new Caffe: its version, libraries, pycaffe and a small network; the lines to show."""
+    root, folder = work / "root", work / "bin"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XDG_", "MPL"))}
+    env |= {"GLOG_minloglevel": "2", "HOME": str(work)}  # matplotlib and fontconfig write into HOME
+    loader: list[str | Path] = [root / "lib64/ld-linux-x86-64.so.2", "--inhibit-cache", "--library-path"]
+    loader.append(":".join(f"{root}/{name}" for name in LIBRARIES))
+    module = next((root / "usr/lib/python3/dist-packages/caffe").glob("_caffe*.so"))
+    for path in (*(root / "usr/bin" / name for name in PROGRAMS), module):
+        libraries = run([*loader, "--list", path], f"{path.name} lacks a library", env=env)
+        for line in libraries.splitlines():
+            found = re.search(r"=> (/.*) \(0x", line)
+            if found and not found[1].startswith(f"{root}/"):
+                raise CannotInstall(f"{path.name} would use a library of this system: {found[1]}")
+    version = run([folder / "caffe", "--version"], "the new caffe does not start", env=env).strip()
+    (work / "check.prototxt").write_text(NET)
+    argv = [folder / PYTHON, "-c", CHECK, work / "check.prototxt", work / "check.png"]
+    return [version, run(argv, "the new pycaffe does not pass its check", env=env).strip()]
 
 
-def check(tree: Path) -> str:
-    """Run what was made. UserError if it does not work, or takes a library from the machine; gives its version."""
-    root = (tree / "root").resolve()
-    bindings = sorted((root / PACKAGES_OF_PYTHON / "caffe").glob("_caffe*.so"))
-    paths = ":".join(str(root / folder) for folder in LIBRARY_PATH)
-    for program in [*(root / "usr/bin" / name for name in PROGRAMS), *bindings]:
-        argv = [str(root / LOADER), "--inhibit-cache", "--library-path", paths, "--list", str(program)]
-        listing = _said(argv, f"{program.name}: its libraries")
-        if foreign := foreign_libraries(listing, root):
-            raise UserError(f"{program.name}: takes {foreign[0]} from this machine, not from the packages")
-    version = _said([str(tree / "bin/caffe"), "--version"], "caffe").split("\n")[0]
-    net = tree / "tiny.prototxt"
-    net.write_text(TINY_NET)
-    maps = _said([str(tree / "bin" / PYTHON), "-c", TRY_PYCAFFE, str(net)], "pycaffe")
-    _said([str(tree / "bin/caffe"), "time", "--model", str(net), "--iterations", "1"], "caffe time")
-    net.unlink()
-    if f"{root / OPENBLAS}/" not in maps:
-        raise UserError("pycaffe: computes without OpenBLAS")
-    return f"{version} and pycaffe work"
+def swap(work: Path, dest: Path) -> None:
+    """Put the new root and bin into ``dest``: without bin nothing looks installed, and bin comes last."""
+    old = work / "old"
+    old.mkdir()
+    for name in ("bin", "root"):
+        if (dest / name).exists():
+            (dest / name).rename(old / name)
+    for name in ("root", "bin"):
+        (work / name).rename(dest / name)
 
 
-def foreign_libraries(listing: str, root: Path) -> list[str]:
-    """Of what `ld.so --list` prints, `NAME => PATH (ADDRESS)`, the paths outside ``root``, and what was not found."""
-    found = re.findall(r"^\s*(\S+) => (.+?)(?: \(0x[0-9a-f]+\))?$", listing, re.MULTILINE)
-    return [path if path.startswith("/") else name for name, path in found if not path.startswith(f"{root}/")]
+# ---- the whole
 
 
-def _said(argv: Sequence[str], what: str) -> str:
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_", "OPENBLAS"))}
-    result = subprocess.run(argv, capture_output=True, text=True, errors="replace", env={**env, "GLOG_logtostderr": "1"})
-    if result.returncode:
-        lines = (result.stderr.strip() or result.stdout.strip() or "no word").splitlines()
-        raise UserError(f"{what}: does not work here (exit code {result.returncode}): {lines[-1]}")
-    return result.stdout
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-# ---- the command ------------------------------------------------------------------------------------------------
-
-
-class Progress:
-    """Lines that replace each other on a terminal; elsewhere one now and then."""
-
-    def __init__(self) -> None:
-        self._last, self._open = float("-inf"), False
-
-    def __call__(self, line: str) -> None:
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-            self._open = True
-        elif time.monotonic() - self._last >= 10:
-            print(line, file=sys.stderr, flush=True)
-            self._last = time.monotonic()
-
-    def close(self) -> None:
-        """Clear the line, for what comes after it."""
-        if self._open:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-            self._open = False
-
-
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
-    parser = ArgumentParser(
-        prog="python -m tools.install_caffe",
-        description="Install real Caffe 1.0 (CPU) and pycaffe into a folder, out of Debian 11's packages.",
-        epilog="example: python -m tools.install_caffe .caffe\n\nMIRROR=http://HOST/debian in the environment names "
-        "a Debian mirror; by default it is the one in this machine's apt sources.",
-    )
-    parser.add_argument("folder", nargs="?", default=".caffe", help="where it goes (default: .caffe)")
-    args = parser.parse_args(argv)
-    processes.interrupt_on_signals()
-    progress = Progress()
-
-    def say(line: str) -> None:
-        progress.close()
-        print(line, flush=True)
-
+def installed(dest: Path) -> bool:
+    """Whether ``dest`` holds this Caffe, and it starts."""
     try:
-        install(Path(os.path.abspath(args.folder)), say, progress)
-    finally:
-        progress.close()
+        with open(dest / "root/MANIFEST") as file:
+            same = file.readline().strip() == STAMP
+        if not same or not all((dest / "bin" / name).exists() for name in (*PROGRAMS, PYTHON)):
+            return False
+        return subprocess.run([dest / "bin/caffe", "--version"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def refuse(dest: Path) -> None:
+    """CannotInstall for a machine or a folder on which the packages would not run."""
+    system = f"{platform.system()} {platform.machine()}"
+    if system != "Linux x86_64":
+        raise CannotInstall(f"the packages are for Linux on x86-64, and this is {system}")
+    if re.search(r'[:;$"\n]', str(dest)):
+        raise CannotInstall(f'{dest}: the path of the folder must not hold any of : ; $ " (the loader would cut it)')
+    if dest.is_dir() and not (dest / LOCK).exists() and any(dest.iterdir()):
+        raise CannotInstall(f"{dest} holds other files; give a new or empty folder")
+
+
+def refuse_without_means(dest: Path) -> None:
+    """CannotInstall where the tools or the space are missing."""
+    for name in ("apt-get", "apt-config", "dpkg-deb"):
+        if shutil.which(name) is None:
+            raise CannotInstall(f"needs {name} of Debian or Ubuntu; elsewhere set CAFFE to a caffe of your own")
+    free = shutil.disk_usage(dest).free // 10**6
+    if free < MEGABYTES:
+        raise CannotInstall(f"{dest} needs {MEGABYTES} MB of free space and has {free}; give a folder elsewhere")
+
+
+def lock(dest: Path) -> IO[str]:
+    """Wait until no other install is at work in ``dest``; the file must stay open."""
+    file = open(dest / LOCK, "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"another install is at work in {dest}; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def say(line: str) -> None:
+    """Print at once."""
+    print(line, flush=True)
+
+
+def install(dest: Path) -> None:
+    """Install into ``dest`` unless it is there; CannotInstall or OSError where that fails."""
+    refuse(dest)
+    dest.mkdir(parents=True, exist_ok=True)
+    with lock(dest):
+        for path in dest.glob(WORK + "*"):  # of an install that was killed
+            shutil.rmtree(path, ignore_errors=True)
+        if installed(dest):
+            say(f"Caffe is in {dest} already; to install it anew, delete that folder")
+            return
+        refuse_without_means(dest)
+        address = mirror()
+        say(f"Installing Caffe into {dest}")
+        # a name of its own: a child of a killed install may still write into the old one
+        work = Path(tempfile.mkdtemp(prefix=WORK, dir=dest))
+        try:
+            _install(work, dest, address)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _install(work: Path, dest: Path, address: str) -> None:
+    root = work / "root"
+    start = last = time.monotonic()
+
+    def done(what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        say(f"{now - last:6.1f} s  {what}")
+        last = now
+
+    packages = download(work / "apt", address)
+    size = sum(path.stat().st_size for path in packages) // 10**6
+    done(f"downloaded {len(packages)} packages, {size} MB")
+    unpack(packages, root)
+    done("unpacked")
+    mend(root)
+    slim(root)
+    sums = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in packages]
+    (root / "MANIFEST").write_text("\n".join([STAMP, *sums]) + "\n")
+    write_scripts(root, work / "bin")
+    done("mended")
+    for line in check(work):
+        say(f"          {line}")
+    done("checked")
+    swap(work, dest)
+    say(f"Caffe is in {dest}/bin ({time.monotonic() - start:.0f} s)")
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def main() -> int:
+    """The command; its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("dest", metavar="DEST", nargs="?", type=Path, default=PROJECT / ".caffe", help="the folder")
+    dest = Path(os.path.abspath(parser.parse_args().dest))
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        install(dest)
+    except (CannotInstall, OSError) as error:
+        print(f"install_caffe: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("install_caffe: stopped; the next call starts anew", file=sys.stderr)
+        return 130
     return 0
 
 

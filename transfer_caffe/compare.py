@@ -37,9 +37,13 @@ TOLERANCE = 1e-4
 """The relative difference that is allowed, in float32."""
 
 NOISE = 1e-5
-"""Gradients that are smaller than this part of the net's largest are sums that cancel out: rounding, in both engines.
+"""Blobs' gradients that are smaller than this part of the net's largest are compared with that part of it instead."""
 
-A bias before a BatchNorm, say: what it learns is zero but for rounding.
+NOISE_IN_LAYER = 1e-2
+"""The same for weights' gradients, within one layer: sums that cancel out are rounding, in both engines.
+
+A bias before a BatchNorm, say, learns nothing but rounding. Times `TOLERANCE` it is 1e-6, some units of float32's
+last place; a smaller part would ask for more digits than there are.
 """
 
 Arrays = dict[str, np.ndarray]
@@ -215,19 +219,26 @@ def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) ->
     for layer in net.layers:
         for index, blob in enumerate(layer.blobs):
             found[f"param/{layer.name}/{index}"] = blob.data.detach().numpy()
-            if backward and blob.data.grad is not None:
-                found[f"grad/{layer.name}/{index}"] = blob.data.grad.numpy()
-    floors = {
-        what: NOISE * max((_largest(reference[key]) for key in found if key in reference and key.startswith(what)),
-                          default=0.0)
-        for what in ("diff", "grad")
-    }  # fmt: skip
+            # of a blob that is another one, seen in another shape, the other has the gradient
+            gradient = (blob.owner or blob).data.grad
+            if backward and gradient is not None:
+                found[f"grad/{layer.name}/{index}"] = gradient.numpy().reshape(tuple(blob.data.shape))
     rows = []
     for key, array in found.items():
         if key in reference:
             what, name = key.split("/", 1)
-            rows.append(Row(what, name, _largest(reference[key]), difference(array, reference[key], floors.get(what))))
+            floor = noise_floor(key, {key: reference[key] for key in found if key in reference})
+            rows.append(Row(what, name, _largest(reference[key]), difference(array, reference[key], floor)))
     return rows, None
+
+
+def noise_floor(key: str, reference: Arrays) -> float:
+    """The value below which the array ``key`` of real Caffe's is rounding (see `NOISE`); 0 where it is no gradient."""
+    what = key.split("/", 1)[0]
+    if what not in ("diff", "grad"):
+        return 0.0
+    beside, part = ("diff/", NOISE) if what == "diff" else (key.rsplit("/", 1)[0] + "/", NOISE_IN_LAYER)
+    return part * max(_largest(array) for other, array in reference.items() if other.startswith(beside))
 
 
 def _largest(array: np.ndarray) -> float:
@@ -235,7 +246,7 @@ def _largest(array: np.ndarray) -> float:
     return float(finite.max()) if finite.size else 0.0
 
 
-def difference(ours: np.ndarray, real: np.ndarray, floor: float | None = None) -> float:
+def difference(ours: np.ndarray, real: np.ndarray, floor: float = 0.0) -> float:
     """The largest difference relative to real Caffe's largest value; infinite where shapes or NaNs differ."""
     if ours.shape != real.shape or not np.array_equal(np.isfinite(ours), np.isfinite(real)):
         return float("inf")
@@ -243,7 +254,7 @@ def difference(ours: np.ndarray, real: np.ndarray, floor: float | None = None) -
     if not np.array_equal(ours[~finite], real[~finite], equal_nan=True):
         return float("inf")
     largest = _largest(ours[finite] - real[finite])
-    return largest / max(_largest(real), floor or 0.0, 1e-30) if largest else 0.0
+    return largest / max(_largest(real), floor, 1e-30) if largest else 0.0
 
 
 def random_layers(net: Net) -> list[str]:

@@ -160,11 +160,10 @@ def make_mean(folder: Path, say: Say) -> None:
     if path.exists():
         return
     from transfer_caffe.datum import Database
-    from transfer_caffe.proto import write_binary
     from transfer_caffe.tools import compute_mean
 
     say(f"{path}: mean image")
-    write_binary(path, compute_mean.mean_blob(compute_mean.mean_image(Database(folder / "train_lmdb"))))
+    compute_mean.write_mean(path, compute_mean.mean_image(Database(folder / "train_lmdb")))
 
 
 def _remove_partial(path: Path) -> None:

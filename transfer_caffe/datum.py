@@ -123,8 +123,7 @@ class Database:
         identity = (status.st_dev, status.st_ino)
         environment = _environments.get(identity)
         if environment is None:
-            if not _has_checksum(file, status.st_size):
-                self._refuse_unsound(file)
+            require_sound_database(self.path)
             with self._as_user_error():
                 environment = _Environment(self.path)
             _environments[identity] = environment
@@ -200,28 +199,20 @@ class Database:
         except lmdb.Error as error:
             raise UserError(f"{self.path}: not a sound LMDB; build it again ({error})") from None
 
-    def _refuse_unsound(self, file: Path) -> None:
-        try:
-            lmdb_pages.check(file)
-        except lmdb_pages.Unsound as error:
-            raise UserError(f"{self.path}: not a sound LMDB; build it again (data.mdb: {error})") from None
 
+def require_sound_database(path: str | os.PathLike[str]) -> None:
+    """UserError if the database ``path`` is not what the checksum in its folder tells of.
 
-def require_undamaged(path: str | os.PathLike[str]) -> None:
-    """UserError if the database ``path`` is not what the checksum in its folder tells of, as far as that is compared.
-
-    For who lets another program read it: real Caffe looks at no checksum.
+    Where there is none, or the database is larger than `CHECKED_BYTES`: if its pages do not hang together.
     """
     file = _data_file(Path(path))
-    _has_checksum(file, file.stat().st_size)
-
-
-def _has_checksum(file: Path, size: int) -> bool:
-    """Whether the data.mdb has a checksum and was compared with it. UserError if it is another."""
-    if size > CHECKED_BYTES or not checksum_path(file).exists():
-        return False
-    require_checksum(file, "build the database again")
-    return True
+    if file.stat().st_size <= CHECKED_BYTES and checksum_path(file).exists():
+        require_checksum(file, "build the database again")
+        return
+    try:
+        lmdb_pages.check(file)
+    except lmdb_pages.Unsound as error:
+        raise UserError(f"{path}: not a sound LMDB; build it again (data.mdb: {error})") from None
 
 
 def _data_file(path: Path) -> Path:

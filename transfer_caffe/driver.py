@@ -86,7 +86,10 @@ def train(
             argv += ["--gpu", gpu]
 
         # 3. Training
-        code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+        try:
+            code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+        finally:
+            snapshots.keep_checksums(folder)
         log = read_log(folder / LOG)
 
         # 4. Is it what it should be?
@@ -194,7 +197,7 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
         made = read_json(record_path)
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
-        if snapshots.iterations(folder):
+        if made["base_sha256"] != base_sha and snapshots.iterations(folder):
             raise UserError(
                 f"{record_path}: {network.name} was started from other weights than {network.base.name} has now; "
                 "start it anew with --restart"
@@ -258,8 +261,7 @@ def _follow(process: subprocess.Popen[bytes], path: Path, start: int, say: Say) 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             parser.feed(log.read())
-            for iteration in parser.log.snapshots[summed:]:
-                snapshots.write_checksums(path.parent, iteration)
+            snapshots.keep_checksums(path.parent, parser.log.snapshots[summed:])
             summed = len(parser.log.snapshots)
             rows = [row for row in parser.log.rows() if row.test_accuracy is not None and row.test_loss is not None]
             if rows and rows[-1] != said and (said is None or rows[-1].iteration != said.iteration):

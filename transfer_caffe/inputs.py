@@ -34,26 +34,17 @@ def require_data(network: Network, data: Path) -> None:
             raise UserError(
                 f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
             )
-    from transfer_caffe.datum import Database
+    from transfer_caffe.datum import Database, require_sound_database
+    from transfer_caffe.proto import read_mean
 
     for part in ("train", "val"):
-        Database(folder / f"{part}_lmdb")
-    require_mean(mean, network.recipe.crop)
-
-
-def require_mean(path: Path, crop: int) -> None:
-    """UserError unless the mean image is three channels of finite numbers, at least as large as what is cut of it."""
-    import numpy as np
-
-    from transfer_caffe.proto import blob_to_array, read_binary
-    from transfer_caffe.proto.caffe_pb2 import BlobProto
-
-    mean = blob_to_array(read_binary(path, BlobProto()), str(path))
-    shape = mean.shape[-3:]
-    if mean.ndim < 3 or mean.size != np.prod(shape) or min(shape[1:]) < crop or not np.isfinite(mean).all():
+        require_sound_database(folder / f"{part}_lmdb")
+        Database(folder / f"{part}_lmdb")  # has records
+    shape, crop = read_mean(mean).shape, network.recipe.crop
+    if shape[0] != 3 or min(shape[1:]) < crop:
         raise UserError(
-            f"{path}: not the mean of images of {crop} x {crop} or more: its shape is {list(mean.shape)}"
-            f"{'' if np.isfinite(mean).all() else ', and not all of its values are finite'}; remove it to make it anew"
+            f"{mean}: not the mean of three channels of {crop} x {crop} or more: its shape is {list(shape)}; remove it "
+            "to make it anew"
         )
 
 

@@ -43,9 +43,11 @@ def read(path: str | os.PathLike[str]) -> bytes:
         file.seek(0)
         data = file.read()
     # a header amid the file was moved there, unless a program that keeps unknown fields has written the file anew
-    if data.find(HEADER) not in (-1, len(data) - TRAILER_BYTES - len(HEADER)):
+    rest = len(data) - TRAILER_BYTES - len(HEADER)
+    place = data.find(HEADER)
+    if place not in (-1, rest):
         raise _damaged(path)
-    return data
+    return data if place < 0 else data[:rest]
 
 
 def append(path: str | os.PathLike[str]) -> None:

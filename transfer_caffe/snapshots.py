@@ -2,11 +2,12 @@
 
 An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real
 Caffe writes them in place, so that a kill can leave a part of one, and without checksums; resuming from such a part
-would fail, or worse. The driver writes checksums beside both files as soon as the log says that they are whole.
+would fail, or worse. The driver writes checksums beside both files as soon as the log tells that they are whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_caffe import seal
 from transfer_caffe.errors import UserError
 from transfer_caffe.files import checksum_path, write_checksum
 from transfer_caffe.proto import blob_to_array, caffe_pb2, read_binary
@@ -38,13 +40,6 @@ def iterations(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def write_checksums(folder: Path, iteration: int) -> None:
-    """Write the checksums of a pair that is whole; from then on damage to it is seen, even if all numbers are finite."""
-    for path in (weights_path(folder, iteration), state_path(folder, iteration)):
-        if path.exists():
-            write_checksum(path)
-
-
 def newest(folder: Path, layers: Iterable[str], say: Callable[[str], None]) -> int | None:
     """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside.
 
@@ -57,10 +52,29 @@ def newest(folder: Path, layers: Iterable[str], say: Callable[[str], None]) -> i
         except (UserError, FileNotFoundError) as error:
             say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
             for path in (weights_path(folder, iteration), state_path(folder, iteration)):
+                checksum_path(path).unlink(missing_ok=True)
                 if path.exists():
                     os.replace(path, path.with_name(path.name + ".damaged"))
-                checksum_path(path).unlink(missing_ok=True)  # it is not that of the file that will come
     return None
+
+
+def keep_checksums(folder: Path, these: Iterable[int] | None = None) -> None:
+    """Give pairs that are whole and have no seal checksums beside them: real Caffe writes none.
+
+    ``these``: the iterations, whose files were written just now; by default the newest, if it has no checksums yet.
+    Damage that comes later is then seen.
+    """
+    for iteration in iterations(folder)[-1:] if these is None else these:
+        paths = [weights_path(folder, iteration), state_path(folder, iteration)]
+        if these is None and all(checksum_path(path).exists() for path in paths):
+            continue
+        for path in paths:
+            checksum_path(path).unlink(missing_ok=True)
+        with contextlib.suppress(UserError, OSError):
+            if not all(map(seal.verify, paths)):
+                check_pair(folder, iteration, [])
+                for path in paths:
+                    write_checksum(path)
 
 
 def check_pair(folder: Path, iteration: int, layers: Iterable[str]) -> None:
@@ -100,6 +114,7 @@ def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
 def thin(folder: Path, keep: int) -> None:
     """Remove all snapshots but one, and what killed engines and damage left behind."""
     kept = {weights_path(folder, keep), state_path(folder, keep)}
+    kept |= {checksum_path(path) for path in kept}
     for path in (folder / PREFIX).parent.glob("*"):
         if path not in kept and re.fullmatch(r"\.?net_iter_\d+\.(caffemodel|solverstate)(\..+)?", path.name):
             path.unlink()

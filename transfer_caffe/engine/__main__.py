@@ -16,6 +16,7 @@ import torch
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.snapshot import read_state
 from transfer_caffe.engine.solver import Signals, Solver, read_solver, test_pass
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
@@ -69,8 +70,12 @@ def _parser() -> ArgumentParser:
 _FLAGS: dict[str, dict] = {
     "solver": {"required": True, "metavar": "FILE", "help": "the solver prototxt"},
     "model": {"required": True, "metavar": "FILE", "help": "the net prototxt"},
-    "snapshot": {"default": "", "metavar": "FILE", "help": "resume from this .solverstate"},
-    "weights": {"default": "", "metavar": "FILE[,FILE]", "help": "start from the weights in these .caffemodel files"},
+    "snapshot": {"default": "", "metavar": "FILE", "help": "resume from this .solverstate or .solverstate.h5"},
+    "weights": {
+        "default": "",
+        "metavar": "FILE[,FILE]",
+        "help": "start from the weights in these .caffemodel or .caffemodel.h5 files",
+    },
     "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU, `all` for the first"},
     "stage": {"default": "", "metavar": "NAME[,NAME]", "help": "stages of the net state"},
     "level": {"default": 0, "type": int, "metavar": "N", "help": "level of the net state"},
@@ -115,14 +120,17 @@ def train(args: argparse.Namespace) -> int:
     if args.snapshot and args.weights:
         raise UserError("give --snapshot to resume or --weights to finetune, not both")
     param = read_solver(args.solver)
+    state = read_state(args.snapshot) if args.snapshot else None
+    if state and state.seed is not None and param.random_seed < 0:
+        param.random_seed = state.seed  # drawn when the run began
     solver = Solver(param, _device(args.gpu, param), _stages(args), args.level)
     signals = Signals(args.sigint_effect, args.sighup_effect)
     for weights in args.weights.split(",") if args.weights else param.weights:
         glog.info("caffe.cpp:155", f"Finetuning from {weights}")
         copied = solver.net.copy_from(weights)
         glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
-    if args.snapshot:
-        solver.restore(args.snapshot)
+    if state:
+        solver.restore(args.snapshot, state)
     glog.info("caffe.cpp:248", "Starting Optimization")
     if solver.solve(signals):
         glog.info("caffe.cpp:251", "Optimization Done.")

@@ -19,8 +19,8 @@ from transfer_caffe.datum import Database
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.layers import LAYERS, Layer, Shape
 from transfer_caffe.errors import UserError
-from transfer_caffe.proto import blob_to_array, read_binary
-from transfer_caffe.proto.caffe_pb2 import BlobProto, DataParameter, TransformationParameter
+from transfer_caffe.proto import read_mean
+from transfer_caffe.proto.caffe_pb2 import DataParameter, TransformationParameter
 
 # a database whose decoded records fit in this many bytes is decoded once and kept
 KEEP_BYTES = 512 << 20
@@ -81,16 +81,6 @@ class Transformer:
         if self.scale != 1:
             out *= np.float32(self.scale)
         return out
-
-
-def read_mean(path: str) -> np.ndarray:
-    """A mean image (.binaryproto) as float32 of shape channels, height, width."""
-    mean = blob_to_array(read_binary(path, BlobProto()), path)
-    if mean.ndim == 4 and mean.shape[0] == 1:
-        mean = mean[0]
-    if mean.ndim != 3 or not np.isfinite(mean).all():
-        raise UserError(f"{path}: not a mean image: one image of finite values was expected, not {list(mean.shape)}")
-    return mean
 
 
 class Records(Protocol):

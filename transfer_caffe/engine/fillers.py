@@ -20,6 +20,8 @@ def fill(shape: Shape, filler: FillerParameter, generator: torch.Generator, wher
     kind = filler.type
     if kind not in _FILLERS:
         raise UserError(f"{where}: unknown filler type {kind!r}; known: {', '.join(sorted(_FILLERS))}")
+    if filler.sparse > _num(shape):
+        raise UserError(f"{where}: sparse {filler.sparse} is more than the {_num(shape)} outputs of the layer")
     if filler.sparse != -1 and kind != "gaussian":
         raise UserError(f"{where}: sparse is for the gaussian filler only, not for {kind!r}")
     return _FILLERS[kind](shape, filler, generator, where)

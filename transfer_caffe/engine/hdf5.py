@@ -1,7 +1,7 @@
 """Snapshots in HDF5, as Caffe lays them out: .caffemodel.h5 and .solverstate.h5 (Net::ToHDF5, SGDSolver).
 
-    data/LAYER/INDEX                                  weights; a blob that layers share stands under the first one
-    iter, learned_net, current_step, history/INDEX    the solver's state; and random_seed, which Caffe does not read
+data/LAYER/INDEX                                  weights; a blob that layers share stands under the first one
+iter, learned_net, current_step, history/INDEX    the solver's state; and random_seed, which Caffe does not read
 """
 
 from __future__ import annotations

@@ -335,7 +335,9 @@ class Net:
                 if layer is None or (index in self._owned(layer) and blobs):
                     raise UserError(f"{path}: layer {name!r} has no blob {index}: it is of another net, or damaged")
             if blobs or not count:
-                layers.append((name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))]))
+                layers.append(
+                    (name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))])
+                )
         return layers
 
     def _owned(self, layer: Layer) -> list[int]:
@@ -380,4 +382,3 @@ class Net:
             copy.phase = self.state.phase
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param
-

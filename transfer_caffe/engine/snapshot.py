@@ -65,12 +65,15 @@ def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
     """Take over what a .solverstate holds, and the weights that it names, whose name is in it."""
     if state.iteration < 0:
         raise UserError(f"{path}: says that it is of iteration {state.iteration}; the file is damaged")
-    if state.model:
-        model = Path(state.model)
-        # the name is relative to where the run was started; the file mostly lies beside its state
-        net.copy_from(model if model.exists() else Path(path).parent / model.name)
+    if not state.model:
+        raise UserError(f"{path}: names no weights (learned_net): they would start anew; the file is damaged")
+    model = Path(state.model)
+    # the name is relative to where the run was started; the file mostly lies beside its state
+    net.copy_from(model if model.exists() else Path(path).parent / model.name)
     if len(state.history) != len(history):
-        raise UserError(f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}")
+        raise UserError(
+            f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}"
+        )
     for index, (values, stored) in enumerate(zip(history, state.history, strict=True)):
         if stored.size != values.numel():
             raise UserError(f"{path}: history {index} is {list(stored.shape)}, the net has {list(values.shape)}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog, snapshot
+from transfer_caffe.engine import glog, snapshot, updates
 from transfer_caffe.engine.net import Net, read_net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, read_text
@@ -24,13 +24,10 @@ from transfer_caffe.upgrade import upgrade_solver
 def read_solver(path: str) -> SolverParameter:
     """Read a solver prototxt; the nets it names are relative to the current folder, as with Caffe."""
     param = upgrade_solver(read_text(path, SolverParameter()), path)
-    if param.type != "SGD":
-        raise UserError(f"{path}: solver type {param.type!r} is not supported; known: SGD")
+    updates.check(param, path)
     for field in ("max_iter", "base_lr", "lr_policy"):
         if not param.HasField(field):
             raise UserError(f"{path}: gives no {field}")
-    if param.snapshot_format == SolverParameter.HDF5 and param.HasField("snapshot_format"):
-        raise UserError(f"{path}: snapshot_format HDF5 is not supported yet; use BINARYPROTO")
     if param.lr_policy not in LR_POLICIES:
         raise UserError(f"{path}: unknown lr_policy {param.lr_policy!r}; known: {', '.join(LR_POLICIES)}")
     if param.lr_policy == "step" and param.stepsize < 1:
@@ -98,7 +95,9 @@ class Solver:
         if param.test_interval and not param.test_iter:
             raise UserError("solver: test_interval is given, but no test_iter")
         self.iteration = 0
-        self.history = [torch.zeros_like(blob.data, requires_grad=False) for blob in self.net.learnable]
+        # all first history blobs, then all second ones: that is their order in a .solverstate
+        self._rule, groups = updates.RULES[param.type]
+        self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
         if param.snapshot_prefix:
             snapshot.check_prefix(param.snapshot_prefix)
@@ -135,10 +134,13 @@ class Solver:
         """The learning rate at this iteration."""
         return LR_POLICIES[self.param.lr_policy](self.param, self.iteration)
 
-    def restore(self, path: str) -> None:
+    def restore(self, path: str, state: snapshot.State) -> None:
         """Go on from a .solverstate."""
         glog.info("solver.cpp:0", f"Resuming from {path}")
-        self.iteration = snapshot.restore(path, self.net, self.history)
+        if state.seed is not None and state.seed != self.seed:
+            glog.info("common.cpp:0", f"{path} was drawn with random_seed {state.seed}: the rest is with {self.seed}")
+        snapshot.restore(path, state, self.net, self.history)
+        self.iteration = state.iteration
 
     def save(self) -> None:
         """Write a snapshot of this iteration; a net that is not finite is never written."""
@@ -148,7 +150,7 @@ class Solver:
                     where = f"blob {index} is not finite after iteration {self.iteration}"
                     raise layer.error(f"{where}: training diverged; lower base_lr")
         step = current_step(self.param, self.iteration)
-        snapshot.save(self.param.snapshot_prefix, self.iteration, self.net, self.history, step)
+        snapshot.save(self.param, self.iteration, self.net, self.history, step, self.seed)
 
     def solve(self, signals: Signals) -> bool:
         """Train up to max_iter; False if a signal stopped it early (after a snapshot)."""
@@ -228,23 +230,24 @@ class Solver:
 
     @torch.no_grad()
     def _update(self) -> None:
-        """SGDSolver::ApplyUpdate: clip, normalise, regularise, then history and weights."""
-        param, rate = self.param, self.rate()
-        # a blob that no loss depends on has no gradient, but decays all the same
-        pairs = [pair for pair in zip(self.net.learnable, self.history, strict=True) if pair[0].learned]
-        gradients = [torch.zeros_like(blob.data) if blob.data.grad is None else blob.data.grad for blob, _ in pairs]
+        """SGDSolver::ApplyUpdate: clip, normalise, regularise, then the rule's update."""
+        param, rate, count = self.param, self.rate(), len(self.net.learnable)
+        # a blob that no loss depends on has no gradient, but decays all the same; what is frozen stays as it is
+        places = [index for index, blob in enumerate(self.net.learnable) if blob.learned]
+        blobs = [self.net.learnable[index] for index in places]
+        gradients = [torch.zeros_like(blob.data) if blob.data.grad is None else blob.data.grad for blob in blobs]
         if param.clip_gradients >= 0:
             norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
             if norm > param.clip_gradients:
                 gradients = [gradient.mul_(param.clip_gradients / norm) for gradient in gradients]
         if param.iter_size > 1:
             gradients = [gradient.mul_(1 / param.iter_size) for gradient in gradients]
-        for (blob, history), gradient in zip(pairs, gradients, strict=True):
+        for index, blob, gradient in zip(places, blobs, gradients, strict=True):
             decay = param.weight_decay * blob.decay_mult
             if decay:
                 gradient.add_(blob.data if param.regularization_type == "L2" else blob.data.sign(), alpha=decay)
-            history.mul_(param.momentum).add_(gradient, alpha=rate * blob.lr_mult)
-            blob.data.sub_(history)
+            history = self.history[index::count]
+            blob.data.sub_(self._rule(param, rate * blob.lr_mult, gradient, history, self.iteration))
 
     def _show(self, outputs: dict[str, Tensor], iterations: int, seconds: float) -> None:
         number = glog.number

@@ -65,7 +65,7 @@ class MemoryData(Layer):
         self.values: list[Tensor] | None = None
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        return [(self.size, *self.image), (self.size,)]
+        return [(self.size, *self.image), (self.size, 1, 1, 1)]
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
         """Set both tops: images (num, channels, height, width) and labels (num,), num a multiple of batch_size."""
@@ -78,7 +78,7 @@ class MemoryData(Layer):
             )
         self.values = [
             torch.tensor(array, dtype=torch.float32, device=self.context.device)
-            for array in (images, labels.reshape(-1))
+            for array in (images, labels.reshape(-1, 1, 1, 1))
         ]
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from transfer_caffe import seal
 from transfer_caffe.errors import UserError
 from transfer_caffe.figures.cells import Marker
 from transfer_caffe.figures.style import Drawn, write_figure
+from transfer_caffe.files import require_checksum
 from transfer_caffe.proto import blob_to_array, caffe_pb2
 
 LAYER = "conv1"
@@ -89,6 +91,8 @@ def read_filters(path: Path) -> np.ndarray | None:
 
     Only this layer is read: parsing all of a 244 MB CaffeNet takes a gigabyte of memory. UserError if damaged.
     """
+    seal.verify(path)
+    require_checksum(path)
     if not path.stat().st_size:
         raise UserError(f"{path}: the file is empty; a binary NetParameter was expected")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

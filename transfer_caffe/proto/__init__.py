@@ -88,6 +88,16 @@ def blob_to_array(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
     return values.reshape(shape)
 
 
+def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
+    """A mean image (.binaryproto) as float32 of shape channels, height, width."""
+    mean = blob_to_array(read_binary(path, caffe_pb2.BlobProto()), os.fspath(path))
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or not np.isfinite(mean).all():
+        raise UserError(f"{path}: not a mean image: one image of finite values was expected, not {list(mean.shape)}")
+    return mean
+
+
 def array_to_blob(array: np.ndarray, shape: Sequence[int] | None = None) -> caffe_pb2.BlobProto:
     """A BlobProto holding ``array`` as float32, with its shape (or ``shape``, of the same count)."""
     blob = caffe_pb2.BlobProto()

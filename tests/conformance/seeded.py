@@ -1,0 +1,50 @@
+"""Weights for a net from a seed, the same on every machine: drawn by numpy's RandomState, not by an engine."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+
+from transfer_caffe.compare import build
+from transfer_caffe.engine import glog
+from transfer_caffe.proto import array_to_blob, write_binary
+from transfer_caffe.proto.caffe_pb2 import NetParameter
+
+
+def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
+    """`param/LAYER/INDEX` of all blobs of a net, whose data lies in the current folder.
+
+    Weights are scaled by their number of inputs, biases are small, scales near 1, statistics those of no batch.
+    """
+    draw, values = np.random.RandomState(seed), {}
+    with glog.silence():
+        net = build(param, "TRAIN")
+    named: dict[str, np.ndarray] = {}
+    for layer in net.layers:
+        for index, blob in enumerate(layer.blobs):
+            shape = tuple(blob.data.shape)
+            spec = layer.param.param[index].name if index < len(layer.param.param) else ""
+            if layer.type == "BatchNorm":
+                array = np.zeros(shape)
+            elif layer.type == "Scale" and index == 0:
+                array = 1 + 0.1 * draw.standard_normal(shape)
+            elif len(shape) > 1:
+                array = draw.standard_normal(shape) * math.sqrt(2 / math.prod(shape[1:]))
+            else:
+                array = 0.01 * draw.standard_normal(shape)
+            array = named.setdefault(spec, array) if spec else array
+            values[f"param/{layer.name}/{index}"] = array.reshape(shape).astype(np.float32)
+    return values
+
+
+def write_weights(path: str | os.PathLike[str], values: dict[str, np.ndarray]) -> None:
+    """The weights as a .caffemodel."""
+    param = NetParameter()
+    layers: dict[str, list[np.ndarray]] = {}
+    for key, array in values.items():
+        layers.setdefault(key.removeprefix("param/").rsplit("/", 1)[0], []).append(array)
+    for name, arrays in layers.items():
+        param.layer.add(name=name).blobs.extend(array_to_blob(array) for array in arrays)
+    write_binary(path, param)

@@ -1,0 +1,55 @@
+"""Whole networks, trained by real Caffe and by the embedded engine from the same weights: the losses agree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance.networks import NETWORKS, net_text, solver_text, write_data
+
+from transfer_caffe import real_caffe
+from transfer_caffe.log import read_log
+
+ITERATIONS = 100
+CLOSE, LATE = 1e-4, 1e-2
+"""Relative differences allowed in iterations 0-19, and at the end."""
+
+CAFFE = real_caffe.program()
+
+
+def losses(folder: Path, program: list[str], weights: str | None = None) -> np.ndarray:
+    """The losses that ``program train`` logs for the solver of ``folder``, one an iteration."""
+    argv = [*program, "train", "--solver=solver.prototxt", *([f"--weights={weights}"] if weights else [])]
+    package = str(Path(real_caffe.__file__).resolve().parent.parent)
+    # one thread: sums in another order are enough to send a unit at 0 to the other side of a ReLU
+    env = {**os.environ, "GLOG_logtostderr": "1", "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder / "train.log").write_text(done.stderr)
+    found = read_log(folder / "train.log").train_losses
+    return np.array([found[iteration] for iteration in sorted(found)])
+
+
+@pytest.mark.skipif(CAFFE is None, reason="needs real Caffe: there is no program caffe")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: Path) -> None:
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "net.prototxt").write_text(net_text(name))
+    write_data(name, tmp_path, seed=1)
+    solver = tmp_path / "solver.prototxt"
+    solver.write_text(solver_text(name, max_iter=1, snapshot_after_train=True))
+    losses(tmp_path, [str(CAFFE)])
+    solver.write_text(solver_text(name, max_iter=ITERATIONS))
+    weights = "snap/net_iter_1.caffemodel"
+    theirs = losses(tmp_path, [str(CAFFE)], weights)
+    ours = losses(tmp_path, [sys.executable, "-m", "transfer_caffe.engine"], weights)
+
+    assert len(theirs) == len(ours) == ITERATIONS + 1  # the last one is of the trained net
+    difference = np.abs(ours - theirs) / np.abs(theirs)
+    assert difference[:20].max() < CLOSE, f"from iteration {np.argmax(difference[:20] >= CLOSE)}"
+    assert difference[-1] < LATE
+    assert np.ptp(theirs) > 0.05 * theirs.mean(), "the net does not train"
