@@ -80,7 +80,7 @@ def train(
             say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
             if engine.name != "embedded":
                 say(
-                    "real Caffe draws anew what is random, and reads its data from the start: the result will be another"
+                    "real Caffe draws anew what is random and reads its data from the start: the result will be another"
                 )
         elif network.base:
             argv += ["--weights", INIT]
