@@ -79,9 +79,7 @@ def train(
             argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
             say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
             if engine.name != "embedded":
-                say(
-                    "real Caffe draws anew what is random and reads its data from the start: the result will be another"
-                )
+                say("real Caffe draws anew what is random, and reads its data from the start: it will end elsewhere")
         elif network.base:
             argv += ["--weights", INIT]
         if gpu is not None:
