@@ -5,7 +5,8 @@
 The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
 Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
 folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
-silent (no `Optimization Done.`), quits (exit 0 amid training).
+silent (no `Optimization Done.`), quits (exit 0 amid training), rots (the last weights are not finite, the losses are),
+untested (no last test), cpu (it knows no --gpu), unsealed (snapshots without a checksum, as real Caffe writes them).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_caffe import seal
 from transfer_caffe.engine import glog
 from transfer_caffe.generate import layers_with_weights
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
@@ -65,16 +67,24 @@ def main() -> int:
         out = NetParameter(name=net.name)
         for name, each in weights.items():
             out.layer.add(name=name, type="", blobs=[array_to_blob(array) for array in each])
+        glog.info("solver.cpp:464", f"Snapshotting to binary proto file {path}.caffemodel")
         write_binary(f"{path}.caffemodel", out)
+        glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {path}.solverstate")
         state = SolverState(iter=iteration, learned_net=f"{path}.caffemodel")
         state.history.extend(array_to_blob(array) for each in weights.values() for array in each)
         write_binary(f"{path}.solverstate", state)
+        if "unsealed" in bad:
+            for each in (f"{path}.caffemodel", f"{path}.solverstate"):
+                Path(each).write_bytes(seal.read(each))
 
     def test(iteration: int) -> None:
         glog.info("solver.cpp:347", f"Iteration {iteration}, Testing net (#0)")
         glog.info("solver.cpp:414", f"    Test net output #0: accuracy = {iteration / solver.max_iter:g}")
         glog.info("solver.cpp:414", "    Test net output #1: loss = 1.5 (* 1 = 1.5 loss)")
 
+    if "cpu" in bad and args.gpu:
+        sys.stderr.write("F1123 13:41:53.000000 9956 common.cpp:66] Cannot use GPU in CPU-only Caffe: check mode.\n")
+        os.abort()
     glog.info("solver.cpp:289", "Solving fake")
     for iteration in range(start, solver.max_iter):
         if iteration % solver.test_interval == 0:
@@ -93,6 +103,8 @@ def main() -> int:
             sys.stderr.write("F1123 13:41:53.000000 9956 data_layer.cpp:9] Check failed: not today\n")
             sys.stderr.write("*** Check failure stack trace: ***\n")
             os.abort()
+        if done == solver.max_iter and "rots" in bad:
+            weights["fc8"][0][0] = np.nan
         if done % solver.snapshot == 0 or done == solver.max_iter:
             snapshot(done)
         while "slow" in bad and not start and done >= solver.snapshot and not stop and not GO.exists():
@@ -102,7 +114,8 @@ def main() -> int:
             glog.info("solver.cpp:311", "Optimization stopped early.")
             glog.info("caffe.cpp:250", "Optimization Done.")
             return 0
-    test(solver.max_iter)
+    if "untested" not in bad:
+        test(solver.max_iter)
     if "loses" in bad:
         Path(f"{solver.snapshot_prefix}_iter_{solver.max_iter}.caffemodel").unlink()
     if "silent" not in bad:

@@ -1,13 +1,16 @@
 """What the tests of driver and sweep work in: a folder with a small recipe, a little data, a fake engine."""
 
+import functools
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from transfer_caffe.datum import DatabaseWriter, raw_datum
-from transfer_caffe.files import write_text
+from transfer_caffe.files import write_bytes, write_text
 from transfer_caffe.tools.compute_mean import write_mean
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -34,7 +37,7 @@ def fake_engine(*misbehaviours: str) -> str:
 
 
 def make_world(folder: Path, recipe: str = RECIPE) -> None:
-    """A recipe and as much of its data as driver and fake engine look at."""
+    """A recipe and as much of its data as driver and fake engine look at (small databases, the same everywhere)."""
     write_text(folder / "small.yaml", recipe)
     for part in ("train", "val"):
         write_text(folder / "data" / "pictures" / f"{part}.txt", "1.png 0\n")
@@ -42,6 +45,33 @@ def make_world(folder: Path, recipe: str = RECIPE) -> None:
         here = folder / "data" / "pictures" / data
         for part in ("train", "val"):
             write_text(here / f"{part}.txt", "".join(f"{number}.png {number % 3}\n" for number in range(6)))
-            with DatabaseWriter(here / f"{part}_lmdb") as writer:
-                writer.put(b"00000000_1.png", raw_datum(np.zeros((32, 32, 3), np.uint8), 0))
-        write_mean(here / "mean.binaryproto", np.zeros((3, 32, 32), np.float32))
+            for name, content in database().items():
+                write_bytes(here / f"{part}_lmdb" / name, content)
+        write_mean(here / "mean.binaryproto", np.full((3, 32, 32), 100, np.float32))
+
+
+@functools.cache
+def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> dict[str, bytes]:
+    """The files of a database of gray images with these labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        with DatabaseWriter(Path(folder, "lmdb")) as writer:
+            for number, label in enumerate(labels):
+                image = np.full((32, 32, 3), 100, np.uint8)
+                writer.put(b"%08d_%d.png" % (number, number), raw_datum(image, label))
+        return {path.name: path.read_bytes() for path in Path(folder, "lmdb").iterdir()}
+
+
+def draw_shapes() -> None:
+    """A dataset of six classes of 40 x 40 images, data/shapes in the current folder: lists and files, no databases."""
+    draw = np.random.RandomState(0)
+    for part, count in (("train", 12), ("val", 4)):
+        lines = []
+        for label in range(6):
+            for number in range(count):
+                image = draw.randint(0, 100, (40, 40, 3))
+                image[5 * label : 5 * label + 8, :, label % 3] += 120
+                name = f"images/{part}_{label}_{number}.png"
+                Path("data/shapes/images").mkdir(parents=True, exist_ok=True)
+                assert cv2.imwrite(f"data/shapes/{name}", image.astype(np.uint8))
+                lines.append(f"{name} {label}\n")
+        write_text(f"data/shapes/{part}.txt", "".join(lines))

@@ -10,13 +10,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from small_world import RECIPE, fake_engine, make_world
+from small_world import RECIPE, database, fake_engine, make_world
 
 from transfer_caffe import driver
 from transfer_caffe.files import sha256
 from transfer_caffe.processes import Engine
 from transfer_caffe.snapshots import read_weights
+from transfer_caffe.tools.compute_mean import write_mean
 
 RUNS = Path("runs/small")
 
@@ -128,6 +130,11 @@ def test_a_transfer_needs_its_base_to_be_done(capsys):
         ("quits", "ended without `Optimization Done.`"),
         ("dies", "ended by SIGABRT: Check failed: not today"),
         ("loses", "net_iter_8.caffemodel is missing"),
+        (
+            "rots",
+            "ended with weights that are no good: runs/small/random0-baseA-s0/snapshots/net_iter_8.caffemodel: fc8",
+        ),
+        ("untested", "the last test was at iteration 4 of 8"),
     ],
 )
 def test_a_run_that_did_not_come_to_its_proper_end_is_not_done(misbehaviour, message, capsys):
@@ -179,6 +186,84 @@ def test_a_damaged_snapshot_is_set_aside_and_an_older_one_taken(capsys):
     assert "going on from the snapshot of iteration 2" in said
     assert sha256(final("random0-baseA-s0")) == undisturbed
     assert len(os.listdir(snapshots)) == 2
+
+
+def test_a_flipped_byte_in_a_snapshot_is_seen_though_real_caffe_writes_no_checksum(capsys):
+    assert drive("baseA", "early", "unsealed") == 1
+    rename_engine("random0-baseA-s0")
+    weights = RUNS / "random0-baseA-s0/snapshots/net_iter_2.caffemodel"
+    beside = weights.with_name("net_iter_2.caffemodel.sha256")
+    assert beside.read_text() == f"{sha256(weights)}  {weights.name}\n"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert drive("baseA") == 0
+    said = capsys.readouterr().out
+    assert "the snapshot of iteration 2 is damaged and set aside" in said and "going on from" not in said
+    assert done_of("random0-baseA-s0")["resumed_from"] == []
+
+
+def test_a_run_that_went_on_says_so_in_its_record_for_real_caffe_ends_elsewhere_then(capsys):
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    assert drive("baseA") == 0
+    assert done_of("random0-baseA-s0")["resumed_from"] == [2]
+    assert "real Caffe draws anew what is random" in capsys.readouterr().out
+
+
+def test_a_gpu_that_this_caffe_cannot_use_is_one_line_that_says_what_to_do(capsys):
+    assert drive("baseA", "cpu", more=("--gpu", "0")) == 1
+    error = capsys.readouterr().err
+    assert "Cannot use GPU in CPU-only Caffe: check mode. (leave --gpu away" in error and error.count("\n") == 1
+
+
+A = Path("data/pictures/random0/A")
+
+
+def replace_database(labels: tuple[int, ...]) -> None:
+    for name, content in database(labels).items():
+        (A / "train_lmdb" / name).write_bytes(content)
+
+
+def without_records() -> None:
+    replace_database(())
+
+
+def label_3_in_the_list() -> None:
+    Path("small.yaml").write_text(RECIPE.replace("outputs: classes", "outputs: 3"))
+    with open(A / "val.txt", "a") as file:
+        file.write("7.png 3\n")
+
+
+def label_3_in_the_database() -> None:
+    replace_database((0, 1, 2, 3))
+
+
+def mean_of_smaller_images() -> None:
+    write_mean(A / "mean.binaryproto", np.full((3, 20, 20), 100, np.float32))
+
+
+def mean_without_a_number() -> None:
+    write_mean(A / "mean.binaryproto", np.full((3, 32, 32), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_records, "A/train_lmdb: the database has no records"),
+        (mean_of_smaller_images, "A/mean.binaryproto: not the mean of three channels of 28 x 28 or more"),
+        (mean_without_a_number, "one image of finite values was expected"),
+        (label_3_in_the_list, "A/val.txt: line 7: label 3, but the last layer of random0-baseA-s0 has 3 outputs"),
+        (label_3_in_the_database, "A/train_lmdb: record '00000003_3.png': label 3, but the last layer"),
+    ],
+)
+def test_data_on_which_real_caffe_dies_or_trains_nonsense_is_named_before_the_engine_starts(damage, message, capsys):
+    damage()
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (RUNS / "random0-baseA-s0" / "train.log").exists()
 
 
 def test_changed_settings_are_refused_until_restart(capsys):

@@ -4,9 +4,8 @@ import csv
 import os
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from small_world import draw_shapes
 
 from transfer_caffe import report, sweep
 from transfer_caffe.files import write_text
@@ -36,18 +35,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("an experiment")
     before = Path.cwd()
     os.chdir(folder)
-    draw = np.random.RandomState(0)
-    for part, count in (("train", 12), ("val", 4)):
-        lines = []
-        for label in range(6):
-            for number in range(count):
-                image = draw.randint(0, 100, (40, 40, 3))
-                image[5 * label : 5 * label + 8, :, label % 3] += 120
-                name = f"images/{part}_{label}_{number}.png"
-                Path("data/shapes/images").mkdir(parents=True, exist_ok=True)
-                assert cv2.imwrite(f"data/shapes/{name}", image.astype(np.uint8))
-                lines.append(f"{name} {label}\n")
-        write_text(f"data/shapes/{part}.txt", "".join(lines))
+    draw_shapes()
     write_text("tiny.yaml", RECIPE)
     assert sweep.main(["run", "--recipe", "tiny.yaml"]) == 0
     yield Path("runs/tiny")

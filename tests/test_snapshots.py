@@ -12,13 +12,20 @@ from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
 
 
 def write_pair(
-    folder: Path, iteration: int, value: float = 1, history: int = 2, says: int | None = None, learned: str = ""
+    folder: Path,
+    iteration: int,
+    value: float = 1,
+    history: int = 2,
+    says: int | None = None,
+    learned: str | None = None,
+    layers: tuple[str, ...] = ("conv1", "fc2"),
 ) -> None:
     net = NetParameter()
     net.layer.add(name="data")
-    for name in ("conv1", "fc2"):
+    for name in layers:
         net.layer.add(name=name, blobs=[array_to_blob(np.full((2, 3), value, np.float32))])
     write_binary(snapshots.weights_path(folder, iteration), net)
+    learned = f"snapshots/net_iter_{iteration}.caffemodel" if learned is None else learned
     state = SolverState(iter=iteration if says is None else says, learned_net=learned)
     state.history.extend(array_to_blob(np.full((2, 3), value, np.float32)) for _ in range(history))
     write_binary(snapshots.state_path(folder, iteration), state)
@@ -33,7 +40,7 @@ def folder(tmp_path) -> Path:
 
 def newest(folder: Path) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return snapshots.newest(folder, said.append), said
+    return snapshots.newest(folder, ["conv1", "fc2"], said.append), said
 
 
 def test_the_newest_is_that_of_the_highest_iteration(folder):
@@ -54,6 +61,8 @@ DAMAGES = {
     "state cut off": lambda folder: _cut(snapshots.state_path(folder, 10), 30),
     "state of another iteration": lambda folder: write_pair(folder, 10, says=9),
     "state cut off between blobs": lambda folder: write_pair(folder, 10, history=1),
+    "state without the name of its weights": lambda folder: write_pair(folder, 10, learned=""),
+    "weights of another net": lambda folder: write_pair(folder, 10, layers=("conv1", "ip2")),
     "one bit of the weights": lambda folder: _flip(snapshots.weights_path(folder, 10)),
     "one bit of the state": lambda folder: _flip(snapshots.state_path(folder, 10)),
     "state that goes with other weights": lambda folder: write_pair(
@@ -80,7 +89,7 @@ def test_snapshots_of_real_caffe_get_checksums_that_go_with_them(folder):
     assert not checksum_path(paths[0]).exists()  # it has a seal
     for path in paths:
         path.write_bytes(seal.read(path))
-    snapshots.keep_checksums(folder)
+    snapshots.keep_checksums(folder, [10])
     snapshots.thin(folder, keep=10)
     names = {path.name for path in (folder / "snapshots").iterdir()}
     assert names == {file.name for path in paths for file in (path, checksum_path(path))}
@@ -100,6 +109,7 @@ def test_a_damaged_pair_is_set_aside_and_the_one_before_it_taken(folder, damage)
     assert len(said) == 1 and "iteration 10 is damaged and set aside" in said[0]
     assert snapshots.iterations(folder) == [9]
     assert (folder / "snapshots" / "net_iter_10.solverstate.damaged").exists()
+    assert not list((folder / "snapshots").glob("*.sha256"))  # they would be those of the next files of the name
 
 
 def test_thinning_leaves_one_pair_and_what_is_not_a_snapshot(folder):

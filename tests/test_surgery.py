@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfer_caffe import surgery
+from transfer_caffe import real_caffe, surgery
 from transfer_caffe.errors import UserError
 from transfer_caffe.generate import compose
 from transfer_caffe.proto import array_to_blob, read_binary, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, PoolingParameter
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.surgery import Row, take_over, weight_shapes
+from transfer_caffe.surgery_by_pycaffe import blobs_by_pycaffe
 from transfer_caffe.treatment import Treatment
 
 LAYERS = ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
@@ -123,7 +124,10 @@ def test_a_last_layer_with_other_outputs_does_not_matter(data: Path, base: Path)
     take_over(base, net_of(data, "A7B"), Treatment.parse("A7B"), data.parent / "init.caffemodel")
 
 
-def test_blobs_with_four_dimensions_as_before_2015_fit_and_keep_their_bytes(data: Path, base: Path) -> None:
+def test_blobs_with_four_dimensions_as_before_2015_fit_and_are_written_in_todays_form(data: Path, base: Path) -> None:
+    out = data.parent / "init.caffemodel"
+    take_over(base, net_of(data, "A6B"), Treatment.parse("A6B"), out)
+    today = out.read_bytes()
     net = read_binary(base, NetParameter())
     for layer in net.layer:
         for blob in layer.blobs:
@@ -131,10 +135,8 @@ def test_blobs_with_four_dimensions_as_before_2015_fit_and_keep_their_bytes(data
             blob.num, blob.channels, blob.height, blob.width = dims
             blob.ClearField("shape")
     write_binary(base, net)
-    out = data.parent / "init.caffemodel"
     take_over(base, net_of(data, "A6B"), Treatment.parse("A6B"), out)
-    fc6 = read_binary(out, NetParameter()).layer[5]
-    assert fc6 == next(layer for layer in net.layer if layer.name == "fc6")
+    assert out.read_bytes() == today
     net.layer[1].blobs[0].width += 1
     write_binary(base, net)
     with pytest.raises(UserError, match="layer conv1, blob 0: its shape is"):
@@ -242,3 +244,56 @@ def test_a_missing_base_gives_one_line_that_names_it_and_exit_code_2(
     error = capsys.readouterr().err
     assert "no.caffemodel: no such file" in error
     assert error.count("\n") == 1
+
+
+needs_pycaffe = pytest.mark.skipif(
+    real_caffe.program() is None or real_caffe.pycaffe() is None,
+    reason="no real Caffe with pycaffe here (environment variable CAFFE, the PATH, or `make caffe`)",
+)
+
+
+@needs_pycaffe
+@pytest.mark.parametrize("form", ["today's", "four dimensions", "layers of 2014", "double_data"])
+def test_with_pycaffe_the_file_is_the_same_to_the_byte(data: Path, base: Path, form: str, capsys) -> None:
+    net = read_binary(base, NetParameter())
+    for layer in net.layer:
+        for blob in layer.blobs:
+            if form in ("four dimensions", "layers of 2014"):
+                dims = [1] * (4 - len(blob.shape.dim)) + list(blob.shape.dim)
+                blob.num, blob.channels, blob.height, blob.width = dims
+                blob.ClearField("shape")
+            if form == "double_data":
+                blob.double_data.extend(np.asarray(blob.data, np.float64) * (1 + 2**-40))
+                blob.ClearField("data")
+    if form == "layers of 2014":
+        for layer in net.layer:
+            kind = {"Convolution": "CONVOLUTION", "InnerProduct": "INNER_PRODUCT"}.get(layer.type)
+            if kind:
+                net.layers.add(name=layer.name, type=kind, blobs=layer.blobs)
+        del net.layer[:]
+    write_binary(base, net)
+    prototxt = data.parent / "train_val.prototxt"
+    prototxt.write_text(str(net_of(data, "A5B+")))
+    arguments = ["--treatment", "A5B+", "--base", str(base), "--net", str(prototxt)]
+    assert surgery.main([*arguments, "--out", str(data.parent / "ours")]) == 0
+    assert surgery.main([*arguments, "--out", str(data.parent / "theirs"), "--with", "pycaffe"]) == 0
+    assert (data.parent / "ours").read_bytes() == (data.parent / "theirs").read_bytes()
+    taken = read_binary(data.parent / "theirs", NetParameter()).layer
+    assert [layer.name for layer in taken] == LAYERS[:5]
+
+
+@needs_pycaffe
+def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base: Path) -> None:
+    net = net_of(data, "A3B")
+    with pytest.raises(UserError, match=r"pycaffe does not load it: Cannot copy param 0 .*shape mismatch") as caught:
+        blobs_by_pycaffe(base, net, (3, 64, 64), ["conv1", "fc6"])
+    assert "\n" not in str(caught.value)
+    change(base, "drop layer")
+    with pytest.raises(UserError, match="pycaffe does not load it: layer conv2 was not copied"):
+        blobs_by_pycaffe(base, net, (3, 28, 28), ["conv1", "conv2"])
+
+
+def test_without_pycaffe_the_message_says_how_to_get_it(data: Path, base: Path, monkeypatch) -> None:
+    monkeypatch.setattr(real_caffe, "pycaffe", lambda: None)
+    with pytest.raises(UserError, match=r"--with pycaffe: .*run `make caffe`"):
+        take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel", by_pycaffe=True)

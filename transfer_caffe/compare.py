@@ -201,17 +201,28 @@ def _input_values(net: Net, name: str, draw: np.random.RandomState) -> np.ndarra
 
 def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) -> tuple[list[Row], str | None]:
     """Run our net on ``values`` and compare all arrays with real Caffe's ``reference``; the error if it fails."""
+    try:
+        found = run_ours(net, values, backward)
+    except UserError as error:
+        return [], str(error)
+    beside = {key: reference[key] for key in found if key in reference}
+    rows = []
+    for key, real in beside.items():
+        what, name = key.split("/", 1)
+        rows.append(Row(what, name, _largest(real), difference(found[key], real, noise_floor(key, beside))))
+    return rows, None
+
+
+def run_ours(net: Net, values: Arrays, backward: bool) -> Arrays:
+    """All arrays of our net, named as pycaffe/run_net.py names real Caffe's, after one pass on ``values``."""
     memory = next((layer.top for layer in net.layers if isinstance(layer, MemoryData)), [])
     feed = {key[5:]: value for key, value in values.items() if key.startswith("blob/")}
     feed |= {name: values[f"memory/{what}"] for name, what in zip(memory, ("data", "label"), strict=False)}
     diffs = {key[5:]: value for key, value in values.items() if key.startswith("diff/")}
-    try:
-        net.feed(feed)
-        net.forward(0, keep=True)
-        if backward:
-            net.backward(diffs or None)
-    except UserError as error:
-        return [], str(error)
+    net.feed(feed)
+    net.forward(0, keep=True)
+    if backward:
+        net.backward(diffs or None)
     found: Arrays = {f"data/{name}": blob.detach().numpy() for name, blob in net.blobs.items()}
     for name, diff in net.diffs.items() if backward else ():
         if diff is not None:
@@ -223,13 +234,7 @@ def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) ->
             gradient = (blob.owner or blob).data.grad
             if backward and gradient is not None:
                 found[f"grad/{layer.name}/{index}"] = gradient.numpy().reshape(tuple(blob.data.shape))
-    rows = []
-    for key, array in found.items():
-        if key in reference:
-            what, name = key.split("/", 1)
-            floor = noise_floor(key, {key: reference[key] for key in found if key in reference})
-            rows.append(Row(what, name, _largest(reference[key]), difference(array, reference[key], floor)))
-    return rows, None
+    return found
 
 
 def noise_floor(key: str, reference: Arrays) -> float:

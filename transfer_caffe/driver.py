@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes, snapshots
-from transfer_caffe.datum import require_sound_database
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_json, read_text, sha256, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
+from transfer_caffe.inputs import require_data, require_labels
 from transfer_caffe.log import START, Log, LogParser, read_log
 from transfer_caffe.processes import Engine
-from transfer_caffe.proto import read_mean
 from transfer_caffe.recipe import Network, load_recipe
 from transfer_caffe.record import curve_csv, now_utc, record
 from transfer_caffe.surgery import take_over
@@ -66,17 +65,23 @@ def train(
 
         # 1. What it is trained on, and its files
         require_data(network, data)
-        prototxts = render_here(network, folder, data)
+        layers = layers_with_weights(render_here(network, folder, data).net)
+        names = [layer.name for layer in layers]
+        require_labels(network, data, layers[-1].inner_product_param.num_output)
         snapshots.remove_partial(folder)
         require_same_engine(network, folder, engine, gpu)
 
         # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
         argv = [*engine.argv, "train", "--solver", SOLVER]
-        iteration = snapshots.newest(folder, say)
+        iteration = snapshots.newest(folder, names, say)
         base_sha = surgery(network, runs, folder) if network.base else None
         if iteration is not None:
             argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
             say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
+            if engine.name != "embedded":
+                say(
+                    "real Caffe draws anew what is random and reads its data from the start: the result will be another"
+                )
         elif network.base:
             argv += ["--weights", INIT]
         if gpu is not None:
@@ -90,18 +95,16 @@ def train(
         log = read_log(folder / LOG)
 
         # 4. Is it what it should be?
-        require_finished(log, code, folder)
+        require_finished(log, code, folder, network.max_iter)
         final = snapshots.weights_path(folder, network.max_iter)
-        frozen = require_sound(
-            network, folder, log, final, [layer.name for layer in layers_with_weights(prototxts.net)]
-        )
+        frozen = require_sound(network, folder, log, final, names)
 
         # 5. Done
         write_text(folder / CURVE, curve_csv(log.rows()))
         snapshots.thin(folder, keep=network.max_iter)
         started = read_json(folder / STARTED)["started"]
         done = record(network, folder, data, engine.name, started, log)
-        done |= {"frozen_layers": frozen, "base_sha256": base_sha}
+        done |= {"frozen_layers": frozen, "base_sha256": base_sha, "resumed_from": log.resumed_from}
         write_json(folder / DONE, done)
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done
@@ -163,20 +166,6 @@ def set_aside(folder: Path, say: Say) -> None:
         number += 1
     os.rename(folder, old)
     say(f"the old folder is now {old}")
-
-
-def require_data(network: Network, data: Path) -> None:
-    """UserError unless the databases and the mean image are there, and sound: not every engine looks."""
-    folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
-    names = ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")
-    for path in (*(folder / name for name in names), mean):
-        if not path.exists():
-            raise UserError(
-                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
-            )
-    for part in ("train", "val"):
-        require_sound_database(folder / f"{part}_lmdb")
-    read_mean(mean)
 
 
 def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str | None) -> None:
@@ -267,13 +256,15 @@ def run_engine(argv: list[str], folder: Path, env: dict[str, str], lock: int, sa
 
 def _follow(process: subprocess.Popen[bytes], path: Path, start: int, say: Say) -> None:
     """Wait for the engine to end, and say each test result as it comes; its log begins at byte ``start``."""
-    parser, said = LogParser(), None
+    parser, said, summed = LogParser(), None, 0
     with open(path, encoding="utf-8", errors="replace") as log:
         log.seek(start)
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             parser.feed(log.read())
+            snapshots.keep_checksums(path.parent, parser.log.snapshots[summed:])
+            summed = len(parser.log.snapshots)
             rows = [row for row in parser.log.rows() if row.test_accuracy is not None and row.test_loss is not None]
             if rows and rows[-1] != said and (said is None or rows[-1].iteration != said.iteration):
                 said = rows[-1]
@@ -293,30 +284,38 @@ def _drop_cut_off_line(path: Path) -> None:
 # ---- after the training -----------------------------------------------------------------------------------------
 
 
-def require_finished(log: Log, code: int, folder: Path) -> None:
+def require_finished(log: Log, code: int, folder: Path, max_iter: int) -> None:
     """RunFailed unless the engine came to its proper end with finite numbers; real Caffe exits 0 for far less."""
     why = f": {log.errors[0]}" if log.errors else ""
+    if "CPU-only" in why:
+        why += " (leave --gpu away, and set solver_mode: CPU in the recipe)"
+    if log.bad_number:  # first: real Caffe exits with 0 then, or dies of it (max pooling writes beyond its memory)
+        raise RunFailed(f"training diverged: {log.bad_number}; lower base_lr ({folder / LOG})")
     if code < 0:
         name = signal.Signals(-code).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
         raise RunFailed(f"the engine was ended by {name}{hint}{why}; its log is {folder / LOG}")
     if code > 0:
         raise RunFailed(f"the engine failed with exit code {code}{why}; its log is {folder / LOG}")
-    if log.bad_number:
-        raise RunFailed(f"training diverged: {log.bad_number}; lower base_lr ({folder / LOG})")
     if log.stopped_early:
         raise RunFailed("the engine was stopped before its end, and wrote a snapshot; the same command goes on from it")
     if not log.done:
         raise RunFailed(f"the engine ended without `Optimization Done.`{why}; its log is {folder / LOG}")
-    if not log.rows() or log.rows()[-1].test_accuracy is None:
+    rows = log.rows()
+    if not rows or rows[-1].test_accuracy is None:
         raise RunFailed(f"no test accuracy is in {folder / LOG}; does the net have an output `accuracy` in TEST?")
+    if rows[-1].iteration != max_iter:
+        raise RunFailed(f"the last test was at iteration {rows[-1].iteration} of {max_iter}; its log is {folder / LOG}")
 
 
 def require_sound(network: Network, folder: Path, log: Log, final: Path, layers: list[str]) -> str:
     """RunFailed unless all layers to be taken over were, and the frozen ones did not move; says what was compared."""
     if not final.exists():
         raise RunFailed(f"{final} is missing, though the engine says that it is done")
-    after = snapshots.read_weights(final)
+    try:
+        after = snapshots.read_weights(final)
+    except UserError as error:
+        raise RunFailed(f"the training ended with weights that are no good: {error}") from None
     if missing := [name for name in layers if name not in after]:
         raise RunFailed(f"{final}: layer {missing[0]} is missing")
     frozen = layers[: network.treatment.frozen]
@@ -354,7 +353,9 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     """The options that the sweep has too."""
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
     parser.add_argument(
-        "--engine", default="embedded", help="embedded (default), or a program with Caffe's command line, as caffe"
+        "--engine",
+        default="embedded",
+        help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
     )
     parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
     parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")

@@ -30,6 +30,8 @@ _TEST_OUTPUT = re.compile(r"\s*Test net output #\d+: (\S+) = (\S+)")
 _TEST_SCORE = re.compile(r"\s*Test score #(\d+): (\S+)")
 _TRAIN = re.compile(r"Iteration (\d+)(?: \(.*\))?, loss = (\S+)")
 _RATE = re.compile(r"Iteration (\d+), lr = (\S+)")
+_STATE = re.compile(r"Snapshotting solver state to .*_iter_(\d+)\.solverstate")
+_RESUMED = re.compile(r"Starting .* --snapshot \S*_iter_(\d+)\.solverstate")
 _IGNORED = re.compile(r"Ignoring source layer (\S+)")
 
 _THREADS = ("data_layer.cpp", "blocking_queue.cpp", "base_data_layer.cpp")
@@ -59,6 +61,10 @@ class Log:
     rates: dict[int, float] = field(default_factory=dict)
     ignored_layers: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    snapshots: list[int] = field(default_factory=list)
+    """Iterations whose snapshot is written to its end: the engine went on to say something else."""
+    resumed_from: list[int] = field(default_factory=list)
+    """The iterations of the snapshots from which runs went on, in the order of the runs."""
     done: bool = False
     stopped_early: bool = False
     seconds: float = 0.0
@@ -141,6 +147,7 @@ class LogParser:
         self._shown: tuple[int, float] | None = None  # iteration and time of the display that opened an interval
         self._interval_disturbed = False
         self._test_began: float | None = None
+        self._snapshot: int | None = None  # the iteration of the one that is being written
 
     def feed(self, text: str) -> None:
         """Take in the next piece of the log, which may end amid a line."""
@@ -185,12 +192,15 @@ class LogParser:
         self._end_test()
         self._seconds_before = self.log.seconds
         self._first = self._last = now
-        self._shown = None
+        self._shown = self._snapshot = None
         self.log.done = self.log.stopped_early = False
         self.log.errors.clear()
 
     def _message(self, message: str, now: float) -> None:
         log = self.log
+        if self._snapshot is not None:
+            log.snapshots.append(self._snapshot)
+            self._snapshot = None
         if match := _TESTING.match(message):
             self._end_test()
             self._interval_disturbed = True
@@ -214,6 +224,9 @@ class LogParser:
             _number_into(log.rates, int(match[1]), match[2])
         elif message.startswith("Snapshotting"):
             self._interval_disturbed = True
+            self._snapshot = int(match[1]) if (match := _STATE.match(message)) else None
+        elif match := _RESUMED.match(message):
+            log.resumed_from.append(int(match[1]))
         elif match := _IGNORED.match(message):
             log.ignored_layers.append(match[1])
         elif message.startswith("Optimization stopped early"):

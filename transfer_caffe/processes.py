@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from transfer_caffe import real_caffe
 from transfer_caffe.errors import UserError
 
 
@@ -29,9 +30,14 @@ class Engine:
 
     @classmethod
     def find(cls, given: str) -> Engine:
-        """The engine of an --engine option: `embedded`, or a program (with arguments) such as `caffe`."""
+        """The engine of an --engine option: `embedded`, `caffe` (`real_caffe`), or a program, with arguments."""
         if given == "embedded":
             return cls("embedded", (sys.executable, "-m", "transfer_caffe.engine"))
+        if given == "caffe":
+            found = real_caffe.program()
+            if found is None:
+                raise UserError("--engine caffe: there is no Caffe here; run `make caffe`, or set CAFFE=/path/to/caffe")
+            return cls("caffe", (str(found),))
         try:
             words = [given] if shutil.which(given) else shlex.split(given)  # a path may hold spaces
         except ValueError as error:

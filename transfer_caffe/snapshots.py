@@ -1,7 +1,8 @@
 """The snapshots of a network's folder: the newest one that is whole, and what the last one must hold.
 
 An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real
-Caffe writes them in place, so that a kill can leave a part of one; resuming from such a part would fail, or worse.
+Caffe writes them in place, so that a kill can leave a part of one, and without checksums; resuming from such a part
+would fail, or worse. The driver writes checksums beside both files as soon as the log tells that they are whole.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ def iterations(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> int | None:
-    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside."""
+def newest(folder: Path, layers: Iterable[str], say: Callable[[str], None]) -> int | None:
+    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside.
+
+    ``layers``: those that the weights must have; an engine would draw the ones they lack anew.
+    """
     for iteration in reversed(iterations(folder)):
         try:
-            check_pair(folder, iteration)
+            check_pair(folder, iteration, layers)
             return iteration
         except (UserError, FileNotFoundError) as error:
             say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
@@ -54,29 +58,37 @@ def newest(folder: Path, say: Callable[[str], None]) -> int | None:
     return None
 
 
-def keep_checksums(folder: Path) -> None:
-    """Give the newest pair checksums beside it, if it is whole and has no seal: real Caffe writes none.
+def keep_checksums(folder: Path, these: Iterable[int] | None = None) -> None:
+    """Give pairs that are whole and have no seal checksums beside them: real Caffe writes none.
 
-    For the moment at which an engine has ended: damage that comes later is then seen.
+    ``these``: the iterations, whose files were written just now; by default the newest, if it has no checksums yet.
+    Damage that comes later is then seen.
     """
-    for iteration in iterations(folder)[-1:]:
+    for iteration in iterations(folder)[-1:] if these is None else these:
         paths = [weights_path(folder, iteration), state_path(folder, iteration)]
+        if these is None and all(checksum_path(path).exists() for path in paths):
+            continue
+        for path in paths:
+            checksum_path(path).unlink(missing_ok=True)
         with contextlib.suppress(UserError, OSError):
             if not all(map(seal.verify, paths)):
-                check_pair(folder, iteration)
+                check_pair(folder, iteration, [])
                 for path in paths:
                     write_checksum(path)
 
 
-def check_pair(folder: Path, iteration: int) -> None:
-    """UserError unless both files parse, agree with each other and hold finite numbers only."""
+def check_pair(folder: Path, iteration: int, layers: Iterable[str]) -> None:
+    """UserError unless both files are whole, belong together and to the net, and hold finite numbers only."""
     weights, state_file = weights_path(folder, iteration), state_path(folder, iteration)
-    shapes = [array.shape for arrays in read_weights(weights).values() for array in arrays]
+    blobs = read_weights(weights)
+    if missing := [name for name in layers if name not in blobs]:
+        raise UserError(f"{weights}: layer {missing[0]} is missing")
+    shapes = [array.shape for arrays in blobs.values() for array in arrays]
     state = read_binary(state_file, caffe_pb2.SolverState())
-    if state.learned_net and Path(state.learned_net).name != weights.name:
-        raise UserError(f"{state_file}: goes with other weights, {state.learned_net}")
     if state.iter != iteration:
         raise UserError(f"{state_file}: says that it is of iteration {state.iter}")
+    if Path(state.learned_net).name != weights.name:  # without a name, real Caffe goes on from untrained weights
+        raise UserError(f"{state_file}: belongs to the weights {state.learned_net!r}, not to {weights.name}")
     history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
     if history != shapes:
         raise UserError(f"{state_file}: holds a history of {len(history)} blobs, {weights.name} has {len(shapes)}")

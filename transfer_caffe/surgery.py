@@ -4,8 +4,9 @@
         --net train_val.prototxt --out init.caffemodel
 
 `caffe train --weights` copies layers by name and draws the others from their fillers, without a word about either.
-So the file holds the first n layers that have weights, byte for byte as the base has them, and no other layer. A layer
-that is missing, a blob too many or too few, another shape, a damaged file: each is an error that names it.
+So the file holds the first n layers that have weights, with the base's values to the last bit, and no other layer. It
+has today's form (`shape`, float `data`), whatever the base's. A layer that is missing, a blob too many or too few,
+another shape, a damaged file: each is an error that names it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing
 from transfer_caffe.generate import layers_with_weights, require_frozen
-from transfer_caffe.proto import blob_shape, read_binary, read_text, write_binary
+from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import TEST, BlobProto, LayerParameter, NetParameter, PoolingParameter
 from transfer_caffe.treatment import Treatment
 from transfer_caffe.upgrade import upgrade_net
@@ -43,11 +46,13 @@ def take_over(
     net: NetParameter | str | os.PathLike[str],
     treatment: Treatment,
     out_path: str | os.PathLike[str],
+    by_pycaffe: bool = False,
 ) -> list[Row]:
     """Write ``out_path``, a .caffemodel with the first n layers of the base, and return the table of all layers.
 
-    ``net`` is the network that takes them over (its prototxt or message). Blobs keep the base's bytes. What is at
-    ``out_path`` is replaced, by rename. UserError for whatever does not fit.
+    ``net`` is the network that takes them over (its prototxt or message). ``by_pycaffe``: real Caffe copies the
+    weights (`surgery_by_pycaffe`); the file is the same. What is at ``out_path`` is replaced, by rename. UserError for
+    whatever does not fit.
     """
     if treatment.base is None:
         raise UserError(f"treatment {treatment} takes no weights over: it needs no surgery")
@@ -60,7 +65,7 @@ def take_over(
         raise UserError(f"network {net.name!r} has {len(shapes)} layers with weights; {treatment} takes {treatment.n}")
     base = upgrade_net(read_binary(base_path, NetParameter()), where)
     by_name = {layer.name: layer for layer in base.layer}
-    out = NetParameter(name=net.name)
+    taken: dict[str, list[np.ndarray]] = {}
     rows = []
     for i, (name, wanted) in enumerate(shapes.items(), start=1):
         if name not in by_name:  # above n as well: a file that ends early still parses where it ends between layers
@@ -68,10 +73,27 @@ def take_over(
             raise UserError(f"{where}: layer {name} is missing: cut off, or another network; it has weights for {has}")
         if i <= treatment.n:
             _check_blobs(by_name[name], wanted, f"{where}: layer {name}")
-            out.layer.add(name=name, type=by_name[name].type, blobs=by_name[name].blobs)
+            taken[name] = [
+                blob_to_array(blob, where).reshape(shape)
+                for blob, shape in zip(by_name[name].blobs, wanted, strict=True)
+            ]
         rows.append(Row(name, "copied" if i <= treatment.n else "fresh", i > treatment.frozen, wanted))
+    if by_pycaffe:
+        from transfer_caffe.surgery_by_pycaffe import blobs_by_pycaffe
+
+        taken = blobs_by_pycaffe(base_path, net, image_shape(net), list(taken))
+    out = NetParameter(name=net.name)
+    types = {layer.name: layer.type for layer in net.layer}
+    for name, arrays in taken.items():
+        out.layer.add(name=name, type=types[name], blobs=[array_to_blob(array) for array in arrays])
     write_binary(out_path, out)
     return rows
+
+
+def image_shape(net: NetParameter) -> Shape:
+    """Channels, height and width of what the net is fed with."""
+    source = next(layer for layer in net.layer if not layer.bottom)
+    return _source_shape(source, f"network {net.name!r}, layer {source.name}")
 
 
 def _check_blobs(layer: LayerParameter, wanted: tuple[Shape, ...], where: str) -> None:
@@ -212,12 +234,15 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--base", required=True, metavar="FILE", help="the base network's .caffemodel")
     parser.add_argument("--net", required=True, metavar="FILE", help="the prototxt of the network to be trained")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .caffemodel to write")
+    parser.add_argument(
+        "--with", dest="by", choices=["pycaffe"], help="let real Caffe copy the weights (same file, to the byte)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(argv)
     treatment = Treatment.parse(args.treatment)
     if not args.force:
         refuse_existing(args.out, "give another --out, or --force to overwrite it")
-    rows = take_over(args.base, args.net, treatment, args.out)
+    rows = take_over(args.base, args.net, treatment, args.out, args.by == "pycaffe")
     print(f"{table(rows)}\nwrote {args.out}")
     return 0
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from conformance.layer_cases import LayerCase
+from conformance.graph_cases import GARBAGE_IN_CAFFE, GRAPH_CASES, REFUSED_BY_CAFFE
+from conformance.layer_cases import LAYER_CASES, LayerCase
 
 from transfer_caffe import real_caffe
 from transfer_caffe.compare import Case, Outcome, compare
@@ -29,6 +30,15 @@ def as_case(layer: LayerCase, seed: int) -> Case:
         values["param/l/0"] = draw.standard_normal((2, 3))
     backward = not layer.forward_only or layer.type == "Embed"
     return Case(layer.net, layer.phase, values, seed=seed, backward=backward)
+
+
+def recorded_cases() -> list[tuple[str, Case]]:
+    """The cases whose answers tests/golden/layers.npz records, with their names, in this order."""
+    layers = [layer for cases in LAYER_CASES.values() for layer in cases]
+    graphs = [name for name in GRAPH_CASES if name not in REFUSED_BY_CAFFE + GARBAGE_IN_CAFFE]
+    return [(layer.name, as_case(layer, seed)) for seed, layer in enumerate(layers)] + [
+        (name, GRAPH_CASES[name]) for name in graphs
+    ]
 
 
 def outcomes(layers: Iterable[LayerCase]) -> list[tuple[LayerCase, Outcome]]:

@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from conformance.layer_cases import LAYER_CASES
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
 from conformance.seeded import seeded_weights, write_weights
-from conformance.suite import outcomes
+from conformance.suite import recorded_cases
 
 from transfer_caffe import real_caffe
 from transfer_caffe.compare import Case, compare
@@ -25,15 +24,15 @@ HERE = Path(__file__).parent.resolve()
 
 
 def make_layers() -> None:
-    """All arrays of all cases in one flat array, with an index: case, name, shape, in this order."""
+    """All arrays of all cases in one flat array, with an index: a list a case, of its name and [array, shape]."""
     index, arrays = [], []
-    for number, (layer, outcome) in enumerate(outcomes(case for cases in LAYER_CASES.values() for case in cases)):
-        assert outcome.real is None, (layer.name, outcome.real)
-        for name, array in outcome.reference.items():
-            index.append([number, name, list(array.shape)])
-            arrays.append(np.asarray(array, np.float32).ravel())
-    flat = np.concatenate(arrays)
-    np.savez_compressed(HERE / "layers.npz", values=flat, index=np.frombuffer(json.dumps(index).encode(), np.uint8))
+    names, cases = zip(*recorded_cases(), strict=True)
+    for name, outcome in zip(names, compare(cases), strict=True):
+        assert outcome.real is None, (name, outcome.real)
+        index.append([name, *([key, list(array.shape)] for key, array in outcome.reference.items())])
+        arrays += [np.asarray(array, np.float32).ravel() for array in outcome.reference.values()]
+    text = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    np.savez_compressed(HERE / "layers.npz", values=np.concatenate(arrays), index=text)
 
 
 def make_networks() -> None:

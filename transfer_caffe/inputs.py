@@ -1,0 +1,95 @@
+"""What a network is trained on, looked at before an engine starts: databases, labels, mean image.
+
+Real Caffe dies of a segmentation fault on a database without records, names no path where one is missing, and trains
+without a word on labels that the last layer has no output for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import read_text, sha256
+from transfer_caffe.recipe import Network
+
+if TYPE_CHECKING:
+    from transfer_caffe.datum import Database
+
+# what reads databases and messages is imported where it is needed: a network that is done needs none of it
+
+LABELS_READ = 1000
+"""Of a database that this program has not built, so many records are looked at, spread over all of it."""
+
+
+def require_data(network: Network, data: Path) -> None:
+    """UserError unless image lists, databases with records, and the mean image are there and sound."""
+    folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
+    for path in (
+        *(folder / name for name in ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")),
+        mean,
+    ):
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
+            )
+    from transfer_caffe.datum import Database, require_sound_database
+    from transfer_caffe.proto import read_mean
+
+    for part in ("train", "val"):
+        require_sound_database(folder / f"{part}_lmdb")
+        Database(folder / f"{part}_lmdb")  # has records
+    shape, crop = read_mean(mean).shape, network.recipe.crop
+    if shape[0] != 3 or min(shape[1:]) < crop:
+        raise UserError(
+            f"{mean}: not the mean of three channels of {crop} x {crop} or more: its shape is {list(shape)}; remove it "
+            "to make it anew"
+        )
+
+
+def require_labels(network: Network, data: Path, outputs: int) -> None:
+    """UserError if a label of the lists or of the databases is not one of the last layer's outputs."""
+    from transfer_caffe.data_prep.lists import read_list
+    from transfer_caffe.datum import Database
+
+    for part in ("train", "val"):
+        image_list = network.data_folder(data) / f"{part}.txt"
+        for number, (_, label) in enumerate(read_list(image_list), start=1):
+            if label >= outputs:
+                raise UserError(f"{image_list}: line {number}: label {label}, {_but(network, outputs)}")
+        path = network.data_folder(data) / f"{part}_lmdb"
+        if built_from(path) != sha256(image_list):
+            _require_labels_of_records(network, Database(path), outputs)
+
+
+def built_from(database: Path) -> str | None:
+    """The sha256 of the image list that a database was built from; None where convert_imageset has built it."""
+    try:
+        return json.loads(read_text(database / "build.json")).get("list_sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _require_labels_of_records(network: Network, database: Database, outputs: int) -> None:
+    from google.protobuf.message import DecodeError
+
+    from transfer_caffe.proto.caffe_pb2 import Datum
+
+    count = min(len(database), LABELS_READ)
+    for index in {round(i * (len(database) - 1) / max(count - 1, 1)) for i in range(count)}:
+        key, value = database.raw(index)
+        where = f"{database.path}: record {key.decode(errors='backslashreplace')!r}"
+        try:
+            label = Datum.FromString(value).label
+        except DecodeError:
+            raise UserError(f"{where}: damaged: it does not parse as a Datum; build the database again") from None
+        if not 0 <= label < outputs:
+            raise UserError(f"{where}: label {label}, {_but(network, outputs)}")
+
+
+def _but(network: Network, outputs: int) -> str:
+    return (
+        f"but the last layer of {network.name} has {outputs} outputs (labels 0 to {outputs - 1}); set "
+        "`outputs: classes` or a larger number in the recipe, or put the labels right"
+    )
