@@ -196,6 +196,16 @@ def test_a_state_in_hdf5_that_lacks_parts_is_refused_naming_it(tmp_path, capsys,
         assert "tiny_iter_1.solverstate.h5" in refused(capsys, *TRAIN, "--snapshot", state)
 
 
+def test_a_run_that_goes_on_from_a_state_takes_no_weights_from_the_solver_file(tmp_path):
+    solver_suite.prepare(tmp_path, "adam", iterations=2)
+    run_ours(tmp_path, *FINETUNE)
+    with open(tmp_path / "solver.prototxt", "a") as file:
+        file.write('weights: "w.caffemodel"')
+    assert "Finetuning from w.caffemodel" in run_ours(tmp_path, *TRAIN)
+    log = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_2.solverstate")
+    assert "Resuming from" in log and "Finetuning" not in log
+
+
 def test_a_state_of_a_solver_with_another_history_is_refused(tmp_path, capsys, monkeypatch):
     solver_suite.prepare(tmp_path, "adam", iterations=1)
     run_ours(tmp_path, *FINETUNE)

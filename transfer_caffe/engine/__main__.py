@@ -134,11 +134,12 @@ def train(args: argparse.Namespace) -> int:
         param.random_seed = state.seed  # drawn when the run began
     solver = Solver(param, _device(args.gpu, param), _stages(args), args.level)
     signals = Signals(args.sigint_effect, args.sighup_effect)
-    for given in [args.weights] if args.weights else param.weights:
-        for weights in _files(given):
-            solver.finetune(weights)
     if state:
         solver.restore(args.snapshot, state)
+    else:
+        for given in [args.weights] if args.weights else param.weights:
+            for weights in _files(given):
+                solver.finetune(weights)
     glog.info("caffe.cpp:239", "Starting Optimization")
     if solver.solve(signals):
         glog.info("caffe.cpp:250", "Optimization Done.")
