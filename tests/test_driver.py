@@ -130,7 +130,10 @@ def test_a_transfer_needs_its_base_to_be_done(capsys):
         ("quits", "ended without `Optimization Done.`"),
         ("dies", "ended by SIGABRT: Check failed: not today"),
         ("loses", "net_iter_8.caffemodel is missing"),
-        ("rots", "ended with weights that are no good: runs/small/random0-baseA-s0/snapshots/net_iter_8.caffemodel: fc8"),
+        (
+            "rots",
+            "ended with weights that are no good: runs/small/random0-baseA-s0/snapshots/net_iter_8.caffemodel: fc8",
+        ),
         ("untested", "the last test was at iteration 4 of 8"),
     ],
 )

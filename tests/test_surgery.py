@@ -295,5 +295,5 @@ def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base:
 
 def test_without_pycaffe_the_message_says_how_to_get_it(data: Path, base: Path, monkeypatch) -> None:
     monkeypatch.setattr(real_caffe, "pycaffe", lambda: None)
-    with pytest.raises(UserError, match="--with pycaffe: .*run `make caffe`"):
+    with pytest.raises(UserError, match=r"--with pycaffe: .*run `make caffe`"):
         take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel", by_pycaffe=True)

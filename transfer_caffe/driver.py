@@ -79,7 +79,9 @@ def train(
             argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
             say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
             if engine.name != "embedded":
-                say("real Caffe draws anew what is random, and reads its data from the start: the result will be another")
+                say(
+                    "real Caffe draws anew what is random and reads its data from the start: the result will be another"
+                )
         elif network.base:
             argv += ["--weights", INIT]
         if gpu is not None:
@@ -351,7 +353,9 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     """The options that the sweep has too."""
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
     parser.add_argument(
-        "--engine", default="embedded", help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it"
+        "--engine",
+        default="embedded",
+        help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
     )
     parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
     parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")

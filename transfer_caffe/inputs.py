@@ -90,6 +90,6 @@ def _require_labels_of_records(network: Network, database: Database, outputs: in
 
 def _but(network: Network, outputs: int) -> str:
     return (
-        f"but the last layer of {network.name} has {outputs} outputs (labels 0 to {outputs - 1}); set `outputs: classes` "
-        "or a larger number in the recipe, or put the labels right"
+        f"but the last layer of {network.name} has {outputs} outputs (labels 0 to {outputs - 1}); set "
+        "`outputs: classes` or a larger number in the recipe, or put the labels right"
     )

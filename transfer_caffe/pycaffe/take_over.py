@@ -25,8 +25,8 @@ def main(net_path, base_path, out_path, names):
     for name in names:
         for index, blob in enumerate(net.params[name]):
             if np.isnan(blob.data).all():
-                sys.exit("layer %s was not copied" % name)
-            blobs["%s/%d" % (name, index)] = blob.data.astype("<f4")
+                sys.exit(f"layer {name} was not copied")
+            blobs[f"{name}/{index}"] = blob.data.astype("<f4")
     with open(out_path + ".part", "wb") as file:
         np.savez(file, **blobs)
     os.rename(out_path + ".part", out_path)
