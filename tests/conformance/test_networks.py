@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
-from conformance.seeded import seeded_weights
+from conformance.seeded import recorded, seeded_weights
 from conformance.suite import needs_real_caffe
 
 from transfer_caffe import real_caffe
@@ -68,7 +68,7 @@ def test_all_blobs_and_gradients_of_the_first_iteration_are_real_caffes(
     monkeypatch.chdir(tmp_path)
     write_data(name, tmp_path, seed=1)
     param = parse_text(net_text(name), NetParameter(), name)
-    [outcome] = compare([Case(param, "TRAIN", seeded_weights(param, seed=1), folder=tmp_path)])
+    [outcome] = compare([Case(param, "TRAIN", seeded_weights(param, recorded(name)["seed"]), folder=tmp_path)])
     assert outcome.ours is None and outcome.real is None
     assert not [row for row in outcome.rows if not row.difference <= TOLERANCE]
     # nothing that learns was left out
