@@ -72,7 +72,7 @@ def test_losses_blobs_and_gradients_of_networks_are_real_caffes(name, tmp_path, 
     os.mkdir("snap")
     write_data(name, tmp_path, seed=1)
     param = parse_text(net_text(name), NetParameter(), name)
-    weights = seeded_weights(param, seed=1)
+    weights = seeded_weights(param, NETS[name]["seed"])
     with glog.silence():
         net = build(param, "TRAIN")
     draw_values(net, weights, 1)

@@ -61,7 +61,7 @@ NETWORKS: Mapping[str, Network] = {
     "caffenet": Network(_images(3, 67, 67, classes=12), base_lr=0.002),
     "googlenet": Network(_images(3, 64, 64, classes=10), base_lr=0.001),
     "resnet": Network(_images(3, 48, 48, classes=10), base_lr=0.0003),
-    "siamese": Network({"pair_data": Dataset((2, 28, 28), "normal"), "sim": Dataset((), "binary")}, base_lr=0.0005),
+    "siamese": Network({"pair_data": Dataset((2, 28, 28), "normal"), "sim": Dataset((), "binary")}, base_lr=0.0002),
     "autoencoder": Network({"data": Dataset((1, 14, 14), "binary")}, base_lr=0.0005),
     "sharing": Network({**_images(6, 14, 14, classes=6), "target": Dataset((3,), "normal")}, base_lr=0.005),
     "segmenter": Network({"data": Dataset((3, 32, 32), "normal"), "label": Dataset((1, 32, 32), 5)}, base_lr=0.005),

@@ -21,7 +21,7 @@ from conformance.graph_cases import GARBAGE_IN_CAFFE, GRAPH_CASES, REFUSED_BY_CA
 from conformance.layer_cases import LAYER_CASES
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
 from conformance.random_layers import random_cases
-from conformance.seeded import seeded_weights, write_weights
+from conformance.seeded import recorded, seeded_weights, write_weights
 from conformance.suite import outcomes
 from conformance.test_layers import known_difference
 from conformance.test_networks import losses
@@ -118,10 +118,14 @@ def networks() -> str:
             (folder / "solver.prototxt").write_text(solver_text(name, max_iter=100))
             write_data(name, folder, seed=1)
             param = parse_text(net_text(name), NetParameter(), name)
-            weights = seeded_weights(param, seed=1)
+            weights = seeded_weights(param, recorded(name)["seed"])
             write_weights("w.caffemodel", weights)
-            rows.append([name, *worst(compare([Case(param, "TRAIN", weights, folder=folder)])), *trained(folder)])
-    head = ["network", "values", "gradients of blobs", "gradients of weights", "losses 0 to 19", "loss 100"]
+            early, late = trained(folder)
+            own_early, own_late = (number(value) for value in recorded(name)["spread"])
+            differences = worst(compare([Case(param, "TRAIN", weights, folder=folder)]))
+            rows.append([name, *differences, early, own_early, late, own_late])
+    head = ["network", "values", "gradients of blobs", "gradients of weights",
+            "losses 0 to 19", "real Caffe's own", "loss 100", "real Caffe's own"]  # fmt: skip
     return table(head, rows)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,13 @@ from transfer_caffe.compare import build
 from transfer_caffe.engine import glog
 from transfer_caffe.proto import array_to_blob, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter
+
+NETWORKS_FILE = Path(__file__).resolve().parent.parent / "golden" / "networks.json"
+
+
+def recorded(name: str) -> dict:
+    """What real Caffe said of a network: the seed of its weights and how steady it is from them, losses, norms."""
+    return json.loads(NETWORKS_FILE.read_text())[name]
 
 
 def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
@@ -37,6 +46,16 @@ def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
             array = named.setdefault(spec, array) if spec else array
             values[f"param/{layer.name}/{index}"] = array.reshape(shape).astype(np.float32)
     return values
+
+
+def nudged(values: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """The weights, each moved to the float32 next above or below: what rounding alone may do."""
+    draw, moved = np.random.RandomState(seed), {}
+    for key, array in values.items():
+        moved[key] = np.nextafter(
+            array, np.where(draw.random_sample(array.shape) < 0.5, np.inf, -np.inf).astype(np.float32)
+        )
+    return moved
 
 
 def write_weights(path: str | os.PathLike[str], values: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""Whole networks, trained by real Caffe and by the embedded engine from the same weights: the losses agree."""
+"""Whole networks in real Caffe and the embedded engine, from the same weights: blobs, gradients, and the losses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
+from conformance.seeded import recorded, seeded_weights
+from conformance.suite import needs_real_caffe
 
 from transfer_caffe import real_caffe
+from transfer_caffe.compare import TOLERANCE, Case, compare
 from transfer_caffe.log import read_log
+from transfer_caffe.proto import parse_text
+from transfer_caffe.proto.caffe_pb2 import NetParameter
 
 ITERATIONS = 100
 CLOSE, LATE = 1e-4, 1e-2
@@ -53,3 +58,19 @@ def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: P
     assert difference[:20].max() < CLOSE, f"from iteration {np.argmax(difference[:20] >= CLOSE)}"
     assert difference[-1] < LATE
     assert np.ptp(theirs) > 0.05 * theirs.mean(), "the net does not train"
+
+
+@needs_real_caffe
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_blobs_and_gradients_of_the_first_iteration_are_real_caffes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(name, tmp_path, seed=1)
+    param = parse_text(net_text(name), NetParameter(), name)
+    [outcome] = compare([Case(param, "TRAIN", seeded_weights(param, recorded(name)["seed"]), folder=tmp_path)])
+    assert outcome.ours is None and outcome.real is None
+    assert not [row for row in outcome.rows if not row.difference <= TOLERANCE]
+    # nothing that learns was left out
+    compared = {f"{row.what}/{row.name}" for row in outcome.rows}
+    assert {key for key, array in outcome.reference.items() if key.startswith("grad/") and array.any()} <= compared

@@ -108,8 +108,7 @@ def test_the_first_batch_is_real_caffes(text, phase, folder):
     [outcome] = compare([Case(net, phase, values, folder=folder, backward=False)])
     assert outcome.ours is None and outcome.real is None, (outcome.ours, outcome.real)
     assert len(outcome.rows) == text.count("top:")
-    # resizing rounds; everything else is exact
-    assert outcome.worst() <= (0.02 if "new_height" in text else 1e-6)
+    assert outcome.worst() <= 1e-6
 
 
 def test_what_is_random_is_named(folder):
@@ -120,3 +119,18 @@ def test_what_is_random_is_named(folder):
     net = parse_text(text, NetParameter(), "")
     assert random_layers(build(net, "TRAIN")) == ["d (mirror)", "d (random crop in TRAIN)", "o (dropout in TRAIN)"]
     assert random_layers(build(net, "TEST")) == ["d (mirror)"]
+
+
+def test_the_matrix_of_infogain_loss_is_read_from_its_file(folder):
+    write_binary("matrix.binaryproto", array_to_blob(np.random.RandomState(3).uniform(0, 1, (1, 1, 4, 4))))
+    text = """force_backward: true
+      layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 5 dim: 4 } } }
+      layer { name: "y" type: "Input" top: "y" input_param { shape { dim: 5 } } }
+      layer { name: "l" type: "InfogainLoss" bottom: "x" bottom: "y" top: "l"
+        infogain_loss_param { source: "matrix.binaryproto" } }"""
+    case = Case(
+        parse_text(text, NetParameter(), "infogain"), "TRAIN", {"blob/y": np.array([0, 3, 2, 1, 3])}, folder=folder
+    )
+    [outcome] = compare([case])
+    assert outcome.ours is None and outcome.real is None
+    assert outcome.worst() <= 1e-5 and "x" in [row.name for row in outcome.rows if row.what == "diff"]

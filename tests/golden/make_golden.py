@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
-from conformance.seeded import seeded_weights, write_weights
+from conformance.seeded import nudged, seeded_weights, write_weights
 from conformance.suite import recorded_cases
 
 from transfer_caffe import real_caffe
@@ -21,6 +21,12 @@ from transfer_caffe.proto import parse_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter
 
 HERE = Path(__file__).parent.resolve()
+
+STEADY = (2e-5, 2e-3)
+"""How far real Caffe's losses (of the first 20 iterations, of the 100th) may lie from its own, when it starts from
+weights that are moved by one unit of the last place: a fifth of what the engine is allowed. A network starts from the
+first seed where that holds; elsewhere rounding decides, which no other program can follow. Our engine has no say in it.
+"""
 
 
 def make_layers() -> None:
@@ -35,6 +41,30 @@ def make_layers() -> None:
     np.savez_compressed(HERE / "layers.npz", values=np.concatenate(arrays), index=text)
 
 
+def losses() -> np.ndarray:
+    """Real Caffe's losses of the solver and the weights in the current folder."""
+    argv = [str(real_caffe.program()), "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]
+    environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1"}
+    log = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stderr
+    found = parse_log(log).train_losses
+    return np.array([found[i] for i in (*range(20), 100)])
+
+
+def steady_weights(name: str, param: NetParameter) -> tuple[int, list[float], dict[str, np.ndarray], np.ndarray]:
+    """The first seed from which real Caffe is steady, its spread, its weights and losses."""
+    for seed in range(1, 20):
+        weights, runs = seeded_weights(param, seed), []
+        for values in (weights, *(nudged(weights, nudge) for nudge in range(3))):
+            write_weights("w.caffemodel", values)
+            runs.append(losses())
+        apart = np.max([np.abs(run - runs[0]) / runs[0] for run in runs[1:]], axis=0)
+        spread = [float(f"{apart[:20].max():.2g}"), float(f"{apart[20]:.2g}")]
+        print(f"{name}: seed {seed}, spread {spread}", flush=True)
+        if spread[0] <= STEADY[0] and spread[1] <= STEADY[1]:
+            return seed, spread, weights, runs[0]
+    raise SystemExit(f"{name}: real Caffe is steady from no seed; lower its base_lr in conformance/networks.py")
+
+
 def make_networks() -> None:
     """Losses of the first 20 iterations and of the 100th, and the norms of all blobs and gradients before them."""
     golden = {}
@@ -47,8 +77,7 @@ def make_networks() -> None:
             write_data(name, folder, seed=1)
             param = parse_text(net_text(name), NetParameter(), name)
             os.chdir(folder)
-            weights = seeded_weights(param, seed=1)
-            write_weights("w.caffemodel", weights)
+            seed, spread, weights, run = steady_weights(name, param)
             [outcome] = compare([Case(param, "TRAIN", weights, folder=folder)])
             assert outcome.real is None and outcome.ours is None, (name, outcome.real, outcome.ours)
             norms = {
@@ -56,11 +85,7 @@ def make_networks() -> None:
                 for key in (f"{row.what}/{row.name}" for row in outcome.rows)
                 if not key.startswith("param/")
             }
-            argv = [str(real_caffe.program()), "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]
-            log = subprocess.run(argv, env={**os.environ, "GLOG_logtostderr": "1"}, capture_output=True, text=True)
-            losses = parse_log(log.stderr).train_losses
-            golden[name] = {"losses": [losses[i] for i in (*range(20), 100)], "norms": norms}
-            print(name, losses[0], losses[19], losses[100], f"worst {outcome.worst():.1e}")
+            golden[name] = {"seed": seed, "spread": spread, "losses": run.tolist(), "norms": norms}
             os.chdir(HERE)
     lines = [f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in golden.items()]
     (HERE / "networks.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
