@@ -127,22 +127,13 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
                 with np.load(out) as arrays:
                     reference = dict(arrays)
             else:
-                real = _reason(Path(f"{out}.error").read_text(errors="replace"))
+                real = real_caffe.last_words(Path(f"{out}.error").read_text(errors="replace"))
             rows: list[Row] = []
             if net is not None and real is None:
                 with contextlib.chdir(case.folder):
                     rows, error = compare_with(net, values, reference, case.backward)
             outcomes.append(Outcome(rows, error, real, {**{f"in/{k}": v for k, v in values.items()}, **reference}))
     return outcomes
-
-
-def _reason(text: str) -> str:
-    """The line of real Caffe's output that says why it ended."""
-    lines = text.splitlines()
-    for line in lines:
-        if line.startswith("F") and "] " in line:
-            return line.split("] ", 1)[1].strip()
-    return lines[-1] if lines else "it ended without a word"
 
 
 def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,3 +52,12 @@ def pycaffe() -> tuple[str, ...] | None:
         if argv and subprocess.run([argv, "-c", "import caffe"], capture_output=True).returncode == 0:
             return (argv,)
     return None
+
+
+def last_words(output: str) -> str:
+    """Of what real Caffe wrote before it ended itself, the line that says why; the last one if none does."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if match := re.match(r"F\d{4} .*?\] (.*)", line):
+            return match[1]
+    return lines[-1] if lines else "it ended without a word"

@@ -8,7 +8,6 @@ Its outcome is that of `transfer_caffe.surgery`, to the byte: for those who woul
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,7 +44,7 @@ def blobs_by_pycaffe(
         env = {**os.environ, "GLOG_logtostderr": "1", "GLOG_minloglevel": "2"}
         result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, errors="replace")
         if result.returncode or not out.exists():
-            raise UserError(f"{os.fspath(base)}: pycaffe does not load it: {_why(result.stderr)}")
+            raise UserError(f"{os.fspath(base)}: pycaffe does not load it: {real_caffe.last_words(result.stderr)}")
         with np.load(out) as blobs:
             taken: dict[str, list[np.ndarray]] = {name: [] for name in layers}
             for key in sorted(blobs.files, key=lambda key: int(key.rsplit("/", 1)[1])):
@@ -69,12 +68,3 @@ def without_data(net: NetParameter, image: Sequence[int]) -> NetParameter:
                 if param.HasField("weight_filler"):  # values that nobody looks at
                     param.ClearField("weight_filler")
     return out
-
-
-def _why(output: str) -> str:
-    """The line that tells of it: the one on which Caffe ended the process, or the last one."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for line in lines:
-        if match := re.match(r"F\d{4} .*?\] (.*)", line):
-            return match[1]
-    return lines[-1] if lines else "it ended without a word"
