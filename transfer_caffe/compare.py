@@ -112,7 +112,7 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
                     "phase": case.phase,
                     "values": paths["npz"],
                     "out": paths["out.npz"],
-                    "backward": case.backward,
+                    "backward": case.backward and _has_gradients(case.net, net),
                 }
             )
         path = Path(temporary) / "cases.json"
@@ -127,13 +127,21 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
                 with np.load(out) as arrays:
                     reference = dict(arrays)
             else:
-                real = real_caffe.last_words(Path(f"{out}.error").read_text(errors="replace"))
+                error_file = Path(f"{out}.error")
+                if not error_file.exists():
+                    raise UserError(f"{' '.join(python)}: it ran, but not one net: is it a Python with pycaffe?")
+                real = real_caffe.last_words(error_file.read_text(errors="replace"))
             rows: list[Row] = []
             if net is not None and real is None:
                 with contextlib.chdir(case.folder):
-                    rows, error = compare_with(net, values, reference, case.backward)
+                    rows, error = compare_with(net, values, reference, bool(entry["backward"]))
             outcomes.append(Outcome(rows, error, real, {**{f"in/{k}": v for k, v in values.items()}, **reference}))
     return outcomes
+
+
+def _has_gradients(param: NetParameter, net: Net | None) -> bool:
+    """Whether Caffe has a backward pass for a net: of a loss, or because it is told to."""
+    return param.force_backward or (net is not None and net.has_loss)
 
 
 def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
@@ -305,6 +313,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TEST", help="phase of the net (default: TEST)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the values of input blobs (default: 1)")
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: a seed lies between 0 and {2**32 - 1}")
     param = read_net(args.net)
     with glog.silence():
         net = build(param, args.phase)
@@ -315,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
         if error:
             raise UserError(f"{args.net}: {who} refuses it: {error}")
     print(table(outcome.rows))
+    if not _has_gradients(param, net):
+        print("\nno gradients: the net has no loss (with `force_backward: true` those of random ones are compared)")
     worst = outcome.worst()
     print(f"\nlargest relative difference: {worst:.1e} ({'within' if worst <= TOLERANCE else 'beyond'} {TOLERANCE:g})")
     return 0 if worst <= TOLERANCE else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 
@@ -84,15 +85,19 @@ class Net:
         params = [layer for layer in param.layer if included(layer, state)]
         names = [layer.name for layer in params]
         for layer_param in params:
-            if names.count(layer_param.name) > 1:
-                raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer_param.name!r}")
             layer = self._create(layer_param, context)
+            before = sum(other.name == layer.name for other in self.layers)
+            if before:
+                layer.key = f"{layer.name} ({before + 1})"
             for bottom in layer_param.bottom:
                 if bottom not in shapes:
                     raise layer.error(f"bottom blob {bottom!r} is not made by any layer before it (phase {phase})")
                 unused.discard(bottom)
             bottoms = [shapes[bottom] for bottom in layer_param.bottom]
             layer.setup(bottoms)
+            if layer.blobs and names.count(layer.name) > 1:
+                # a weights file finds blobs by the layer's name: real Caffe copies them all into the first one
+                raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer.name!r}, one with weights")
             if share:
                 layer.blobs = share._blobs_for(layer)
             else:
@@ -146,6 +151,8 @@ class Net:
         if param.type not in LAYERS:
             known = ", ".join(sorted(LAYERS))
             raise UserError(f"layer {param.name!r}: unknown layer type {param.type!r}; known: {known}")
+        if param.HasField("phase"):
+            context = dataclasses.replace(context, training=param.phase == caffe_pb2.TRAIN)
         return LAYERS[param.type](param, context)
 
     def _share_by_name(self, layer: Layer) -> None:
@@ -379,6 +386,7 @@ class Net:
             copy = param.layer.add()
             copy.CopyFrom(layer.param)
             copy.ClearField("blobs")
-            copy.phase = self.state.phase
+            if not copy.HasField("phase"):
+                copy.phase = self.state.phase
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param
