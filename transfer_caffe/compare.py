@@ -25,11 +25,11 @@ import torch
 from transfer_caffe import real_caffe
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.data import Images
-from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.sources import DummyData, HDF5Data, Input, MemoryData
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.proto import to_text
-from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState
+from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
 
 SCRIPT = Path(__file__).parent / "pycaffe" / "run_net.py"
 
@@ -160,7 +160,7 @@ def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
 
 def build(param: NetParameter, phase: str) -> Net:
     """The net in a phase, on the CPU."""
-    return Net(param, NetState(phase={"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
+    return Net(param, state_of(param, {"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
 
 
 def draw_values(net: Net, values: Arrays, seed: int) -> None:
@@ -209,6 +209,10 @@ def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) ->
     for key, real in beside.items():
         what, name = key.split("/", 1)
         rows.append(Row(what, name, _largest(real), difference(found[key], real, noise_floor(key, beside))))
+    for key in reference:
+        # Caffe has names of its own for the parts of a blob that is used twice
+        if key.startswith("data/") and key not in found and "_split_" not in key:
+            rows.append(Row("data", key.removeprefix("data/"), _largest(reference[key]), float("inf")))
     return rows, None
 
 
