@@ -422,3 +422,29 @@ def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
     said, _ = second.communicate(timeout=60)
     assert first.returncode == 0 and second.returncode == 0
     assert "done meanwhile" in said
+
+
+@pytest.mark.parametrize("name", ["done.json", "started.json"])
+@pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{}", "[" * 100_000, '{"sha256": {"final": null}}', ""])
+def test_a_damaged_record_of_a_network_is_an_error_in_one_line(name, content, capsys):
+    assert drive("baseA") == 0
+    (RUNS / "random0-baseA-s0" / name).write_text(content)
+    if name == "started.json":
+        (RUNS / "random0-baseA-s0" / "done.json").unlink()
+    capsys.readouterr()
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert (name in error and "--restart" in error) or "not valid JSON" in error
+    assert error.count("\n") == 1
+
+
+def test_a_done_network_whose_weights_are_damaged_or_whose_record_is_anothers_is_not_taken_for_done(capsys):
+    assert drive("baseA") == 0 and drive("baseB") == 0
+    done = RUNS / "random0-baseA-s0" / "done.json"
+    whole = done.read_text()
+    done.write_text((RUNS / "random0-baseB-s0" / "done.json").read_text())
+    assert drive("baseA") == 2 and "it is not of random0-baseA-s0" in capsys.readouterr().err
+    done.write_text(whole)
+    weights = final("random0-baseA-s0")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert drive("baseA") == 2 and "not the weights that done.json tells of" in capsys.readouterr().err

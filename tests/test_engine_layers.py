@@ -8,11 +8,11 @@ from transfer_caffe import recipe
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.fillers import fill
 from transfer_caffe.engine.layers import LAYERS, Context
-from transfer_caffe.engine.net import included
+from transfer_caffe.engine.net import Net, included
 from transfer_caffe.engine.rates import LR_POLICIES, next_step, rate
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, parse_text
-from transfer_caffe.proto.caffe_pb2 import FillerParameter, LayerParameter, NetState, SolverParameter
+from transfer_caffe.proto.caffe_pb2 import FillerParameter, LayerParameter, NetParameter, NetState, SolverParameter
 
 
 def run(text, *bottoms, training=True, batch=0):
@@ -204,3 +204,21 @@ def test_include_and_exclude_rules_decide_which_layers_a_net_has(rules, expected
 def test_include_and_exclude_together_are_an_error():
     with pytest.raises(UserError, match="not both"):
         included(parse_text("include { phase: TEST } exclude { phase: TEST }", LayerParameter(), ""), NetState())
+
+
+@pytest.mark.parametrize("kind", sorted(LAYERS))
+def test_bottoms_that_a_layer_cannot_work_on_are_refused_by_name(kind):
+    bottoms = "".join(f' bottom: "b{index}"' for index in range(LAYERS[kind].bottoms[0]))
+    if not bottoms:
+        return
+    text = "".join(
+        f'layer {{ name: "i{index}" type: "Input" top: "b{index}" input_param {{ shape {{ }} }} }}'
+        for index in range(3)
+    )
+    tops = "".join(f' top: "t{index}"' for index in range(max(LAYERS[kind].tops[0], 0)))
+    text += f'layer {{ name: "l" type: "{kind}"{bottoms}{tops} }}'
+    try:
+        net = Net(parse_text(text, NetParameter(), "test"), NetState(), 0, torch.device("cpu"))
+        net.forward(0)
+    except UserError as error:
+        assert "layer 'l' (" in str(error) and "\n" not in str(error)

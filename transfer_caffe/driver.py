@@ -10,7 +10,6 @@ step leaves whole files or none, and done.json comes last, so that nothing half 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 from transfer_caffe import processes, snapshots
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
-from transfer_caffe.files import read_json, read_text, sha256, write_json, write_text
+from transfer_caffe.files import read_record, sha256, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
 from transfer_caffe.inputs import require_data, require_labels
 from transfer_caffe.log import START, Log, LogParser, read_log
@@ -100,7 +99,7 @@ def train(
         # 5. Done
         write_text(folder / CURVE, curve_csv(log.rows()))
         snapshots.thin(folder, keep=network.max_iter)
-        started = read_json(folder / STARTED)["started"]
+        started = read_record(folder / STARTED, {"started": str}, "start anew with --restart")["started"]
         done = record(network, folder, data, engine.name, started, log)
         done |= {"frozen_layers": frozen, "base_sha256": base_sha, "resumed_from": log.resumed_from}
         write_json(folder / DONE, done)
@@ -114,13 +113,13 @@ def train(
 def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
     """What done.json says, or None if the network is not done."""
     path = network.folder(runs) / DONE
-    try:
-        done = json.loads(read_text(path))
-        _ = done["sha256"]["final"], done["accuracy_final"]  # what others rely on
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: not what the driver wrote ({error}); start the network anew with --restart") from None
+    remedy = "start the network anew with --restart"
+    kinds = {"network": str, "sha256": dict, "accuracy_final": (int, float), "wall_seconds": (int, float)}
+    done = read_record(path, kinds, remedy)
+    if done["network"] != network.name or not isinstance(done["sha256"].get("final"), str):
+        raise UserError(f"{path}: damaged: it is not of {network.name}, or names no weights; {remedy}")
     return done
 
 
@@ -128,6 +127,12 @@ def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, 
     """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
     folder = network.folder(runs)
     render_here(network, folder, data)
+    final = snapshots.weights_path(folder, network.max_iter)
+    if final.exists() and sha256(final) != done["sha256"]["final"]:
+        raise UserError(
+            f"{final}: damaged or replaced: not the weights that {DONE} tells of; take a copy that is whole, or train "
+            f"{network.name} anew with --restart"
+        )
     base = read_done(network.base, runs) if network.base else None
     if base and base["sha256"]["final"] != done.get("base_sha256"):
         raise UserError(
@@ -173,7 +178,7 @@ def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str
     if not path.exists():
         write_json(path, {**now, "started": now_utc()})
         return
-    started = read_json(path)
+    started = read_record(path, {"engine": str, "threads": int}, "start the network anew with --restart")
     for key, value in now.items():
         if started.get(key) != value:
             raise UserError(
@@ -194,7 +199,8 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
     base_sha: str = base["sha256"]["final"]
     record_path = folder / SURGERY
     if record_path.exists() and (folder / INIT).exists():
-        made = read_json(record_path)
+        kinds = {"base_sha256": str, "init_sha256": str}
+        made = read_record(record_path, kinds, "remove it, or start the network anew with --restart")
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
         if made["base_sha256"] != base_sha and snapshots.iterations(folder):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged: not valid JSON ({error})") from None
+
+
+def read_record(
+    path: str | os.PathLike[str], kinds: Mapping[str, type | tuple[type, ...]], remedy: str
+) -> dict[str, Any]:
+    """Read a JSON object that this program wrote, with at least these keys, each of its kind.
+
+    UserError, ending with ``remedy``, if it is damaged or another's.
+    """
+    record = read_json(path)
+    for key, kind in kinds.items():
+        value = record.get(key) if isinstance(record, dict) else None
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UserError(f"{path}: damaged: it does not say what the driver writes as {key!r}; {remedy}")
+    return record
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -9,7 +9,6 @@ folder, and of each network's folder done.json, curve.csv and the final weights,
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import statistics
@@ -26,7 +25,7 @@ from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.figures import add_metric, draw_figures
 from transfer_caffe.figures.cells import Marker, markers_of
 from transfer_caffe.figures.style import Drawn
-from transfer_caffe.files import write_text
+from transfer_caffe.files import read_json, write_text
 from transfer_caffe.results import Row, read_results
 from transfer_caffe.summary import base_sentences, caveats, effect_sentences, effects_tables, points
 
@@ -67,10 +66,7 @@ def _records(runs: Path, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     for row in rows:
         path = runs / row.network / "done.json"
         if path.is_file():
-            try:
-                record = json.loads(path.read_bytes())
-            except ValueError:
-                record = None
+            record = read_json(path)
             if not isinstance(record, dict):
                 raise UserError(f"{path}: not a JSON object; remove the file and run this network's driver again")
             records[row.network] = record

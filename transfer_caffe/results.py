@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import read_text, write_text
+from transfer_caffe.files import read_record, read_text, write_text
 from transfer_caffe.recipe import Recipe, load_recipe
 from transfer_caffe.treatment import Treatment
 
@@ -150,7 +149,7 @@ def collect(recipe: Recipe, runs: str | os.PathLike[str]) -> list[Row]:
 
 def _row_of(path: Path) -> Row:
     try:
-        done = json.loads(read_text(path))
+        done = read_record(path, {"network": str, "split": str, "accuracy_final": (int, float)}, "train it anew")
         split: str = done["split"]
         reduced = split.startswith("reduced")
         same = {name: done[name] for name in COLUMNS if name in done}

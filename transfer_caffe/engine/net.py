@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +61,16 @@ AUTOMATIC = "(automatic)"
 """The name of the top of a loss that names none."""
 
 
+@contextlib.contextmanager
+def _as_user_error(layer: Layer, bottoms: Sequence[Shape]) -> Iterator[None]:
+    """Bottoms that a layer cannot work on at all (without axes, say): an error that names it, not PyTorch's."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        shapes = ", ".join(str(list(shape)) for shape in bottoms)
+        raise layer.error(f"cannot take bottoms of {shapes}: {str(error).splitlines()[0]}") from None
+
+
 class Net:
     """The layers of one phase, ready to run.
 
@@ -103,7 +114,8 @@ class Net:
                     raise layer.error(f"bottom blob {bottom!r} is not made by any layer before it (phase {phase})")
                 unused.discard(bottom)
             bottoms = [shapes[bottom] for bottom in layer_param.bottom]
-            layer.setup(bottoms)
+            with _as_user_error(layer, bottoms):
+                layer.setup(bottoms)
             if layer.blobs and names.count(layer.name) > 1:
                 # a weights file finds blobs by the layer's name: real Caffe copies them all into the first one
                 raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer.name!r}, one with weights")
@@ -113,7 +125,9 @@ class Net:
             else:
                 self._share_by_name(layer)
             self._check_labels(layer)
-            for top, shape in zip(layer.top, layer.top_shapes(bottoms), strict=True):
+            with _as_user_error(layer, bottoms):
+                tops = layer.top_shapes(bottoms)
+            for top, shape in zip(layer.top, tops, strict=True):
                 if top in shapes and top not in layer_param.bottom and top != AUTOMATIC:
                     raise layer.error(f"top blob {top!r} is made by an earlier layer already")
                 shapes[top] = shape
