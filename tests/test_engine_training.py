@@ -298,7 +298,7 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
         ('type: "gaussian"', 'type: "gauss"', "unknown filler type 'gauss'"),
         ("local_size: 5", "local_size: 4", "local_size must be odd"),
         ('bottom: "fc3" bottom: "label"', 'bottom: "fc3"', "takes 2 bottom blobs, not 1"),
-        ('name: "relu2"', 'name: "relu1"', "two layers are named 'relu1'"),
+        ('name: "conv2"', 'name: "conv1"', "two layers are named 'conv1', one with weights"),
         ('bottom: "pool2"', 'bottom: "pool2" propagate_down: [true, false]', "2 propagate_down for 1 bottoms"),
         ("crop_size: 10", "crop_size: 10 force_color: true force_gray: true", "cannot both be set"),
         ("mean.binaryproto", "net.prototxt", "net.prototxt: damaged or truncated"),

@@ -116,13 +116,14 @@ def test_the_same_network_ends_with_the_same_bytes(runs):
 
 
 def test_a_loss_that_is_not_a_number_is_never_done_whether_caffe_exits_with_0_or_dies_of_it(capsys):
-    folder = write_recipe("hot", ("base_lr: 0.01", "base_lr: 1000000.0")) / "random0-baseA-s0"
-    assert drive("hot", "baseA") == 1
-    error = capsys.readouterr().err
-    assert "training diverged" in error and "lower base_lr" in error and error.count("\n") == 1
-    assert read_log(folder / "train.log").done and not (folder / "done.json").exists()
-    assert drive("hot", "baseA") == 1  # nor the second time, when there are snapshots
-    assert not (folder / "done.json").exists()
+    changes = (("base_lr: 0.01", "base_lr: 1000000.0"), ("display: 5", "display: 1"))
+    folder = write_recipe("hot", *changes) / "random0-baseA-s0"
+    for _ in range(2):  # the second time there may be snapshots
+        assert drive("hot", "baseA") == 1
+        error = capsys.readouterr().err
+        # max pooling writes beyond its memory then: when Caffe dies of that, if it does, is a matter of chance
+        assert "training diverged" in error or "ended by SIG" in error
+        assert error.count("\n") == 1 and not (folder / "done.json").exists()
 
 
 LONG = (("max_iter: 20", "max_iter: 400"), ("test_interval: 10", "test_interval: 200"))

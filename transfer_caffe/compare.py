@@ -25,11 +25,11 @@ import torch
 from transfer_caffe import real_caffe
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.data import Images
-from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.sources import DummyData, HDF5Data, Input, MemoryData
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.proto import to_text
-from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState
+from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
 
 SCRIPT = Path(__file__).parent / "pycaffe" / "run_net.py"
 
@@ -112,7 +112,7 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
                     "phase": case.phase,
                     "values": paths["npz"],
                     "out": paths["out.npz"],
-                    "backward": case.backward,
+                    "backward": case.backward and _has_gradients(case.net, net),
                 }
             )
         path = Path(temporary) / "cases.json"
@@ -127,13 +127,21 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
                 with np.load(out) as arrays:
                     reference = dict(arrays)
             else:
-                real = real_caffe.last_words(Path(f"{out}.error").read_text(errors="replace"))
+                error_file = Path(f"{out}.error")
+                if not error_file.exists():
+                    raise UserError(f"{' '.join(python)}: it ran, but not one net: is it a Python with pycaffe?")
+                real = real_caffe.last_words(error_file.read_text(errors="replace"))
             rows: list[Row] = []
             if net is not None and real is None:
                 with contextlib.chdir(case.folder):
-                    rows, error = compare_with(net, values, reference, case.backward)
+                    rows, error = compare_with(net, values, reference, bool(entry["backward"]))
             outcomes.append(Outcome(rows, error, real, {**{f"in/{k}": v for k, v in values.items()}, **reference}))
     return outcomes
+
+
+def _has_gradients(param: NetParameter, net: Net | None) -> bool:
+    """Whether Caffe has a backward pass for a net: of a loss, or because it is told to."""
+    return param.force_backward or (net is not None and net.has_loss)
 
 
 def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
@@ -152,7 +160,7 @@ def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
 
 def build(param: NetParameter, phase: str) -> Net:
     """The net in a phase, on the CPU."""
-    return Net(param, NetState(phase={"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
+    return Net(param, state_of(param, {"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
 
 
 def draw_values(net: Net, values: Arrays, seed: int) -> None:
@@ -203,6 +211,10 @@ def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) ->
     for key, real in beside.items():
         what, name = key.split("/", 1)
         rows.append(Row(what, name, _largest(real), difference(found[key], real, noise_floor(key, beside))))
+    for key in reference:
+        # Caffe has names of its own for the parts of a blob that is used twice
+        if key.startswith("data/") and key not in found and "_split_" not in key:
+            rows.append(Row("data", key.removeprefix("data/"), _largest(reference[key]), float("inf")))
     return rows, None
 
 
@@ -307,6 +319,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TEST", help="phase of the net (default: TEST)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the values of input blobs (default: 1)")
     args = parser.parse_args(argv)
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: a seed lies between 0 and {2**32 - 1}")
     param = read_net(args.net)
     with glog.silence():
         net = build(param, args.phase)
@@ -317,6 +331,8 @@ def main(argv: list[str] | None = None) -> int:
         if error:
             raise UserError(f"{args.net}: {who} refuses it: {error}")
     print(table(outcome.rows))
+    if not _has_gradients(param, net):
+        print("\nno gradients: the net has no loss (with `force_backward: true` those of random ones are compared)")
     worst = outcome.worst()
     print(f"\nlargest relative difference: {worst:.1e} ({'within' if worst <= TOLERANCE else 'beyond'} {TOLERANCE:g})")
     return 0 if worst <= TOLERANCE else 1

@@ -22,6 +22,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     A reader, or a run that was killed and started again, sees the old file or the new one, never a part.
     """
+    if not os.fspath(path) or not Path(path).name:
+        raise UserError(f"{os.fspath(path)!r} is no name for a file to write")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

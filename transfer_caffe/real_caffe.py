@@ -44,14 +44,30 @@ def program(name: str = "caffe") -> Path | None:
     return None
 
 
-@functools.cache
 def pycaffe() -> tuple[str, ...] | None:
-    """The argv that starts a Python in which `import caffe` works: CAFFE_PYTHON, the one beside caffe, or this one."""
+    """The argv of a Python in which `import caffe` works: CAFFE_PYTHON, the one beside caffe, or this one.
+
+    UserError where CAFFE_PYTHON is no such Python.
+    """
+    given = os.environ.get("CAFFE_PYTHON")
+    if given:
+        if not _imports_caffe(given):
+            raise UserError(f"CAFFE_PYTHON={given}: not a Python in which `import caffe` works; unset it, or name one")
+        return (given,)
     beside = program("caffe-python")
-    for argv in (os.environ.get("CAFFE_PYTHON"), beside and str(beside), sys.executable, shutil.which("python3")):
-        if argv and subprocess.run([argv, "-c", "import caffe"], capture_output=True).returncode == 0:
-            return (argv,)
+    for python in (beside and str(beside), sys.executable, shutil.which("python3")):
+        if python and _imports_caffe(python):
+            return (python,)
     return None
+
+
+@functools.cache
+def _imports_caffe(python: str) -> bool:
+    try:
+        result = subprocess.run([python, "-c", "import caffe; print(caffe.Net)"], capture_output=True, text=True)
+    except OSError:
+        return False
+    return result.returncode == 0 and "caffe" in result.stdout
 
 
 def last_words(output: str) -> str:

@@ -150,6 +150,13 @@ add("propagate_down given for the label", DATA, LABEL, fc("data"),
 add("no loss, gradient of the output given", DATA, conv("c", "data"), RELU, fc("c"), force=True)
 add("two outputs with given gradients", DATA, conv("c", "data"), fc("c", "one"), fc("c", "two"), force=True)
 add("nothing learns", DATA, LABEL, fc("data", settings=FROZEN), LOSS)
+add("two layers without weights of one name", DATA, LABEL, conv("c", "data"), RELU, layer("relu", "TanH", "c", "t"),
+    fc("t"), LOSS)  # fmt: skip
+add("a layer with a phase of its own", DATA, LABEL, conv("c", "data"),
+    layer("drop", "Dropout", "c", "c", "phase: TEST"), layer("bn", "BatchNorm", "c", "bn", "phase: TRAIN"), fc("bn"),
+    LOSS)  # fmt: skip
+add("dropout of nothing", DATA, LABEL, conv("c", "data"),
+    layer("drop", "Dropout", "c", "c", "dropout_param { dropout_ratio: 0 }"), fc("c"), LOSS)  # fmt: skip
 
 REFUSED_BY_CAFFE = ("in place: AbsVal", "in place: Flatten", "in place: Reshape", "a loss with its softmax")
 """Nets that real Caffe refuses: what the engine makes of them is its own affair."""

@@ -30,6 +30,7 @@ from solver_suite import prepare as prepare_solver
 
 from transfer_caffe import __version__, real_caffe
 from transfer_caffe.compare import Case, Outcome, compare
+from transfer_caffe.errors import UserError, command
 from transfer_caffe.files import write_text
 from transfer_caffe.proto import parse_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter
@@ -139,8 +140,11 @@ def solvers() -> str:
     return table(["case", "solver", "losses 0 to 19", "loss 100"], rows)
 
 
-def main() -> None:
+@command
+def main(argv: list[str] | None = None) -> None:
     """Measure everything, and write it down."""
+    if real_caffe.program() is None or real_caffe.pycaffe() is None:
+        raise UserError("there is no real Caffe to measure against; run `make caffe`, or set CAFFE and CAFFE_PYTHON")
     torch.set_num_threads(1)
     parts = [
         BEGIN,
@@ -164,4 +168,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

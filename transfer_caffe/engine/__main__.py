@@ -15,12 +15,12 @@ from collections.abc import Callable
 import torch
 
 from transfer_caffe.engine import glog
-from transfer_caffe.engine.net import Net, read_net
+from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.snapshot import read_state
 from transfer_caffe.engine.solver import Signals, Solver, test_pass
 from transfer_caffe.engine.solver_file import read_solver
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.proto.caffe_pb2 import NetState, SolverParameter
+from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
 
 
 @command
@@ -179,7 +179,7 @@ def _net(args: argparse.Namespace, phase: str) -> Net:
     if args.iterations < 1:
         raise UserError(f"--iterations must be at least 1, not {args.iterations}")
     param = read_net(args.model)
-    state = NetState(phase=phase, level=args.level, stage=_stages(args))
+    state = state_of(param, {"TRAIN": TRAIN, "TEST": TEST}[phase], args.level, _stages(args))
     return Net(param, state, 0, _device(args.gpu))
 
 

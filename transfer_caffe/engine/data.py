@@ -117,7 +117,7 @@ class Images(Layer):
         self.records, self.source, self.batch_size, rand_skip = self.open()
         if self.batch_size < 1:
             raise self.error("gives no batch_size")
-        self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.name) % rand_skip if rand_skip else 0
+        self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.key) % rand_skip if rand_skip else 0
         self.with_labels = len(self.top) > 1
         transform = self.param.transform_param
         self.transformer = Transformer(transform, self.records.shape, self.context.training, f"layer {self.name!r}")
@@ -164,7 +164,7 @@ class Images(Layer):
         else:
             records, labels = self._read(places)
         phase = "train" if self.context.training else "test"
-        images = self.transformer(records, rng.numpy_generator(self.context.seed, "transform", self.name, phase, batch))
+        images = self.transformer(records, rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch))
         # the layout in memory that PyTorch's convolutions and poolings are quick with; shapes stay Caffe's
         return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -22,6 +23,15 @@ from transfer_caffe.upgrade import upgrade_net
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
     """Read a net prototxt; what Caffe before 2015 wrote is upgraded as Caffe does on reading."""
     return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
+
+
+def state_of(param: NetParameter, phase: int, level: int = 0, stages: Iterable[str] = ()) -> NetState:
+    """The state of a net that is run by itself: what it says of itself, in this phase and level, and more stages."""
+    state = NetState()
+    state.CopyFrom(param.state)
+    state.phase, state.level = phase, level  # pyright: ignore[reportAttributeAccessIssue]
+    state.stage.extend(stages)
+    return state
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
@@ -84,15 +94,20 @@ class Net:
         params = [layer for layer in param.layer if included(layer, state)]
         names = [layer.name for layer in params]
         for layer_param in params:
-            if names.count(layer_param.name) > 1:
-                raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer_param.name!r}")
             layer = self._create(layer_param, context)
+            before = sum(other.name == layer.name for other in self.layers)
+            if before:
+                layer.key = f"{layer.name} ({before + 1})"
             for bottom in layer_param.bottom:
                 if bottom not in shapes:
                     raise layer.error(f"bottom blob {bottom!r} is not made by any layer before it (phase {phase})")
                 unused.discard(bottom)
             bottoms = [shapes[bottom] for bottom in layer_param.bottom]
             layer.setup(bottoms)
+            if layer.blobs and names.count(layer.name) > 1:
+                # a weights file finds blobs by the layer's name: real Caffe copies them all into the first one
+                raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer.name!r}, one with weights")
+            self._start_from(layer)
             if share:
                 layer.blobs = share._blobs_for(layer)
             else:
@@ -146,7 +161,18 @@ class Net:
         if param.type not in LAYERS:
             known = ", ".join(sorted(LAYERS))
             raise UserError(f"layer {param.name!r}: unknown layer type {param.type!r}; known: {known}")
+        if param.HasField("phase"):
+            context = dataclasses.replace(context, training=param.phase == caffe_pb2.TRAIN)
         return LAYERS[param.type](param, context)
+
+    def _start_from(self, layer: Layer) -> None:
+        """Let a layer start from the ``blobs`` that its prototxt holds, if it does, rather than from the fillers."""
+        given = layer.param.blobs
+        if given and len(given) != len(layer.blobs):
+            raise layer.error(f"its prototxt gives {len(given)} blobs; it has {len(layer.blobs)}")
+        for index, (blob, stored) in enumerate(zip(layer.blobs, given, strict=False)):
+            where = f"layer {layer.name!r}, blob {index} in the prototxt"
+            self._copy_blob(blob, blob_to_array(stored, where), not stored.HasField("shape"), where)
 
     def _share_by_name(self, layer: Layer) -> None:
         """Let blobs of one name in ``param {}`` be one blob, the first layer's (Net::AppendParam)."""
@@ -379,6 +405,7 @@ class Net:
             copy = param.layer.add()
             copy.CopyFrom(layer.param)
             copy.ClearField("blobs")
-            copy.phase = self.state.phase
+            if not copy.HasField("phase"):
+                copy.phase = self.state.phase
             copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
         return param

@@ -100,9 +100,13 @@ class DummyData(Layer):
         old = [list(sizes) for sizes in (param.num, param.channels, param.height, param.width)]
         if any(old) and param.shape:
             raise self.error("give shape, or num, channels, height and width, not both")
-        given = [tuple(shape.dim) for shape in param.shape] or list(zip(*old, strict=False))
-        if any(len(sizes) != len(given) for sizes in old if any(old)):
-            raise self.error("num, channels, height and width must each be given as often")
+        if any(old) and any(len(sizes) not in (1, count) for sizes in old):
+            raise self.error(
+                f"num, channels, height and width must each be given once, or for each of the {count} tops"
+            )
+        given = [tuple(shape.dim) for shape in param.shape] or [
+            tuple(sizes[index if len(sizes) > 1 else 0] for sizes in old) for index in range(count) if any(old)
+        ]
         for what, values in (("data_filler", fillers), ("shape", given)):
             if len(values) not in (1, count):
                 raise self.error(f"gives {len(values)} {what} for {count} tops; give one, or one for each")
@@ -116,7 +120,7 @@ class DummyData(Layer):
         phase = "train" if self.context.training else "test"
         tops = []
         for name, shape, filler in zip(self.top, self.shapes, self.fillers, strict=True):
-            generator = rng.torch_generator(self.context.seed, "dummy", self.name, name, phase, batch)
+            generator = rng.torch_generator(self.context.seed, "dummy", self.key, name, phase, batch)
             tops.append(fill(shape, filler, generator, f"layer {self.name!r}, top {name!r}").to(self.context.device))
         return tops
 
@@ -189,7 +193,7 @@ class HDF5Data(Layer):
         """File and row of a place in an epoch's order."""
         shuffle, files = self.param.hdf5_data_param.shuffle, np.arange(len(self.files))
         if shuffle:
-            files = rng.numpy_generator(self.context.seed, "files", self.name, epoch).permutation(files)
+            files = rng.numpy_generator(self.context.seed, "files", self.key, epoch).permutation(files)
         ends = np.cumsum([self.counts[file] for file in files])
         position = int(np.searchsorted(ends, place, side="right"))
         file = int(files[position])
@@ -198,7 +202,7 @@ class HDF5Data(Layer):
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - a layer lives as long as its net
     def _rows(self, epoch: int, file: int) -> np.ndarray:
-        return rng.numpy_generator(self.context.seed, "rows", self.name, epoch, file).permutation(self.counts[file])
+        return rng.numpy_generator(self.context.seed, "rows", self.key, epoch, file).permutation(self.counts[file])
 
 
 class _ImageList:
@@ -264,7 +268,7 @@ class ImageData(Images):
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a layer lives as long as its net
     def _order(self, epoch: int) -> np.ndarray:
-        return rng.numpy_generator(self.context.seed, "order", self.name, epoch).permutation(len(self.records))
+        return rng.numpy_generator(self.context.seed, "order", self.key, epoch).permutation(len(self.records))
 
     def _fits(self) -> bool:
         return len(self.records) * math.prod(self.records.shape) <= (64 << 20)

@@ -78,6 +78,8 @@ class Layer:
         self.param = param
         self.name: str = param.name
         self.type: str = param.type
+        self.key: str = param.name
+        """The name by which it draws its random numbers: its own, made unique by the net."""
         self.context = context
         self.blobs: list[Blob] = []
         self.in_place = list(param.bottom[:1]) == list(param.top[:1])

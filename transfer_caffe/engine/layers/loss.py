@@ -54,6 +54,10 @@ class _Labelled(Layer):
                 raise self.error(f"the label {wrong[0]} is outside of its classes, 0 to {self.classes - 1}")
         return bottoms[0].movedim(self.class_dim, -1).reshape(-1, self.classes), labels
 
+    def outer(self, bottoms: list[Tensor]) -> int:
+        """The number of images: the places before the class axis (a Filter may have left fewer than were foreseen)."""
+        return math.prod(bottoms[0].shape[: self.class_dim])
+
     def ignored(self) -> int:
         """The label that does not count; one that no image has where none is set."""
         return -sys.maxsize if self.ignore is None else self.ignore
@@ -95,15 +99,14 @@ class SoftmaxWithLoss(_Labelled):
         loss = self.param.loss_param
         self.ignore = loss.ignore_label if loss.HasField("ignore_label") else None
         self.mode = _normalization(loss, LossParameter.VALID)
-        self.outer = math.prod(shapes[0][: self.class_dim])
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         scores, labels = self.rows(bottoms)
         losses = F.cross_entropy(scores, labels, ignore_index=self.ignored(), reduction="none")
         # Caffe takes no probability for less than FLT_MIN; its gradient does not know of that
-        losses = losses - (losses.detach() + math.log(_LEAST_FLOAT)).clamp(min=0)
+        losses = _value_of(losses, losses.detach().clamp(max=-math.log(_LEAST_FLOAT)))
         valid = None if self.ignore is None else (labels != self.ignore).sum()
-        tops = [losses.sum() / self.normalizer(self.mode, self.outer, labels.numel(), valid)]
+        tops = [losses.sum() / self.normalizer(self.mode, self.outer(bottoms), labels.numel(), valid)]
         if len(self.top) > 1:
             tops.append(F.softmax(bottoms[0].detach(), self.class_dim))
         return tops
@@ -127,6 +130,11 @@ def _log_of_at_least(p: Tensor, least: float = _LEAST_PROBABILITY) -> Tensor:
     result = _LogOfAtLeast.apply(p, least)
     assert isinstance(result, Tensor)
     return result
+
+
+def _value_of(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, with the gradient of x."""
+    return value + (x - x.detach())
 
 
 class MultinomialLogisticLoss(_Labelled):
@@ -163,7 +171,6 @@ class InfogainLoss(_Labelled):
             raise self.error("does not know the old switch normalize; give normalization: VALID or BATCH_SIZE")
         self.ignore = loss.ignore_label if loss.HasField("ignore_label") else None
         self.mode = _normalization(loss, LossParameter.VALID)
-        self.outer = math.prod(shapes[0][: self.class_dim])
         self.matrix: Tensor | None = None
         where, count = "bottom 2", math.prod(shapes[2]) if len(shapes) > 2 else 0
         if len(shapes) < 3:
@@ -182,9 +189,9 @@ class InfogainLoss(_Labelled):
         rows = matrix.to(scores.device)[torch.where(valid, labels, 0)] * valid[:, None]
         # the value is cut at a probability of 1e-20, the gradient is that of the logarithm of the softmax
         logs = F.log_softmax(scores, 1)
-        logs = logs + (math.log(_LEAST_PROBABILITY) - logs.detach()).clamp(min=0)
+        logs = _value_of(logs, logs.detach().clamp(min=math.log(_LEAST_PROBABILITY)))
         count = None if self.ignore is None else valid.sum()
-        loss = -(rows * logs).sum() / self.normalizer(self.mode, self.outer, labels.numel(), count)
+        loss = -(rows * logs).sum() / self.normalizer(self.mode, self.outer(bottoms), labels.numel(), count)
         return [loss, F.softmax(bottoms[0].detach(), self.class_dim)][: len(self.top)]
 
 

@@ -98,14 +98,14 @@ class Dropout(Layer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
-        if not 0 < self.ratio < 1:
-            raise self.error(f"dropout_ratio must lie between 0 and 1, not {self.ratio:g}")
+        if not 0 <= self.ratio < 1:
+            raise self.error(f"dropout_ratio must be at least 0 and less than 1, not {self.ratio:g}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         x = bottoms[0]
         if not self.context.training or x.is_meta:
             return [x]
-        generator = rng.torch_generator(self.context.seed, "dropout", self.name, batch, device=x.device)
+        generator = rng.torch_generator(self.context.seed, "dropout", self.key, batch, device=x.device)
         keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
         return [x * keep.mul_(1 / (1 - self.ratio))]
 

@@ -142,7 +142,11 @@ class Reshape(Layer):
     ignores_propagate_down = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        param, shape = self.param.reshape_param, shapes[0]
+        self.new_shape(shapes[0])
+
+    def new_shape(self, shape: Shape) -> Shape:
+        """The top's shape for a bottom's."""
+        param = self.param.reshape_param
         first = self.axis(param.axis, shape, ends=1) if param.axis >= 0 else len(shape) + param.axis + 1
         if not 0 <= first <= len(shape):
             raise self.error(f"axis {param.axis} is out of range for a blob of shape {list(shape)}")
@@ -165,10 +169,10 @@ class Reshape(Layer):
             dims[dims.index(-1)] = math.prod(shape) // known
         if math.prod(dims) != math.prod(shape):
             raise self.error(f"{list(shape)} cannot be reshaped to {dims}: the counts differ")
-        self.dims = tuple(dims)
+        return tuple(dims)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [bottoms[0].reshape(self.dims)]
+        return [bottoms[0].reshape(self.new_shape(tuple(bottoms[0].shape)))]
 
 
 class Silence(Layer):
