@@ -181,7 +181,9 @@ def draw_values(net: Net, values: Arrays, seed: int) -> None:
             else:
                 values[key] = blob.data.detach().numpy().copy()
     draw = np.random.RandomState([seed, 1])  # others than the inputs, though these were given
-    if not net.has_loss and not any(key.startswith("diff/") for key in values):
+    # without a loss real Caffe goes backward only where it is forced to
+    forced = net.layers[0].context.force_backward
+    if forced and not net.has_loss and not any(key.startswith("diff/") for key in values):
         values.update({f"diff/{name}": _normal(draw, net.shapes[name]) for name in net.outputs})
 
 
