@@ -73,3 +73,9 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path):
     path.write_bytes(b"name: \xff\xfe")
     with pytest.raises(UserError, match="not a UTF-8 text file"):
         proto.read_text(path, caffe_pb2.NetParameter())
+
+
+def test_comments_may_be_in_any_encoding_as_in_old_files(tmp_path):
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(b'# caf\xe9\r\nname: "x" # \xff\n')
+    assert proto.read_text(path, caffe_pb2.NetParameter()).name == "x"

@@ -91,12 +91,25 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Read UTF-8 text; bytes that are not UTF-8 are the user's error, not ours."""
+def read_text(path: str | os.PathLike[str], comment: str | None = None) -> str:
+    """Read UTF-8 text; bytes that are not UTF-8 are the user's error, not ours.
+
+    Except, where ``comment`` is the sign with which they begin, in comments: old files have those in any encoding.
+    """
     try:
-        return Path(path).read_text(encoding="utf-8").removeprefix("\N{BYTE ORDER MARK}")
+        return _decoded(path, Path(path).read_bytes(), comment)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
+
+
+def _decoded(path: str | os.PathLike[str], content: bytes, comment: str | None) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        if comment is None:
+            raise
+        text = re.sub(re.escape(comment.encode()) + rb"[^\n]*", b"", content).decode()
+    return text.replace("\r\n", "\n").replace("\r", "\n").removeprefix("\N{BYTE ORDER MARK}")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

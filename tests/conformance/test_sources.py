@@ -26,6 +26,10 @@ def folder(tmp_path, monkeypatch):
     with DatabaseWriter("encoded_lmdb") as db:
         for index, image in enumerate(images):
             db.put(b"%08d" % index, encoded_datum(cv2.imencode(".png", image)[1].tobytes(), index % 3))
+    with DatabaseWriter("sizes_lmdb") as db:
+        for index in range(7):
+            image = draw.randint(0, 256, (8 + index % 3, 12 - index, 3)).astype(np.uint8)
+            db.put(b"%08d" % index, raw_datum(image, index % 3))
     with DatabaseWriter("float_lmdb") as db:
         for index in range(7):
             datum = Datum(channels=2, height=3, width=4, label=index, float_data=draw.standard_normal(24))
@@ -76,6 +80,7 @@ def plain(text):
         data("encoded_lmdb", "crop_size: 4"),
         data("encoded_lmdb", "force_gray: true"),
         data("encoded_lmdb", "force_color: true"),
+        data("sizes_lmdb", "crop_size: 5 mean_value: 100 mean_value: 3 mean_value: 7"),
         data("float_lmdb", "scale: 3"),
         data("float_lmdb", "crop_size: 3 mean_value: 1"),
         images("batch_size: 4"),

@@ -38,6 +38,7 @@ class Transformer:
         if param.HasField("mean_file") and param.mean_value:
             raise UserError(f"{where}: mean_file and mean_value cannot both be given")
         self.mean: np.ndarray | None = None
+        self.mean_file = param.HasField("mean_file")
         if param.HasField("mean_file"):
             self.mean = read_mean(param.mean_file)
             if self.mean.shape != shape:
@@ -58,9 +59,10 @@ class Transformer:
     def __call__(self, records: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """Records as (batch, channels, height, width), uint8 or float32; gives float32, cropped."""
         batch = np.arange(len(records))
-        mean = self.mean
+        # a mean value is the same at all places
+        mean = self.mean if self.mean is None or self.mean_file else self.mean[:, :1, :1]
         if self.crop:
-            top_most, left_most = self.shape[1] - self.crop, self.shape[2] - self.crop
+            top_most, left_most = records.shape[2] - self.crop, records.shape[3] - self.crop
             if self.training:
                 top = draw.integers(0, top_most + 1, len(records))
                 left = draw.integers(0, left_most + 1, len(records))
@@ -70,7 +72,7 @@ class Transformer:
                 left = np.full(len(records), left_most // 2)
             window = (self.crop, self.crop)
             records = sliding_window_view(records, window, axis=(2, 3))[batch, :, top, left]
-            if mean is not None:
+            if mean is not None and self.mean_file:
                 mean = sliding_window_view(mean, window, axis=(1, 2))[:, top, left].swapaxes(0, 1)
         out = records.astype(np.float32)
         if mean is not None:
@@ -122,7 +124,7 @@ class Images(Layer):
         transform = self.param.transform_param
         self.transformer = Transformer(transform, self.records.shape, self.context.training, f"layer {self.name!r}")
         self.label_limits: dict[str, int] = {}
-        self._kept: tuple[np.ndarray, np.ndarray] | None = None
+        self._kept: tuple[np.ndarray | list[np.ndarray], np.ndarray] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
@@ -160,24 +162,29 @@ class Images(Layer):
         places = self.places(batch)
         if self._fits():
             self._kept = self._kept or self._read(np.arange(len(self.records)))
-            records, labels = self._kept[0][places], self._kept[1][places]
+            kept, labels = self._kept[0], self._kept[1][places]
+            records = kept[places] if isinstance(kept, np.ndarray) else [kept[place] for place in places]
         else:
             records, labels = self._read(places)
         phase = "train" if self.context.training else "test"
-        images = self.transformer(records, rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch))
+        draw = rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch)
+        if isinstance(records, np.ndarray):
+            images = self.transformer(records, draw)
+        else:  # of several sizes, each cropped by itself
+            images = np.concatenate([self.transformer(record[None], draw) for record in records])
         # the layout in memory that PyTorch's convolutions and poolings are quick with; shapes stay Caffe's
         return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
 
-    def _read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are)."""
+    def _read(self, places: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
+        """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are).
+
+        Records of several sizes, which are cropped to one, come as a list.
+        """
         records, labels = [], np.empty(len(places), np.float32)
         for index, place in enumerate(places.tolist()):
             image, label = self.records.record(place)
             if image.shape != self.records.shape:
-                raise self.error(
-                    f"record {place} of {self.source} is {list(image.shape)}, "
-                    f"the first record is {list(self.records.shape)}"
-                )
+                self._require_room(place, image.shape)
             for layer, classes in self.label_limits.items():
                 if not 0 <= label < classes:
                     raise self.error(
@@ -186,7 +193,17 @@ class Images(Layer):
                     )
             records.append(image)
             labels[index] = label
-        return np.stack(records), labels
+        same = all(record.shape == records[0].shape for record in records)
+        return (np.stack(records) if same else records), labels
+
+    def _require_room(self, place: int, shape: Shape) -> None:
+        """Error unless a record of another size than the first can be cropped like that one."""
+        crop, first = self.transformer.crop, self.records.shape
+        if not crop or shape[0] != first[0] or min(shape[1:]) < crop or self.transformer.mean_file:
+            raise self.error(
+                f"record {place} of {self.source} is {list(shape)}, the first record is {list(first)}"
+                + (f"; sizes may differ where all have room for the crop_size {crop}, without a mean_file" * bool(crop))
+            )
 
 
 class Data(Images):

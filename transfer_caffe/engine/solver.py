@@ -52,8 +52,13 @@ class Solver:
         glog.info("solver.cpp:45", f"Initializing solver from parameters:\n{to_text(param).rstrip()}")
         glog.info("solver.cpp:102", "Creating training net.")
         net_param = solver_file.train_net(param)
-        state = NetState(phase=caffe_pb2.TRAIN, level=level, stage=list(stages))
-        self.net = Net(net_param, _merged(state, net_param.state, param.train_state), self.seed, device)
+        # as `caffe train`: --level takes the place of train_state's, even where it is not given; --stage adds to it
+        more = NetState()
+        more.CopyFrom(param.train_state)
+        more.level = level
+        more.stage.extend(stages)
+        state = _merged(NetState(phase=caffe_pb2.TRAIN), net_param.state, more)
+        self.net = Net(net_param, state, self.seed, device)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
         self._step = 0

@@ -33,7 +33,7 @@ def parse_text(text: str, message: M, name: str) -> M:
 
 def read_text(path: str | os.PathLike[str], message: M) -> M:
     """Read a text format file into ``message``."""
-    return parse_text(_read_text_file(path), message, os.fspath(path))
+    return parse_text(_read_text_file(path, comment="#"), message, os.fspath(path))
 
 
 def to_text(message: Message) -> str:
