@@ -288,3 +288,16 @@ def test_layers_that_only_a_test_net_has_take_their_weights_too(tmp_path):
     alone = run_ours(tmp_path, *FINETUNE)
     accuracy = [re.findall("accuracy = (.*)", log) for log in (both, alone)]
     assert accuracy[0] == accuracy[1] and len(accuracy[0]) == 1
+
+
+@pytest.mark.parametrize("ending", ["", ".h5"])
+def test_a_state_takes_no_other_weights_than_those_written_with_it(ending, tiny, capsys):
+    text = (tiny / "solver.prototxt").read_text() + ("snapshot_format: HDF5" if ending else "")
+    (tiny / "solver.prototxt").write_text(text)
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    snap = tiny / "snap"
+    (snap / f"tiny_iter_10.caffemodel{ending}").write_bytes((snap / f"tiny_iter_5.caffemodel{ending}").read_bytes())
+    capsys.readouterr()
+    arguments = ["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_10.solverstate{ending}"]
+    assert main(arguments) == 2
+    assert "is not the file of weights that was written with it" in capsys.readouterr().err

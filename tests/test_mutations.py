@@ -23,6 +23,7 @@ from transfer_caffe.engine.__main__ import main
 from transfer_caffe.errors import UserError
 from transfer_caffe.processes import environment
 from transfer_caffe.proto import read_mean
+from transfer_caffe.proto.caffe_pb2 import SolverState
 from transfer_caffe.tools.compute_mean import write_mean
 
 WEIGHTS, STATE, MEAN = "snap/tiny_iter_1.caffemodel", "snap/tiny_iter_1.solverstate", "mean.binaryproto"
@@ -89,8 +90,10 @@ def make_files(checked: bool) -> bool:
     Path("solver.prototxt").write_text(f"{short} snapshot_after_train: false test_initialization: false")
     if not checked:
         Path(f"{MEAN}.sha256").unlink()
-        for path in (WEIGHTS, STATE):
-            replace(path, seal.read(path))
+        replace(WEIGHTS, seal.read(WEIGHTS))
+        state = SolverState.FromString(seal.read(STATE))
+        state.ClearField("learned_net_sha256")
+        replace(STATE, state.SerializeToString())
     return checked
 
 

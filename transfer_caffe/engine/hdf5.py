@@ -1,7 +1,8 @@
 """Snapshots in HDF5, as Caffe lays them out: .caffemodel.h5 and .solverstate.h5 (Net::ToHDF5, SGDSolver).
 
 data/LAYER/INDEX                                  weights; a blob that layers share stands under the first one
-iter, learned_net, current_step, history/INDEX    the solver's state; and random_seed, which Caffe does not read
+iter, learned_net, current_step, history/INDEX    the solver's state; random_seed and learned_net_sha256,
+                                                      which Caffe does not read
 """
 
 from __future__ import annotations
@@ -79,12 +80,19 @@ def read_weights(path: str | os.PathLike[str]) -> Arrays:
 
 
 def save_state(
-    path: str, iteration: int, model: str, current_step: int, history: Sequence[np.ndarray], seed: int
+    path: str,
+    iteration: int,
+    model: str,
+    current_step: int,
+    history: Sequence[np.ndarray],
+    seed: int,
+    model_sha256: str,
 ) -> None:
     """Write the solver's state."""
     with _new(path) as file:
         file.create_dataset("iter", data=np.asarray([iteration], np.int32))
         _write_string(file, "learned_net", model)
+        _write_string(file, "learned_net_sha256", model_sha256)
         file.create_dataset("current_step", data=np.asarray([current_step], np.int32))
         file.create_dataset("random_seed", data=np.asarray([seed], np.int64))
         group = file.create_group("history")
@@ -106,12 +114,19 @@ def _write_string(file: Any, name: str, text: str) -> None:
     dataset.write(h5s.ALL, h5s.ALL, np.array(data, f"S{len(data)}"), kind)
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None]:
-    """Iteration, file of the weights ('' if none is named), current_step, history, and seed (None: not recorded)."""
+def _read_string(file: Any, name: str) -> str:
+    return bytes(file[name][()]).rstrip(b"\0").decode() if name in file else ""
+
+
+def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None, str | None]:
+    """Iteration, file of the weights ('': none is named), current_step, history, seed, and the weights' sha256.
+
+    The last two are None where they are not recorded.
+    """
     with _open(path) as file:
-        model = file["learned_net"][()] if "learned_net" in file else b""
+        model, checksum = (_read_string(file, name) for name in ("learned_net", "learned_net_sha256"))
         seed = int(file["random_seed"][0]) if "random_seed" in file else None
         group = file["history"]
         history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
         step = int(file["current_step"][0]) if "current_step" in file else 0
-        return int(file["iter"][0]), bytes(model).rstrip(b"\0").decode(), step, history, seed
+        return int(file["iter"][0]), model, step, history, seed, checksum or None

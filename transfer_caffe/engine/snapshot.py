@@ -16,6 +16,7 @@ from torch import Tensor
 from transfer_caffe.engine import glog, hdf5
 from transfer_caffe.engine.net import Net
 from transfer_caffe.errors import UserError
+from transfer_caffe.files import sha256
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, write_binary
 from transfer_caffe.proto.caffe_pb2 import SolverParameter, SolverState
 
@@ -31,6 +32,8 @@ class State:
     history: list[np.ndarray]
     seed: int | None
     """The seed of all that is drawn; real Caffe records none."""
+    model_sha256: str | None
+    """The checksum of the file of the weights; real Caffe records none."""
 
 
 def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int) -> None:
@@ -47,9 +50,10 @@ def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor]
     place = "sgd_solver.cpp:296" if as_hdf5 else "sgd_solver.cpp:284"
     glog.info(place, f"Snapshotting solver state to {kind} file {path}")
     if as_hdf5:
-        hdf5.save_state(path, iteration, model, step, arrays, seed)
+        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model))
         return
     state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
+    state.learned_net_sha256 = sha256(model)
     state.history.extend(array_to_blob(values) for values in arrays)
     write_binary(path, state)
 
@@ -66,6 +70,7 @@ def read_state(path: str) -> State:
         state.current_step,
         history,
         state.random_seed if state.HasField("random_seed") else None,
+        state.learned_net_sha256 or None,
     )
 
 
@@ -77,7 +82,10 @@ def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
         raise UserError(f"{path}: names no weights (learned_net): they would start anew; the file is damaged")
     model = Path(state.model)
     # the name is relative to where the run was started; the file mostly lies beside its state
-    net.copy_from(model if model.exists() else Path(path).parent / model.name)
+    model = model if model.exists() else Path(path).parent / model.name
+    net.copy_from(model)
+    if state.model_sha256 and sha256(model) != state.model_sha256:
+        raise UserError(f"{path}: {model} is not the file of weights that was written with it; take the one that was")
     if len(state.history) != len(history):
         raise UserError(
             f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}"
