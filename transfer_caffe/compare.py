@@ -46,6 +46,9 @@ A bias before a BatchNorm, say, learns nothing but rounding. Times `TOLERANCE` i
 last place; a smaller part would ask for more digits than there are.
 """
 
+SMALLEST = 1e-18
+"""What is smaller than this is 0 in one engine and the product of tiny numbers in the other."""
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -264,7 +267,7 @@ def difference(ours: np.ndarray, real: np.ndarray, floor: float = 0.0) -> float:
     if not np.array_equal(ours[~finite], real[~finite], equal_nan=True):
         return float("inf")
     largest = _largest(ours[finite] - real[finite])
-    return largest / max(_largest(real), floor, 1e-30) if largest else 0.0
+    return largest / max(_largest(real), floor, SMALLEST) if largest else 0.0
 
 
 def random_layers(net: Net) -> list[str]:
