@@ -300,4 +300,4 @@ def test_a_state_takes_no_other_weights_than_those_written_with_it(ending, tiny,
     capsys.readouterr()
     arguments = ["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_10.solverstate{ending}"]
     assert main(arguments) == 2
-    assert "is not the file of weights that was written with it" in capsys.readouterr().err
+    assert "is not the file of weights written with it" in capsys.readouterr().err

@@ -85,7 +85,9 @@ def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
     model = model if model.exists() else Path(path).parent / model.name
     net.copy_from(model)
     if state.model_sha256 and sha256(model) != state.model_sha256:
-        raise UserError(f"{path}: {model} is not the file of weights that was written with it; take the one that was")
+        raise UserError(
+            f"{path}: {model} is not the file of weights written with it; take that, or start from these by --weights"
+        )
     if len(state.history) != len(history):
         raise UserError(
             f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}"
