@@ -8,7 +8,7 @@ from transfer_caffe import recipe
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.fillers import fill
 from transfer_caffe.engine.layers import LAYERS, Context
-from transfer_caffe.engine.net import Net, included
+from transfer_caffe.engine.net import Net, included, state_of
 from transfer_caffe.engine.rates import LR_POLICIES, next_step, rate
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, parse_text
@@ -222,3 +222,46 @@ def test_bottoms_that_a_layer_cannot_work_on_are_refused_by_name(kind):
         net.forward(0)
     except UserError as error:
         assert "layer 'l' (" in str(error) and "\n" not in str(error)
+
+
+def net_of(text):
+    """A net in TEST, of layers without data."""
+    param = parse_text(text, NetParameter(), "test")
+    return Net(param, state_of(param, caffe_pb2.TEST), 0, torch.device("cpu"))
+
+
+def test_a_loss_is_cut_at_caffes_value_however_large_it_is():
+    # printed by Caffe 1.0: 87.3365, that is -log(FLT_MIN)
+    for score in (1e3, 2.1e7, 1e30):
+        assert run('type: "SoftmaxWithLoss"', [[0.0, score]], [0])[1][0].item() == pytest.approx(87.3365, abs=1e-4)
+
+
+def test_a_layer_starts_from_the_blobs_in_its_prototxt():
+    text = """layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y"
+      blobs { shape { dim: 2 dim: 3 } data: [1, 2, 3, 4, 5, 6] } blobs { shape { dim: 2 } data: [7, 8] }
+      inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }"""
+    blobs = [blob.data.tolist() for blob in net_of(text).layers[1].blobs]
+    assert blobs == [[[1, 2, 3], [4, 5, 6]], [7, 8]]
+    with pytest.raises(UserError, match="its prototxt gives 1 blobs; it has 2"):
+        net_of(text.replace("blobs { shape { dim: 2 } data: [7, 8] }", ""))
+
+
+def test_the_stages_that_a_net_names_itself_count():
+    text = """state { stage: "x" } layer { name: "in" type: "Input" top: "a" input_param { shape { dim: 2 } } }
+    layer { name: "p" type: "Power" bottom: "a" top: "b" include { stage: "x" } }"""
+    assert [layer.name for layer in net_of(text).layers] == ["in", "p"]
+    assert [layer.name for layer in net_of(text.replace('state { stage: "x" }', "")).layers] == ["in"]
+
+
+def test_layers_after_a_filter_take_what_it_left():
+    net = net_of("""layer { name: "in" type: "Input" top: "x" top: "s" top: "l"
+      input_param { shape { dim: 4 dim: 6 } shape { dim: 4 } shape { dim: 4 } } }
+    layer { name: "f" type: "Filter" bottom: "x" bottom: "l" bottom: "s" top: "fx" top: "fl" }
+    layer { name: "r" type: "Reshape" bottom: "fx" top: "r" reshape_param { shape { dim: 0 dim: 2 dim: 3 } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fx" bottom: "fl" top: "loss"
+      loss_param { normalization: BATCH_SIZE } }""")
+    net.feed({"s": np.array([1, 0, 0, 1])})
+    _, outputs = net.forward(0)
+    assert outputs["r"].shape == (2, 2, 3)
+    assert outputs["loss"].item() == pytest.approx(np.log(6))  # over two images, not four

@@ -334,3 +334,12 @@ def test_a_state_of_another_net_is_refused(tiny, capsys):
     write_binary("snap/tiny_iter_5.solverstate", state)
     line = refused(capsys, "train", "--solver", "solver.prototxt", "--snapshot", "snap/tiny_iter_5.solverstate")
     assert "a history of 5 blobs, the net and solver need 6" in line
+
+
+def test_the_level_of_the_command_line_takes_the_place_of_the_solvers(tiny, capsys):
+    edit(tiny / "net.prototxt", ('name: "relu2" type: "ReLU"', 'name: "relu2" type: "ReLU" exclude { min_level: 1 }'))
+    (tiny / "solver.prototxt").write_text((tiny / "solver.prototxt").read_text() + "train_state { level: 2 }")
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    assert "relu2 -> conv2" in capsys.readouterr().err.split("Creating test net")[0]
+    assert main(["train", "--solver", "solver.prototxt", "--level", "1"]) == 0
+    assert "relu2 -> conv2" not in capsys.readouterr().err.split("Creating test net")[0]
