@@ -30,6 +30,7 @@ setup(
         "transfer_caffe.proto",
         "transfer_caffe.pycaffe",
         "transfer_caffe.recipes",
+        "transfer_caffe.reference",
         "transfer_caffe.tools",
     ],
     package_data={
@@ -38,6 +39,7 @@ setup(
         "transfer_caffe.prototxt_templates": ["*.j2", "*/*.j2"],
         "transfer_caffe.proto": ["*.proto", "*.pyi"],
         "transfer_caffe.recipes": ["*.yaml"],
+        "transfer_caffe.reference": ["*.csv", "*.md"],
     },
     install_requires=[
         "numpy>=1.26",
