@@ -1,4 +1,4 @@
-"""Datum records and the LMDB databases that hold them, as Caffe's tools write them and its Data layer reads them.
+"""Datum records, and the LMDB databases that hold them, as Caffe's Data layer reads them (written: database_writer.py).
 
     db = Database("train_lmdb")
     image, label = db.record(7)         # CHW uint8, channels BGR
@@ -9,13 +9,10 @@ Caffe's sources: src/caffe/util/io.cpp (decoding), src/caffe/util/db_lmdb.cpp, s
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import lmdb
 import numpy as np
@@ -23,11 +20,8 @@ from google.protobuf.message import DecodeError
 
 from transfer_caffe import lmdb_pages
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import checksum_path, refuse_existing, require_checksum, whole_folder, write_checksum
+from transfer_caffe.files import checksum_path, require_checksum
 from transfer_caffe.proto import caffe_pb2
-
-_BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
-_FIRST_MAP = 64 << 20
 
 CHECKED_BYTES = 4 << 30
 """Databases up to this size are compared with their checksum when they are opened.
@@ -225,88 +219,3 @@ def _data_file(path: Path) -> Path:
     if (path / "CURRENT").exists():
         raise UserError(f"{path}: this is a LevelDB; only LMDB is read: build it with python -m tools.build_lmdb")
     raise UserError(f"{path}: not an LMDB: a folder with a file data.mdb was expected")
-
-
-class DatabaseWriter:
-    """A new LMDB at ``path``: complete, with its checksum data.mdb.sha256, or absent.
-
-    A context manager; leaving it by an error leaves nothing.
-
-        with DatabaseWriter("train_lmdb") as db:
-            db.put(b"00000000_cat.png", raw_datum(image, label))
-
-    The map grows when it is full. Raises UserError when ``path`` exists, OSError (naming ``path``) on a full disk.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Nothing happens on the disk before the writer is entered."""
-        self.path = Path(path)
-        self._pending: list[tuple[bytes, bytes]] = []
-        self._pending_bytes = 0
-
-    def __enter__(self) -> DatabaseWriter:
-        """Make the temporary folder; `folder` is where files that go with the database may be written, too."""
-        refuse_existing(self.path, "choose another name, or remove it to build it again")
-        self._whole = whole_folder(self.path)
-        self.folder = self._whole.__enter__()
-        try:
-            # sync once, when all is written: until then the folder has its temporary name anyway
-            self._env = lmdb.open(str(self.folder), map_size=_FIRST_MAP, sync=False, lock=False)
-        except BaseException as error:
-            self._whole.__exit__(type(error), error, error.__traceback__)
-            raise self._translated(error) from None
-        return self
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Add a record. A key that is there already is an error, when the batch is written."""
-        self._pending.append((key, value))
-        self._pending_bytes += len(key) + len(value)
-        if self._pending_bytes >= _BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is pending, in one transaction."""
-        while self._pending:
-            try:
-                with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
-                    for key, value in self._pending:
-                        if not cursor.put(key, value, overwrite=False):
-                            raise UserError(f"{self.path}: two records with the key {key.decode(errors='replace')!r}")
-                self._pending.clear()
-                self._pending_bytes = 0
-            except lmdb.MapFullError:
-                self._env.set_mapsize(2 * self._env.info()["map_size"])
-            except lmdb.Error as error:
-                raise self._translated(error) from None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write the rest, close, and give the folder its name; after an error, remove it."""
-        try:
-            if error is None:
-                self.flush()
-        except BaseException as late:
-            self._env.close()
-            self._whole.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._env.close()
-        try:
-            if error is None:
-                write_checksum(self.folder / "data.mdb")
-        except BaseException as late:
-            self._whole.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._whole.__exit__(kind, error, trace)
-
-    def _translated(self, error: BaseException) -> BaseException:
-        """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
-        if isinstance(error, lmdb.Error):
-            # a write that the disk took in part only is EIO to LMDB
-            if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(self.folder).free < self._pending_bytes:
-                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
-                if os.strerror(code) in str(error):
-                    return OSError(code, os.strerror(code), str(self.path))
-            return UserError(f"{self.path}: LMDB cannot write here: {error}")
-        return error
