@@ -84,6 +84,16 @@ def encoded_datum(data: bytes, label: int) -> bytes:
     return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
 
 
+def relabelled(data: bytes, label: int, where: str) -> bytes:
+    """A serialized Datum with another label and all else as it is. UserError for one that does not parse."""
+    try:
+        datum = caffe_pb2.Datum.FromString(data)
+    except DecodeError:
+        raise UserError(f"{where}: damaged: it does not parse as a Datum; build the database again") from None
+    datum.label = label
+    return datum.SerializeToString()
+
+
 class _Environment:
     """An open LMDB; a holder that, unlike lmdb.Environment, can be referred to weakly."""
 
@@ -128,7 +138,7 @@ class Database:
             self._length = int(self._env.stat()["entries"])
             if not self._length:
                 raise UserError(f"{self.path}: the database has no records; build it again")
-            self._numbered = self._keys_are_line_numbers()
+            self._numbers = self._line_numbers()
 
     def __len__(self) -> int:
         """The number of records."""
@@ -142,25 +152,44 @@ class Database:
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
         """Record ``index``, 0 <= index < len, as (C x H x W array, label): `decode_datum`."""
+        return self.keyed(index)[1:]
+
+    def keyed(self, index: int) -> tuple[bytes, np.ndarray, int]:
+        """Record ``index`` as (key, array, label)."""
         key, value = self.raw(index)
-        return decode_datum(value, self._where(key), self.color)
+        return key, *decode_datum(value, self._where(key), self.color)
 
     def raw(self, index: int) -> tuple[bytes, bytes]:
         """The key and the serialized Datum of record ``index``."""
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of a database of {self._length}")
         with self._as_user_error(), self._env.begin() as transaction:
-            if self._keys is None and self._numbered:
-                cursor = transaction.cursor()
-                if cursor.set_range(b"%08d" % index) and cursor.key()[:8] == b"%08d" % index:
+            cursor = transaction.cursor()
+            if self._numbers is not None:
+                prefix = b"%08d" % self._numbers[index]
+                if cursor.set_range(prefix) and cursor.key()[:8] == prefix:
                     return cursor.item()
+                self._numbers = None  # some keys count lines, others do not
             if self._keys is None:
-                self._keys = list(transaction.cursor().iternext(values=False))
+                self._keys = list(self.keys())
             key = self._keys[index]
             value = transaction.get(key)
             if value is None:
                 raise UserError(f"{self._where(key)}: listed, but not found: the database is damaged; build it again")
             return key, value
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys, in order. The records are not read."""
+        with self._as_user_error(), self._env.begin() as transaction:
+            yield from transaction.cursor().iternext(values=False)
+
+    def raw_in_order(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and serialized Datums from record ``first`` on, as they lie in the file."""
+        start = self.raw(first)[0]
+        with self._as_user_error(), self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            cursor.set_key(start)
+            yield from cursor.iternext()
 
     def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
         """All records in key order as (key, array, label)."""
@@ -172,19 +201,22 @@ class Database:
     def _where(self, key: bytes) -> str:
         return f"{self.path}: record {key.decode(errors='backslashreplace')!r}"
 
-    def _keys_are_line_numbers(self) -> bool:
-        """Whether keys count 00000000, 00000001, ... as convert_imageset's do when it skipped no image.
+    def _line_numbers(self) -> range | np.ndarray | None:
+        """The numbers that the keys begin with, where they are those of lines, as convert_imageset's; else None.
 
-        Then a record is found by its number, and a million keys need not be read first. `raw` looks at each key.
+        By its number a record is found without a list of a million keys in memory. Images that were skipped leave
+        gaps: then all keys are gone through once. `raw` looks at each key.
         """
         with self._env.begin() as transaction:
             cursor = transaction.cursor()
-            return (
-                cursor.first()
-                and cursor.key()[:8] == b"0" * 8
-                and cursor.last()
-                and cursor.key()[:8] == b"%08d" % (self._length - 1)
-            )
+            first = cursor.key() if cursor.first() else b""
+            last = cursor.key() if cursor.last() else b""
+        if first[:8] == b"0" * 8 and last[:8] == b"%08d" % (self._length - 1):
+            return range(self._length)
+        if not (first[:8].isdigit() and last[:8].isdigit()):
+            return None
+        numbers = np.fromiter((int(key[:8]) if key[:8].isdigit() else -1 for key in self.keys()), np.int64)
+        return numbers if numbers[0] >= 0 and (np.diff(numbers) > 0).all() else None
 
     @contextlib.contextmanager
     def _as_user_error(self) -> Iterator[None]:
