@@ -49,6 +49,7 @@ class Synset:
     hypernyms: tuple[str, ...]
 
     def __str__(self) -> str:
+        """As messages show it."""
         return f"{self.id} {self.words}"
 
 
@@ -62,8 +63,8 @@ def noun_file(given: str | None = None) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; install Debian's package wordnet-base, or unpack "
-        "it (apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet) and give --wordnet wordnet"
+        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; install Debian's package wordnet-base, or "
+        "unpack it (apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet) and give --wordnet wordnet"
     )
 
 
@@ -84,8 +85,8 @@ class Nouns:
             raise UserError(f"{path}: not the noun file of WordNet {VERSION}, data.noun")
         if version[1].decode() != VERSION:
             raise UserError(
-                f"{path}: this is WordNet {version[1].decode()}; the ids of ImageNet are those of WordNet {VERSION}, in "
-                "whose other versions they are other synsets or none"
+                f"{path}: this is WordNet {version[1].decode()}; the ids of ImageNet are those of WordNet {VERSION}, "
+                "and in other versions other synsets or none"
             )
         self._lines: dict[bytes, bytes] = {}
         self._synsets: dict[str, Synset] = {}
@@ -101,6 +102,7 @@ class Nouns:
         return UserError(f"{self.path}: damaged at byte {int(place)}; unpack the package wordnet-base again")
 
     def __contains__(self, wnid: str) -> bool:
+        """Whether a synset has this id."""
         return wnid[:1] == "n" and wnid[1:].encode() in self._lines
 
     def __getitem__(self, wnid: str) -> Synset:
@@ -301,7 +303,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--wordnet",
         metavar="PATH",
-        help=f"WordNet {VERSION}'s data.noun, or the folder with it (default: the environment's WORDNET, or {INSTALLED})",
+        help=f"WordNet {VERSION}'s data.noun, or its folder (default: the environment's WORDNET, or {INSTALLED})",
     )
     parser.add_argument(
         "--at",
@@ -359,7 +361,10 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"{sum(wnid in exceptions for wnid in ids)} are among the {len(exceptions)} exceptions of {source}")
     strange = strange_words(nouns, ids)
     if strange:
-        print(f"note: {len(strange)} have other words than their synsets: {_some(strange)}; see --explain", file=sys.stderr)
+        print(
+            f"note: {len(strange)} have other words than their synsets: {_some(strange)}; see --explain",
+            file=sys.stderr,
+        )
     return 0
 
 
