@@ -356,9 +356,9 @@ def main(argv: list[str] | None = None) -> int | None:
     counts = ", ".join(f"{sum(c.group == group for c in classes)} {group}" for group in reversed(GROUPS))
     down = sum(rule.descends(nouns, wnid) for wnid in ids if wnid in nouns)
     print(f"{options.out}: {len(classes)} classes: {counts}")
-    print(f"{down} descend from {' or '.join(str(nouns[wnid]) for wnid in rule.at)}")
+    print(f"descendants of {' or '.join(str(nouns[wnid]) for wnid in rule.at)}: {down}")
     if source:
-        print(f"{sum(wnid in exceptions for wnid in ids)} are among the {len(exceptions)} exceptions of {source}")
+        print(f"exceptions applied: {sum(wnid in exceptions for wnid in ids)} of the {len(exceptions)} in {source}")
     strange = strange_words(nouns, ids)
     if strange:
         print(

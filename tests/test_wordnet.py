@@ -133,8 +133,8 @@ def test_the_command_writes_a_class_file_with_the_words_given_or_those_of_wordne
     ]
     text = capsys.readouterr()
     assert "4 classes: 3 man-made, 1 natural" in text.out
-    assert f"3 descend from {ARTIFACT} artifact, artefact" in text.out
-    assert "0 are among the 29 exceptions of " in text.out
+    assert f"descendants of {ARTIFACT} artifact, artefact: 3\n" in text.out
+    assert "exceptions applied: 0 of the 29 in " in text.out
     assert text.err == ""
 
 
@@ -169,10 +169,11 @@ def test_ids_of_a_class_file_keep_order_and_words_and_get_groups_anew(files, tmp
 
 
 def test_ids_of_a_folder_are_its_subfolders_by_name_but_no_files_and_no_hidden_ones(tmp_path):
-    for name in ("n00000009", "n00000001", ".cache"):
+    names = [f"n{number:08d}" for number in range(20, 0, -1)]
+    for name in [*names, ".cache"]:
         (tmp_path / name).mkdir()
-    (tmp_path / "n00000005.tar").write_text("")
-    assert list(read_ids(tmp_path)) == ["n00000001", "n00000009"]
+    (tmp_path / "n00000021.tar").write_text("")
+    assert list(read_ids(tmp_path)) == sorted(names)
     (tmp_path / "misc").mkdir()
     with pytest.raises(UserError, match="folder 'misc'"):
         read_ids(tmp_path)
@@ -187,7 +188,7 @@ def test_ids_of_a_folder_are_its_subfolders_by_name_but_no_files_and_no_hidden_o
         ("n00000001\nn0000002\n", "line 2: 'n0000002'"),
         ("N00000001\n", "line 1"),
         ("n000000012 cat\n", "line 1"),
-        ("n0000000²\n", "line 1"),
+        ("n0000000٣\n", "line 1"),
         ("v00000001\n", "line 1"),
         ("n00000001/n00000001_1.JPEG 0\n", "line 1: 'n00000001/"),
         ("wnid,words\nn00000001,cat\n", "line 1: 'wnid,words'"),
@@ -236,8 +237,8 @@ def test_exceptions_overrule_wordnet_and_stand_in_for_it_and_others_do_not_matte
         (ID["hen"], "hen", "natural"),
     ]
     text = capsys.readouterr().out
-    assert f"1 descend from {ARTIFACT}" in text
-    assert f"3 are among the 4 exceptions of {more}" in text
+    assert f"descendants of {ARTIFACT} artifact, artefact: 1\n" in text
+    assert f"exceptions applied: 3 of the 4 in {more}\n" in text
 
 
 def test_the_papers_exceptions_go_with_the_papers_rule_only(files, capsys):
@@ -275,7 +276,7 @@ def test_a_split_at_other_synsets_and_descendants_that_are_natural(files, capsys
     assert main(["--ids", ids, "--out", str(out), *rule]) == 0
     assert [c.group for c in read_classes(out)] == ["man-made", "natural", "man-made", "natural", "man-made"]
     text = capsys.readouterr().out
-    assert f"2 descend from {ID['animal']} animal, beast or {ID['liner']} Big Liner" in text
+    assert f"descendants of {ID['animal']} animal, beast or {ID['liner']} Big Liner: 2\n" in text
     assert "exceptions" not in text
 
 
@@ -331,6 +332,13 @@ def test_explain_shows_each_way_up_once_and_ends_where_hypernyms_go_round(wordne
         f"      {ID['animal']} animal, beast  <- the split",
         f"        {ID['entity']} entity",
     ]
+
+
+def test_explain_does_not_point_up_again_from_where_nothing_is_above(wordnet, capsys):
+    assert main(["--explain", ID["decoy"]]) == 0
+    assert [line.strip() for line in capsys.readouterr().out.splitlines() if "entity" in line] == [
+        f"{ID['entity']} entity"
+    ] * 2
 
 
 def test_explain_says_what_an_exception_overrules(wordnet, tmp_path, capsys):
@@ -494,7 +502,10 @@ def test_from_wordnet_and_the_bare_ids_comes_the_class_file_of_the_imagenet_clas
     argv = ["--ids", str(tmp_path / "synsets.txt"), "--out", str(tmp_path / "classes.csv")]
     assert main([*argv, "--wordnet", str(real.path)]) == 0
     assert (tmp_path / "classes.csv").read_bytes() == IMAGENET_CLASSES.read_bytes()
-    assert "1000 classes: 551 man-made, 449 natural\n522 descend" in capsys.readouterr().out
+    assert (
+        "1000 classes: 551 man-made, 449 natural\ndescendants of n00021939 artifact, artefact: 522\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_all_of_wordnet_is_read_and_leads_up_to_entity(real):
