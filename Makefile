@@ -14,6 +14,7 @@ K       ?= 100
 TRAIN   ?= $(DATA)/ilsvrc2012/train.txt
 VAL     ?= $(DATA)/ilsvrc2012/val.txt
 CLASSES ?=
+ARCHIVES ?= $(DATA)/archives
 
 # where the networks of RECIPE lie: a recipe has the name of its file
 LISTS = $$(dirname "$(TRAIN)")
@@ -28,8 +29,8 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup caffe demo test fidelity lint data lmdb split-random split-natman split-reduced plan sweep results figures \
-        report proto
+.PHONY: help setup caffe wordnet demo test fidelity bench lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
+        plan sweep results figures report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -45,6 +46,9 @@ test: $(READY)      ## pass the tests
 fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
 	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
 
+bench: $(READY)     ## measure the data tools beside Caffe's, into docs/benchmarks.md (10 minutes, 25 GB of room for a while)
+	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.data
+
 lint: $(READY)      ## ruff and pyright
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
@@ -57,6 +61,9 @@ caffe:              ## real Caffe 1.0 into .caffe, without root (Debian 11's pac
 	@$(PYTHON_IS_NEW)
 	@"$(PYTHON)" tools/install_caffe.py
 
+wordnet:            ## WordNet 3.0's nouns into .wordnet, without root (Debian's wordnet-base; fetches 6 MB)
+	@.ci/wordnet
+
 $(READY): requirements.txt setup.py
 	@$(PYTHON_IS_NEW)
 	@echo "Installing Python packages into .venv ..."
@@ -64,6 +71,16 @@ $(READY): requirements.txt setup.py
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+ilsvrc: $(READY)    ## image lists out of ImageNet's ARCHIVES (the folder with ILSVRC2012_*.tar and the devkit)
+	@"$(PY)" -m data_prep.ilsvrc "$(ARCHIVES)" --out "$(DATA)/ilsvrc2012"
+
+imagenet: ilsvrc    ## from ImageNet's ARCHIVES to every split of the paper, its databases and means
+	@$(MAKE) --no-print-directory data RECIPE=paper
+	-@$(MAKE) --no-print-directory verify
+
+verify: $(READY)    ## compare the lists of all splits with the authors' checksums
+	@"$(PY)" -m data_prep.verify "$(DATA)/ilsvrc2012"
 
 data lmdb: $(READY)      ## databases and means of RECIPE
 	@"$(PY)" -m transfer_caffe.data --recipe "$(RECIPE)" --data "$(DATA)"

@@ -13,8 +13,11 @@ and supplement).
 from __future__ import annotations
 
 import argparse
+import filecmp
+import functools
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -108,10 +111,19 @@ def write_whole(lists: dict[str, list[Line]], classes: int, out: str | Path) -> 
         write_class_map(folder / "classes.txt", range(classes))
 
 
-def _refuse_full(out: str) -> None:
-    """An empty folder may become the output, anything else that exists is the user's."""
-    if os.path.lexists(out) and not (os.path.isdir(out) and not os.listdir(out)):
-        raise UserError(f"{out} exists already; name another folder with --out, or remove it to make the split again")
+def _require_same(out: str, make: Callable[[Path], None]) -> None:
+    """UserError unless the folder ``out``, which is there, holds just the lists that would be made."""
+    with tempfile.TemporaryDirectory() as name:
+        new = Path(name, "lists")
+        make(new)
+        made = [path.relative_to(new) for path in new.rglob("*.txt")]
+        there = [Path(out, path) for path in made]
+        if not all(
+            path.is_file() and filecmp.cmp(path, new / part, False) for path, part in zip(there, made, strict=True)
+        ):
+            raise UserError(
+                f"{out} exists already; name another folder with --out, or remove it to make the split again"
+            )
 
 
 def _class_file(given: str | None, train: str, lines: Sequence[Line]) -> str | Path:
@@ -179,7 +191,6 @@ def main(argv: list[str] | None = None) -> int | None:
     """Make a split from the command line."""
     options = _parser().parse_args(argv)
     options.out = os.path.abspath(options.out)
-    _refuse_full(options.out)
     paths = {"train": options.train} | ({"val": options.val} if options.val else {})
     lists = {part: read_list(path) for part, path in paths.items()}
     if options.kind == "natman":
@@ -187,19 +198,27 @@ def main(argv: list[str] | None = None) -> int | None:
     classes = read_classes(options.classes) if options.classes else None
     count = count_classes(lists, paths, classes)
 
+    make: Callable[[Path], None]
     if options.kind in ("random", "natman"):
         if options.kind == "random":
             halves = random_split(count, options.seed)
         else:
             assert classes
             halves = natman_split(classes)
-        write_halves(lists, halves, options.out)
-        print(f"{options.out}: A has {len(halves[0])} classes, B {len(halves[1])}")
+        make = functools.partial(write_halves, lists, halves)
+        what = f"A has {len(halves[0])} classes, B {len(halves[1])}"
     else:
         if options.kind == "reduced":
             lists["train"] = reduced_list(lists["train"], options.images_per_class)
-        write_whole(lists, count, options.out)
-        print(f"{options.out}: {count} classes, {len(lists['train'])} training images")
+        make = functools.partial(write_whole, lists, count)
+        what = f"{count} classes, {len(lists['train'])} training images"
+    # an empty folder may become the output, anything else that exists is the user's
+    if os.path.lexists(options.out) and not (os.path.isdir(options.out) and not os.listdir(options.out)):
+        _require_same(options.out, make)
+        what += "; it was there already"
+    else:
+        make(options.out)
+    print(f"{options.out}: {what}")
 
 
 if __name__ == "__main__":

@@ -209,3 +209,19 @@ def test_a_path_with_a_nul_byte_is_an_error_that_names_the_line(tmp_path):
     (tmp_path / "train.txt").write_bytes(b"a.png 0\nb\0.png 1\n")
     with pytest.raises(UserError, match=r"line 2: .*NUL byte"):
         read_list(tmp_path / "train.txt")
+
+
+@pytest.mark.parametrize("kind", [["random", "--seed", "1"], ["reduced", "--images-per-class", "1"]])
+def test_the_same_split_twice_is_no_error_and_another_one_is(tmp_path, lists, capsys, kind):
+    out = tmp_path / "out"
+    assert main([*kind, *lists, "--out", str(out)]) == 0
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.txt")}
+    capsys.readouterr()
+    assert main([*kind, *lists, "--out", str(out)]) == 0
+    assert "it was there already" in capsys.readouterr().out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.txt")} == before
+    with open(tmp_path / "train.txt", "a") as file:
+        file.write("one/more.png 0\nand/more.png 4\n" * 2)
+    changed = main([*kind, *lists, "--out", str(out)])
+    assert (changed == 2) == (kind[0] == "random")  # the first image of each class is still the same
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.txt")} == before
