@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,24 +31,40 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
 
     UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
     """
-    text = read_text(path)
+    text = read_text(path).rstrip()
+    if not text:
+        raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
     result: list[Line] = []
-    for number, line in enumerate(text.rstrip().split("\n"), 1):
+    labels: dict[str, int] = {}  # ImageNet's list has a million of them, and a thousand different ones
+    for number, line in enumerate(_lines(text), 1):
         name, space, label = line.rstrip().rpartition(" ")
         if not space or not name.strip():
-            if not text.strip():
-                raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
             raise UserError(f"{path}: line {number}: {_short(line)} is not `relative/path label`")
         if "\0" in name:
             raise UserError(f"{path}: line {number}: {_short(name)} holds a NUL byte: that is no path")
-        if not (label.isascii() and label.isdigit()):
-            if label[:1] == "-" and label[1:].isdigit():
-                raise UserError(f"{path}: line {number}: the label {label} is negative; labels count from 0")
-            raise UserError(f"{path}: line {number}: the label {_short(label)} is not a whole number")
-        if len(label) > 10 or int(label) > MAX_LABEL:
-            raise UserError(f"{path}: line {number}: the label {_short(label)} is above {MAX_LABEL}")
-        result.append((name, int(label)))
+        if label not in labels:
+            labels[label] = _label(label, f"{path}: line {number}")
+        result.append((name, labels[label]))
     return result
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines, one at a time: all of them beside the text would take twice the memory."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
+def _label(label: str, where: str) -> int:
+    if not (label.isascii() and label.isdigit()):
+        if label[:1] == "-" and label[1:].isdigit():
+            raise UserError(f"{where}: the label {label} is negative; labels count from 0")
+        raise UserError(f"{where}: the label {_short(label)} is not a whole number")
+    if len(label) > 10 or int(label) > MAX_LABEL:
+        raise UserError(f"{where}: the label {_short(label)} is above {MAX_LABEL}")
+    return int(label)
 
 
 def _short(text: str) -> str:

@@ -35,19 +35,22 @@ def select(whole: Database, lines: Sequence[Line], image_list: str) -> tuple[np.
     And the numbers of the lines that the whole database left out, since their images were broken. UserError for an
     image that it does not have.
     """
-    wanted: dict[str, list[int]] = {}  # path -> its lines, counted from 0; hardly ever more than one
+    wanted: dict[str, int] = {}  # path -> its line, counted from 0
+    again: dict[str, list[int]] = {}  # its further lines, where it has several
     for number, (name, _) in enumerate(lines):
-        wanted.setdefault(name, []).append(number)
+        if wanted.setdefault(name, number) != number:
+            again.setdefault(name, []).append(number)
     entries = np.empty((len(lines), 2), np.int32)
     found = 0
     for number, key in enumerate(whole.keys()):
         name = _path_of(key, whole.path)
-        if left := wanted.get(name):
-            entries[found] = number, lines[left.pop(0)][1]
+        line = wanted.pop(name, None)
+        if line is not None:
+            entries[found] = number, lines[line][1]
             found += 1
-            if not left:
-                del wanted[name]
-    missing = sorted(number for left in wanted.values() for number in left)
+            if more := again.get(name):
+                wanted[name] = more.pop(0)
+    missing = sorted([*wanted.values(), *(number for more in again.values() for number in more)])
     broken = {each["path"] for each in made_from(whole.path).get("skipped", [])}
     if unknown := [number for number in missing if lines[number][0] not in broken]:
         name = lines[unknown[0]][0]

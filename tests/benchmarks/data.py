@@ -52,12 +52,14 @@ def run(*argv: str | os.PathLike[str]) -> Run:
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
         process = subprocess.Popen(words, stdout=said, stderr=said, env={**os.environ, "GLOG_logtostderr": "1"})
-        memory, pid = 0.0, 0
-        while not pid:
+        memory = 0.0
+        while True:
             # not ru_maxrss, which begins with what the parent had at the fork
             memory = max(memory, _most_memory(process.pid))
             time.sleep(0.01)
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
         seconds = time.monotonic() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
