@@ -3,8 +3,8 @@
     python -m data_prep.ilsvrc ARCHIVES --out data/ilsvrc2012
 
 ARCHIVES is the folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz. Their
-images are unpacked into OUT/train and OUT/val, a class appears whole or not at all: stopped or killed and started again,
-this goes on with those that are missing. Unpacked images, named with --train and --val, are used where they are.
+images are unpacked into OUT/train and OUT/val, a class appears whole or not at all: stopped or killed and started
+again, this goes on with those that are missing. Unpacked images, named with --train and --val, are used where they are.
 
 OUT/train.txt and OUT/val.txt are the lists of Caffe's ilsvrc12 example: classes sorted by WordNet id and numbered from
 0, images by name. OUT/classes.csv has words and groups, OUT/oddities.csv the images that are no plain JPEG.
@@ -134,7 +134,7 @@ def _say_counts(train: Images, val: Images, val_listed: int, wnids: list[str], t
     if len(wnids) != CLASSES:
         _warn(
             f"{len(wnids)} classes are here, ImageNet has {CLASSES}: they are numbered 0 to {len(wnids) - 1}, so "
-            f"these lists are not the paper's; {len(val.found) - val_listed} validation images of other classes are left out"
+            f"these lists are not the paper's; of other classes {len(val.found) - val_listed} validation images are left out"
         )
     elif len(train.found) != TRAIN_IMAGES:
         _warn(f"{len(train.found)} training images are here, ImageNet has {TRAIN_IMAGES}{_short_classes(train, truth)}")
