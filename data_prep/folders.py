@@ -28,7 +28,9 @@ from .split import MAX_SEED
 
 IMAGES, VAL_IMAGES = "images", "val_images"
 
-ENDINGS = frozenset(".jpg .jpeg .jpe .jp2 .png .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .sr .ras".split())
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 """Of files that real Caffe's OpenCV reads, in small letters."""
 
 Tree = dict[str, list[str]]
@@ -98,13 +100,15 @@ def draw(tree: Tree, count: int, seed: int, where: Path) -> tuple[Tree, Tree]:
 
 
 def read_groups(path: Path, names: list[str]) -> list[Class]:
-    """The classes ``names`` with the groups that a CSV file under the header `name,group` gives them, no more, no less."""
+    """The classes ``names`` with the groups that a CSV file under the header `name,group` gives to each of them."""
     rows = csv.reader(read_text(path).splitlines())
     if next(rows, []) != ["name", "group"]:
         raise UserError(f"{path}: its first line must be name,group")
     groups: dict[str, str] = {}
     for row in rows:
         where = f"{path}: line {rows.line_num}"
+        if not row:
+            continue
         if len(row) != 2:
             raise UserError(f"{where}: {len(row)} columns; name and group were expected")
         if row[1] not in GROUPS:
@@ -172,6 +176,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if not 0 <= args.seed <= MAX_SEED:
         raise UserError(f"--seed {args.seed}: a seed is a number from 0 to {MAX_SEED}")
     roots = {IMAGES: _folder(args.images)} | ({VAL_IMAGES: _folder(args.val)} if args.val else {})
+    if args.val and os.path.samefile(roots[IMAGES], roots[VAL_IMAGES]):
+        raise UserError(f"--val {args.val}: these are the training images; take --val-images-per-class")
     out = Path(args.out).absolute()
     if os.path.lexists(out) and not (out.is_dir() and not out.is_symlink() and not os.listdir(out)):
         raise UserError(f"{args.out} exists already; name another folder with --out, or remove it to make it again")
@@ -186,7 +192,8 @@ def main(argv: list[str] | None = None) -> int | None:
         _say_others(roots[VAL_IMAGES], others)
         _require_same_classes(train, val, roots[IMAGES], roots[VAL_IMAGES])
     else:
-        train, val = draw(train, args.val_images_per_class, args.seed, roots[IMAGES])
+        count: int = args.val_images_per_class
+        train, val = draw(train, count, args.seed, roots[IMAGES])
     names = list(train)
     classes = read_groups(args.groups, names) if args.groups else None
     lists = {"train": _lines(train), "val": _lines(val)}
@@ -203,7 +210,8 @@ def main(argv: list[str] | None = None) -> int | None:
         f"{args.out}: {len(lists['train'])} training and {len(lists['val'])} validation images in {len(names)} classes"
     )
     extra = f", val_root: {VAL_IMAGES}" if args.val else ""
-    print(f"in a recipe: dataset: {args.out.removeprefix('data/')} and images: {{root: {IMAGES}{extra}, resize: ...}}")
+    dataset = args.out.removeprefix("data/").rstrip("/")
+    print(f"in a recipe: dataset: {dataset} and images: {{root: {IMAGES}{extra}, resize: ...}}")
     return 0
 
 

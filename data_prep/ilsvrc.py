@@ -133,8 +133,8 @@ def _say_counts(train: Images, val: Images, val_listed: int, wnids: list[str], t
     print(f"{len(train.found)} training images and {val_listed} validation images in {len(wnids)} classes")
     if len(wnids) != CLASSES:
         _warn(
-            f"{len(wnids)} classes are here, ImageNet has {CLASSES}: they are numbered 0 to {len(wnids) - 1}, so "
-            f"these lists are not the paper's; of other classes {len(val.found) - val_listed} validation images are left out"
+            f"{len(wnids)} classes are here, ImageNet has {CLASSES}: they are numbered 0 to {len(wnids) - 1}, not as "
+            f"in the paper; {len(val.found) - val_listed} validation images of other classes are left out"
         )
     elif len(train.found) != TRAIN_IMAGES:
         _warn(f"{len(train.found)} training images are here, ImageNet has {TRAIN_IMAGES}{_short_classes(train, truth)}")

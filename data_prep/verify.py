@@ -67,7 +67,7 @@ class Comparison:
     detail: str = ""
 
 
-def compare(folder: Path, authors: str = AUTHORS) -> list[Comparison]:
+def compare(folder: Path, authors: str) -> list[Comparison]:
     """Compare the lists in ``folder`` with a table of file, md5 and number of lines, in its order."""
     result = []
     for line in authors.strip().splitlines():
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> int | None:
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; python -m data_prep.ilsvrc makes it")
-    table = compare(folder)
+    table = compare(folder, AUTHORS)
     width = max(len(row.file) for row in table)
     for row in table:
         print(f"{row.file:{width}}  {row.outcome:8}  {row.detail}".rstrip())
