@@ -10,9 +10,11 @@ num_children and num_train_images among others. Classes are those without childr
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from .lists import read_classes, read_list
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 META = "meta.mat"
 VAL_IMAGES = 50000
+_MAX_KIT = 100 << 20  # bytes
 VAL_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})\.JPEG")
 
 
@@ -60,21 +63,21 @@ def read_devkit(path: Path) -> Truth:
             if (folder / META).is_file() and (folder / GROUND_TRUTH).is_file():
                 return _truth(str(folder), (folder / META).read_bytes(), (folder / GROUND_TRUTH).read_bytes())
         raise UserError(f"{path}: no data/{META} and data/{GROUND_TRUTH} here; is it the unpacked development kit?")
+    if path.stat().st_size > _MAX_KIT:
+        raise UserError(f"{path}: too large for the development kit, which has 3 MB; is it the right archive?")
+    data = path.read_bytes()
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path) as tar:  # gzip'd or not
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)  # at once: so its checksum is compared
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 folder, _, name = member.name.rpartition("/")
-                if name in (META, GROUND_TRUTH) and folder.rpartition("/")[2] == "data":
-                    file = tar.extractfile(member) if member.isreg() else None
-                    found[name] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise UserError(f"{path}: not a tar archive, truncated or damaged ({error}); fetch it again") from None
-    except Exception as error:
-        # zlib.error of a damaged gzip derives from Exception alone
-        raise UserError(f"{path}: damaged ({error}); fetch it again") from None
+                file = tar.extractfile(member) if member.isreg() else None
+                if file and name in (META, GROUND_TRUTH) and folder.rpartition("/")[2] == "data":
+                    found[name] = file.read()
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a tar archive, or truncated or damaged ({error}); fetch it again") from None
     for name in (META, GROUND_TRUTH):
         if name not in found:
             raise UserError(f"{path}: no data/{name} in it; is it ILSVRC2012_devkit_t12.tar.gz?")

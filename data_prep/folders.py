@@ -192,8 +192,8 @@ def main(argv: list[str] | None = None) -> int | None:
         _say_others(roots[VAL_IMAGES], others)
         _require_same_classes(train, val, roots[IMAGES], roots[VAL_IMAGES])
     else:
-        count: int = args.val_images_per_class
-        train, val = draw(train, count, args.seed, roots[IMAGES])
+        assert args.val_images_per_class is not None  # argparse requires one of them
+        train, val = draw(train, args.val_images_per_class, args.seed, roots[IMAGES])
     names = list(train)
     classes = read_groups(args.groups, names) if args.groups else None
     lists = {"train": _lines(train), "val": _lines(val)}

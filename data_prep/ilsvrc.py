@@ -183,24 +183,23 @@ def _sources(
     archives: Path | None, train: Path | None, val: Path | None, truth: Path | None
 ) -> tuple[Path, Path, Path | None]:
     """Where training images, validation images and development kit are: as the options say, or in ``archives``."""
-    missing, result = [], []
+    found: dict[str, Path] = {}
+    missing = []
     for given, name, option in ((train, TRAIN_TAR, "--train"), (val, VAL_TAR, "--val"), (truth, DEVKIT, "--devkit")):
         path = given or (archives / name if archives else None)
         if path and path.exists():
-            result.append(path)
-        elif option == "--devkit" and not given and result and result[-1].is_dir():
-            result.append(None)  # of folders sorted into classes the classes are known
+            found[option] = path
         elif given:
             raise UserError(f"{given}: no such file or folder")
-        else:
-            result.append(None)
+        elif option != "--devkit" or "--val" not in found or found["--val"].is_file():
+            # of validation images in class folders the classes are known
             missing.append(f"{name} ({option})")
     if missing:
         where = f"{archives}: " if archives else ""
         raise UserError(
             f"{where}missing: {', '.join(missing)}; put it there, or name it or its unpacked folder by option"
         )
-    return result[0], result[1], result[2]
+    return found["--train"], found["--val"], found.get("--devkit")
 
 
 @command

@@ -61,9 +61,10 @@ _ALONE = {0x01, *range(0xD0, 0xD8)}  # TEM and RSTn have no length
 _SCAN, _END, _EXIF, _ADOBE = 0xDA, 0xD9, 0xE1, 0xEE
 
 
-def oriented(orientation: int) -> Oddity:
-    """The oddity of an EXIF orientation from 2 to 8."""
-    return Oddity(f"EXIF orientation {orientation}", f"{_TURNS[orientation]} when it is decoded; {_SAME}")
+def oriented(orientation: int, behind: bool = False) -> Oddity:
+    """The oddity of an EXIF orientation from 2 to 8; ``behind``: another APP1 segment (XMP) comes before EXIF's."""
+    who = "by OpenCV 5 (tools.build_lmdb), not by convert_imageset of a Caffe with OpenCV 4" if behind else _SAME
+    return Oddity(f"EXIF orientation {orientation}", f"{_TURNS[orientation]} when it is decoded; {who}")
 
 
 def named_jpeg(kind: str) -> Oddity:
@@ -92,7 +93,7 @@ def _look_at_jpeg(file: BinaryIO) -> list[Oddity]:
     file.seek(2)
     channels = orientation = 0
     transform = b"\0"
-    exif = False
+    exif = behind = False
     while (marker := _next_marker(file)) != _SCAN:
         size = file.read(2)
         if marker in (None, _END) or len(size) < 2:
@@ -106,15 +107,16 @@ def _look_at_jpeg(file: BinaryIO) -> list[Oddity]:
             channels = content[5]
         elif marker == _ADOBE and content.startswith(b"Adobe"):
             transform = content[11:12]
-        elif marker == _EXIF and content.startswith(b"Exif\0\0") and not exif:  # of several, OpenCV takes the first
-            exif, orientation = True, _orientation(content[6:])
+        elif marker == _EXIF and not exif:  # of several, OpenCV takes the first
+            exif = content.startswith(b"Exif\0\0")
+            orientation, behind = (_orientation(content[6:]), behind) if exif else (0, True)
     if not channels:
         return [HEADER_CUT]
     found = []
     if channels == 4:
         found.append(YCCK if transform == b"\2" else CMYK)
     if orientation in _TURNS:
-        found.append(oriented(orientation))
+        found.append(oriented(orientation, behind))
     if not _ends(file):
         found.append(NO_END)
     return found

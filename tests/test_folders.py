@@ -84,7 +84,7 @@ def test_a_class_that_would_have_no_training_images_left_is_named(tmp_path, imag
 
 
 def test_endings_count_in_any_case_and_other_files_are_counted_and_named(tmp_path, capsys):
-    kinds = "jpg JPEG Png bmp WEBP tif TIFF ppm pgm".split()
+    kinds = ["jpg", "JPEG", "Png", "bmp", "WEBP", "tif", "TIFF", "ppm", "pgm"]
     images = tree(
         tmp_path / "i",
         *(f"c/{n}.{kind}" for n, kind in enumerate(kinds)),
