@@ -177,6 +177,11 @@ def write_oddities(path: Path, oddities: Oddities) -> None:
     counts = Counter(what for _, what, _ in rows)
     listed = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
     print(f"{path}: {listed or 'every image is a plain JPEG'}")
+    if stop := [image for image in sorted(oddities) if any(odd.stops for odd in oddities[image])]:
+        _warn(
+            f"{_some(stop)}: databases are not built of lists with such images; take whole files, or build these "
+            "databases with python -m tools.build_lmdb --on_error skip"
+        )
 
 
 def _sources(

@@ -126,7 +126,6 @@ def _in_mib(pieces: Iterable[int], total: int, what: str) -> None:
 
 def unpack_val(archive: Path, folder: Path, oddities: Oddities) -> None:
     """Unpack the validation images into ``folder``, whole or not at all; nothing if they are there."""
-    refuse_link(folder, archive)
     if folder.is_dir() and os.listdir(folder):
         return
     remove_partial(folder.parent, r"\.val\.[0-9a-f]{8}\.tmp")
@@ -150,7 +149,6 @@ def class_tars(archive: Path) -> dict[str, tarfile.TarInfo]:
 
 def unpack_train(archive: Path, folder: Path, oddities: Oddities) -> None:
     """Unpack the classes that are missing in ``folder``, each whole or not at all."""
-    refuse_link(folder, archive)
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder, r"\.n[0-9]{8}\.[0-9a-f]{8}\.tmp")
     tars = class_tars(archive)

@@ -17,20 +17,22 @@ from typing import BinaryIO
 
 @dataclass(frozen=True)
 class Oddity:
-    """What is odd about an image file, and what becomes of it in a database."""
+    """What is odd about an image file, and what becomes of it in a database; whether it ends our data stage."""
 
     what: str
     effect: str
+    stops: bool = False
 
 
 _LEFT_OUT = "tools.build_lmdb stops and names it; Caffe's convert_imageset leaves it out"
-EMPTY = Oddity("empty file", _LEFT_OUT)
-NO_IMAGE = Oddity("no image", _LEFT_OUT)
-HEADER_CUT = Oddity("JPEG cut in its header", _LEFT_OUT)
+EMPTY = Oddity("empty file", _LEFT_OUT, stops=True)
+NO_IMAGE = Oddity("no image", _LEFT_OUT, stops=True)
+HEADER_CUT = Oddity("JPEG cut in its header", _LEFT_OUT, stops=True)
 NO_END = Oddity(
     "JPEG without end",
     "no end-of-image marker; tools.build_lmdb stops and names it; Caffe's convert_imageset takes it, gray where data "
     "is missing (if nothing but the marker is, with all pixels right)",
+    stops=True,
 )
 _SAME = "the same pixels in tools.build_lmdb and Caffe's convert_imageset"
 _FOUR_CHANNELS = "made BGR by OpenCV's rule of thumb, without the colour profile; " + _SAME

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from scipy.io import savemat
+
+from data_prep.ilsvrc import main
 
 # a part of the thousand, with ILSVRC2012_IDs that are not in their order, as in the real kit
 IDS = {"n01440764": 2, "n02085620": 3, "n02123045": 1}
@@ -100,3 +103,56 @@ class Miniature:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
         return folder
+
+
+TRAIN_LIST = [(f"{wnid}/{name}", label) for label, wnid in enumerate(NAMES) for name in NAMES[wnid]]
+VAL_LIST = [(f"ILSVRC2012_val_{i:08d}.JPEG", label) for i, label in enumerate(LABELS, 1)]
+TRAIN, VAL, KIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
+
+
+@pytest.fixture
+def mini():
+    return Miniature()
+
+
+@pytest.fixture
+def run(tmp_path, mini):
+    """Write the miniature and run the command on it; the exit code."""
+
+    def run(*options):
+        mini.write(tmp_path / "archives")
+        return main([str(tmp_path / "archives"), "--out", str(tmp_path / "data/out"), *map(str, options)])
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "data/out"
+
+
+@pytest.fixture
+def fails(tmp_path, run, capsys):
+    """Run the command, which must end with one line, and leave nothing outside of its output; the line."""
+
+    def fails(*options):
+        before = {path for path in tmp_path.rglob("*") if "data" not in path.parts}
+        assert run(*options) == 2
+        text = capsys.readouterr().err
+        assert text.splitlines()[-1].startswith("python -m data_prep.ilsvrc: error: ")
+        assert "Traceback" not in text
+        after = {path for path in tmp_path.rglob("*") if "data" not in path.parts}
+        archives = {tmp_path / "archives", *(tmp_path / "archives" / name for name in (TRAIN, VAL, KIT))}
+        assert after - before <= archives
+        return text.splitlines()[-1]
+
+    return fails
+
+
+def everything(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def error_of(capsys, *arguments):
+    assert main([str(word) for word in arguments]) == 2
+    return capsys.readouterr().err.splitlines()[-1]

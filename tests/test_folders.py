@@ -78,6 +78,13 @@ def test_drawn_validation_images_are_taken_out_of_training_and_follow_from_the_s
     assert [path for path, _ in val] == [path for path, _ in more if not path.startswith("A new")]
 
 
+def test_of_each_class_other_images_are_drawn(tmp_path):
+    images = tree(tmp_path / "i", *(f"{name}/{i}.png" for name in "abcdefgh" for i in range(10)))
+    assert run(images, tmp_path / "out", "--val-images-per-class", 3) == 0
+    drawn = [path.partition("/") for path, _ in read_list(tmp_path / "out/val.txt")]
+    assert len({tuple(file for name, _, file in drawn if name == each) for each in "abcdefgh"}) > 4
+
+
 def test_a_class_that_would_have_no_training_images_left_is_named(tmp_path, images, capsys):
     assert "b: 3 images" in error_of(capsys, images, tmp_path / "out", "--val-images-per-class", 3)
     assert not (tmp_path / "out").exists()
