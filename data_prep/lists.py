@@ -124,6 +124,11 @@ class _CsvLines(list[str]):
         self.append(line)
 
 
+def write_class_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Write a line `number name` for each class, where the groups are unknown that a class file needs."""
+    write_text(path, "".join(f"{number} {name}\n" for number, name in enumerate(names)))
+
+
 def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
     """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
     write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
