@@ -1,0 +1,377 @@
+"""What is in a Caffe image database: records, labels, how it was made, damage; and a contact sheet of its images.
+
+    python -m tools.inspect train_lmdb
+    python -m tools.inspect train_lmdb --sheet birds.png --label 7
+
+It reads every record, and decodes encoded ones: what this finds whole, Caffe can read. Of a database of hundreds of
+gigabytes --quick reads 1000 records only. Damaged records are named, and the rest goes on; the exit code is then 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from transfer_caffe.datum import CHECKED_BYTES, Database
+from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.files import checksum_path, read_json, refuse_existing, write_bytes
+from transfer_caffe.proto import caffe_pb2
+
+from .build_lmdb import library_messages
+from .contact_sheet import contact_sheet
+from .image_type import image_type, jpeg_quality
+from .progress import track
+
+QUICK = 1000
+MOST_IMAGES = 1000  # on a sheet: 150 MB of pixels while it is made
+_MOST_NAMED = 10
+_AT_ONCE = 64  # records
+_PATH = re.compile(rb"\d{8,}_(.+)", re.DOTALL)  # in convert_imageset's keys, behind the number
+
+
+def open_source(path: str) -> Database:
+    """What is to be looked at: the one place that knows the kinds."""
+    return Database(path)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is of interest in a record; of a damaged one the number, the key, and why."""
+
+    index: int
+    key: bytes = b""
+    stored: str = ""
+    quality: int | None = None
+    shape: tuple[int, ...] = ()
+    label: int = 0
+    damage: str = ""
+    complaint: str = ""
+
+
+def look(source: Database, index: int) -> Look:
+    """Read record ``index``, decode it, and keep what is of interest."""
+    key, stored, quality = b"", "", None
+    try:
+        key, value = source.raw(index)
+        datum = caffe_pb2.Datum()
+        with contextlib.suppress(DecodeError):  # `record` tells
+            datum.ParseFromString(value)
+        if datum.encoded:
+            stored = image_type(datum.data)
+            quality = jpeg_quality(datum.data) if stored == "JPEG" else None
+        else:
+            stored = "raw bytes" if datum.data else "numbers (float_data)"
+        array, label = source.record(index)
+    except UserError as error:
+        return Look(index, key, damage=str(error).removeprefix(f"{source.path}: "))
+    return Look(index, key, stored, quality, array.shape, label)
+
+
+def looks(source: Database, indices: Sequence[int], messages: Callable[[], str]) -> Iterator[Look]:
+    """`look` at the records ``indices``, in that order. ``messages`` takes what decoders have said meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(indices), _AT_ONCE):
+            chunk = indices[start : start + _AT_ONCE]
+            found = list(pool.map(lambda index: look(source, index), chunk))
+            if messages():  # about which?
+                found = [replace(look(source, index), complaint=messages()) for index in chunk]
+            yield from found
+
+
+class Survey:
+    """What the records that were read have in common, in some 30 bytes a record."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        """``indices`` are the numbers of the records that will be added, in their order."""
+        self.indices = np.asarray(indices)
+        self.sound = np.zeros(len(indices), bool)
+        self.labels = np.zeros(len(indices), np.int32)
+        self.paths = np.zeros(len(indices), np.int64)  # a hash of each: a million paths are much
+        self.read = 0
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+        self.stored: Counter[str] = Counter()
+        self.qualities: Counter[int] = Counter()
+        self.first_keys: list[bytes] = []
+        self.damaged = self.complaints = 0
+        self.damages: list[str] = []  # these two: the first ones
+        self.complaint_lines: list[str] = []
+
+    def add(self, look: Look) -> None:
+        """Count one record more."""
+        if len(self.first_keys) < 5:
+            self.first_keys.append(look.key)
+        path = _PATH.fullmatch(look.key)
+        # records without a path count as all different
+        self.paths[self.read] = hash(path[1]) if path else hash((look.index, "no path"))
+        if look.complaint:
+            self.complaints += 1
+            if len(self.complaint_lines) < _MOST_NAMED:
+                self.complaint_lines.append(f"record {shown(look.key)}: {shown(look.complaint)}")
+        if look.damage:
+            self.damaged += 1
+            if len(self.damages) < _MOST_NAMED:
+                self.damages.append(shown(look.damage))
+        else:
+            self.sound[self.read] = True
+            self.labels[self.read] = look.label
+            self.shapes[look.shape] += 1
+            self.stored[look.stored] += 1
+            if look.quality:
+                self.qualities[look.quality] += 1
+        self.read += 1
+
+    def with_label(self, label: int) -> np.ndarray:
+        """The numbers of the sound records that have this label."""
+        return self.indices[self.sound & (self.labels == label)]
+
+    def twice(self) -> tuple[int, int, list[int]]:
+        """How many paths are there more than once, how many records have them, and some of these records."""
+        order = np.sort(self.paths)
+        again = order[1:] == order[:-1]
+        paths = np.unique(order[1:][again])
+        records = self.indices[np.isin(self.paths, paths)]
+        return len(paths), len(records), records[:_MOST_NAMED].tolist()
+
+
+def shown(text: str | bytes) -> str:
+    """Text for the terminal: what does not print is escaped."""
+    text = text.decode(errors="backslashreplace") if isinstance(text, bytes) else text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def line(name: str, *values: str) -> str:
+    """A line of the answer; further values stand below the first."""
+    return "\n".join(f"{'' if place else name:<12}{value}" for place, value in enumerate(values))
+
+
+def about_file(source: Database) -> Iterator[str]:
+    """What there is to tell before any record is read."""
+    database = getattr(source, "database", source)  # of a view: the one that it is a view of
+    yield line("database", shown(str(source.path)))
+    yield line("kind", "LMDB" if database is source else f"view of {shown(str(database.path))}")
+    yield line("records", f"{len(source):,}")
+    file = database.path / "data.mdb"
+    size = file.stat().st_size
+    yield line("size", f"data.mdb has {size:,} bytes, {size / len(database):,.0f} a record")
+    if not checksum_path(file).exists():
+        checksum = "none beside data.mdb"
+    elif size > CHECKED_BYTES:
+        checksum = f"there, not compared (above {CHECKED_BYTES >> 30} GiB): sha256sum -c data.mdb.sha256 does it"
+    else:
+        checksum = "compared, and right"
+    yield line("checksum", checksum)
+
+
+def about_making(source: Database, survey: Survey) -> Iterator[str]:
+    """How the database was made, from build.json if there is one; else what the records tell of it."""
+    database = getattr(source, "database", source)
+    path = database.path / "build.json"
+    try:
+        made = read_json(path) if os.path.lexists(path) else None
+        if made is not None and not isinstance(made, dict):
+            raise UserError("damaged: not what tools.build_lmdb writes")
+    except UserError as error:
+        made = None
+        yield line("made by", f"build.json cannot be used: {shown(str(error).removeprefix(f'{path}: '))}")
+    else:
+        if made is None:
+            yield line("made by", "unknown: no build.json; by convert_imageset or another program")
+    if made is None:
+        yield line("order", _seen_order(survey))
+        return
+    root = f", images under {shown(str(made['root']))}" if made.get("root") else ""
+    yield line("made by", "tools.build_lmdb (build.json)")
+    yield line("list", f"{shown(str(made.get('list')))}: {made.get('images')} images{root}")
+    if made.get("records") != len(database):
+        yield line("", f"build.json tells of {made.get('records')} records: it belongs to another database")
+    size = f"{made.get('resize_height')} x {made.get('resize_width')} (height x width)"
+    yield line("resized", size if made.get("resize_height") else "no")
+    yield line("order", f"shuffled, seed {made.get('seed')}" if made.get("shuffle") else "that of the list")
+    for key, title, what, why in (
+        ("skipped", "left out", "images that could not be read", "reason"),
+        ("warnings", "warnings", "images whose decoder complained", "message"),
+    ):
+        if (entries := made.get(key)) and isinstance(entries, list):
+            named = [f"line {e.get('line')}: {e.get('path')}: {e.get(why)}" for e in entries if isinstance(e, dict)]
+            yield line(title, f"{len(entries):,} {what}", *_first([shown(each) for each in named], len(entries)))
+
+
+def _seen_order(survey: Survey) -> str:
+    labels = survey.labels[survey.sound]
+    if len(labels) and labels[0] == labels[-1] and not np.diff(labels).any():
+        return "unknown; all labels are the same"
+    if (np.diff(labels) >= 0).all():
+        return "not shuffled: labels ascend from record to record"
+    return f"unknown; {np.count_nonzero(np.diff(labels)):,} times the next record has another label"
+
+
+def about_records(source: Database, survey: Survey) -> Iterator[str]:
+    """Shapes, storage, labels, keys and damage of the records that were read."""
+    whole = survey.read == len(source)
+    yield line("read", "all records" if whole else f"{survey.read:,} records, evenly spread: all below is of these")
+    if survey.shapes:
+        yield from _about_shapes(survey.shapes)
+        ways = [f"{count:,} {name}" for name, count in survey.stored.most_common()]
+        yield line("stored as", ", ".join(ways) if len(ways) > 1 else next(iter(survey.stored)))
+        if survey.qualities:
+            qualities = np.repeat(list(survey.qualities), list(survey.qualities.values()))
+            yield line("quality", f"{_spread(qualities)} (of 100, by the JPEGs' quantization tables)")
+        yield from _about_labels(survey.labels[survey.sound], whole)
+    yield line("first keys", *map(shown, survey.first_keys))
+    paths, records, some = survey.twice()
+    if paths:
+        named = [f"record {number}: {shown(source.raw(number)[0])}" for number in some]
+        yield line(
+            "twice", f"{paths:,} paths are there more than once, in {records:,} records", *_first(named, records)
+        )
+    elif whole:
+        yield line("twice", "no path")
+    if survey.complaints:
+        what = f"the decoder complains about {survey.complaints:,} records"
+        yield line("complaints", what, *_first(survey.complaint_lines, survey.complaints))
+    what = f"{survey.damaged:,} records" if survey.damaged else "none"
+    yield line("damaged", what, *_first(survey.damages, survey.damaged))
+
+
+def _about_shapes(shapes: Counter[tuple[int, ...]]) -> Iterator[str]:
+    def name(shape: tuple[int, ...]) -> str:
+        return " x ".join(map(str, shape))
+
+    if len(shapes) == 1:
+        yield line("shape", f"{name(next(iter(shapes)))} (channels x height x width)")
+        return
+    by_size = sorted(shapes, key=lambda shape: (int(np.prod(shape)), shape))
+    [(common, count)] = shapes.most_common(1)
+    yield line(
+        "shapes",
+        f"{len(shapes):,} different ones (channels x height x width)",
+        f"smallest {name(by_size[0])}, largest {name(by_size[-1])}",
+        f"most often {name(common)}: {count:,} records",
+    )
+
+
+def _about_labels(labels: np.ndarray, whole: bool) -> Iterator[str]:
+    values, counts = np.unique(labels, return_counts=True)
+    yield line("labels", f"{values[0]} to {values[-1]}: {len(values):,} classes", f"records a class: {_spread(counts)}")
+    missing = int(values[-1]) - int(values[0]) + 1 - len(values)
+    if missing and whole:
+        gaps: list[str] = []
+        for before, after in zip(values[:-1].tolist(), values[1:].tolist(), strict=True):
+            if after - before > 1:
+                gaps.append(f"{before + 1}" if after - before == 2 else f"{before + 1} to {after - 1}")
+        more = ", ..." if len(gaps) > _MOST_NAMED else ""
+        yield line("", f"labels between that no record has: {missing:,} ({', '.join(gaps[:_MOST_NAMED])}{more})")
+
+
+def _spread(numbers: np.ndarray) -> str:
+    if numbers.min() == numbers.max():
+        return f"{numbers[0]:,}"
+    return f"min {numbers.min():,}, median {np.median(numbers):,.6g}, max {numbers.max():,}"
+
+
+def _first(named: list[str], total: int) -> list[str]:
+    named = named[:_MOST_NAMED]
+    return named + [f"... and {total - len(named):,} more"] * (total > len(named) > 0)
+
+
+def chosen(candidates: np.ndarray, count: int, seed: int | None) -> list[int]:
+    """``count`` of the candidates, in their order: evenly spread, or drawn by ``seed``."""
+    count = min(count, len(candidates))
+    if seed is None:
+        return candidates[np.arange(count) * len(candidates) // count].tolist()
+    return np.sort(np.random.RandomState(seed).choice(candidates, count, replace=False)).tolist()
+
+
+def pictures(source: Database, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, tuple[str, str]]]:
+    """For a contact sheet: each image, and under it its label and the number in its key."""
+    for index in indices:
+        digits = re.match(rb"\d+", source.raw(index)[0])
+        name = digits[0].decode() if digits else f"record {index}"
+        try:
+            array, label = source.record(index)
+            yield array, (f"label {label}", name)
+        except UserError:
+            yield None, ("damaged", name)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m tools.inspect",
+        description="Tell what is in an image database.",
+        epilog="example: python -m tools.inspect train_lmdb --sheet birds.png --label 7",
+        allow_abbrev=False,
+    )
+    parser.add_argument("database", metavar="DB", help="the LMDB")
+    parser.add_argument("--quick", action="store_true", help=f"read {QUICK} records only, evenly spread")
+    parser.add_argument("--labels", action="store_true", help="list all labels, a line `label count` each")
+    parser.add_argument("--sheet", metavar="FILE.png", help="draw a contact sheet of images")
+    parser.add_argument("--images", type=int, metavar="N", help="how many of them (64)")
+    parser.add_argument("--seed", type=int, metavar="S", help="draw them at random, instead of evenly spread")
+    parser.add_argument("--label", type=int, metavar="L", help="of this label only")
+    parser.add_argument("--force", action="store_true", help="write over an existing sheet")
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    """UserError for options that make no sense, before any work."""
+    file, images, seed, label = (getattr(options, name) for name in ("sheet", "images", "seed", "label"))
+    if file is None:
+        if (images, seed, label) != (None, None, None):
+            raise UserError("--images, --seed and --label choose the images of a sheet: give --sheet FILE.png, too")
+        return
+    if not file.lower().endswith(".png"):
+        raise UserError(f"--sheet {file}: a sheet is a PNG file: give it a name that ends in .png")
+    if os.path.isdir(file):
+        raise UserError(f"--sheet {file}: this is a folder; give a file's name")
+    if not options.force:
+        refuse_existing(file, "choose another name, or write over it with --force")
+    if images is not None and not 1 <= images <= MOST_IMAGES:
+        raise UserError(f"--images {images}: a sheet has 1 to {MOST_IMAGES} images")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: a seed is a number from 0 to {2**32 - 1}")
+    if label is not None and options.quick:
+        raise UserError("--label needs the labels of all records: leave out --quick")
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """Look at a database from the command line."""
+    options = _parser().parse_args(argv)
+    _check(options)
+    source = open_source(options.database)
+    everything = range(len(source))
+    print(*about_file(source), sep="\n", flush=True)
+    some = options.quick and len(source) > QUICK
+    survey = Survey(indices := chosen(np.asarray(everything), QUICK, None) if some else everything)
+    with library_messages() as messages:
+        for each in track(looks(source, indices, messages), len(indices), "records"):
+            survey.add(each)
+    print(*about_making(source, survey), *about_records(source, survey), sep="\n", flush=True)
+    if options.labels:
+        values, counts = np.unique(survey.labels[survey.sound], return_counts=True)
+        print("\nlabel count", *(f"{v} {n}" for v, n in zip(values, counts, strict=True)), sep="\n", flush=True)
+    if options.sheet:
+        candidates = np.asarray(everything) if options.label is None else survey.with_label(options.label)
+        if not len(candidates):
+            raise UserError(f"{options.database}: no record has the label {options.label}; --labels lists them all")
+        drawn = chosen(candidates, options.images or 64, options.seed)
+        with library_messages():
+            picture = contact_sheet(pictures(source, drawn), len(drawn))
+        write_bytes(options.sheet, picture)
+        print(line("sheet", f"{shown(options.sheet)}: {len(drawn)} images"), flush=True)
+    if survey.damaged:
+        raise UserError(f"{options.database}: {survey.damaged} of {survey.read} records are damaged; build it again")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
