@@ -33,8 +33,9 @@ from .image_type import image_type, jpeg_quality
 from .progress import track
 
 QUICK = 1000
-MOST_IMAGES = 1000  # on a sheet: 150 MB of pixels while it is made
+MOST_IMAGES = 400  # on a sheet: 28 MB of pixels
 _MOST_NAMED = 10
+_REMEDY = "; build the database again"
 _AT_ONCE = 64  # records
 _PATH = re.compile(rb"\d{8,}_(.+)", re.DOTALL)  # in convert_imageset's keys, behind the number
 
@@ -73,7 +74,7 @@ def look(source: Database, index: int) -> Look:
             stored = "raw bytes" if datum.data else "numbers (float_data)"
         array, label = source.record(index)
     except UserError as error:
-        return Look(index, key, damage=str(error).removeprefix(f"{source.path}: "))
+        return Look(index, key, damage=str(error).removeprefix(f"{source.path}: ").removesuffix(_REMEDY))
     return Look(index, key, stored, quality, array.shape, label)
 
 
@@ -138,6 +139,8 @@ class Survey:
         """How many paths are there more than once, how many records have them, and some of these records."""
         order = np.sort(self.paths)
         again = order[1:] == order[:-1]
+        if not again.any():
+            return 0, 0, []
         paths = np.unique(order[1:][again])
         records = self.indices[np.isin(self.paths, paths)]
         return len(paths), len(records), records[:_MOST_NAMED].tolist()
@@ -232,14 +235,14 @@ def about_records(source: Database, survey: Survey) -> Iterator[str]:
     if paths:
         named = [f"record {number}: {shown(source.raw(number)[0])}" for number in some]
         yield line(
-            "twice", f"{paths:,} paths are there more than once, in {records:,} records", *_first(named, records)
+            "twice", f"paths that several records have: {paths:,}, in {records:,} records", *_first(named, records)
         )
     elif whole:
         yield line("twice", "no path")
     if survey.complaints:
-        what = f"the decoder complains about {survey.complaints:,} records"
+        what = f"records that the decoder complains about: {survey.complaints:,}"
         yield line("complaints", what, *_first(survey.complaint_lines, survey.complaints))
-    what = f"{survey.damaged:,} records" if survey.damaged else "none"
+    what = f"records: {survey.damaged:,}" if survey.damaged else "none"
     yield line("damaged", what, *_first(survey.damages, survey.damaged))
 
 
@@ -368,7 +371,7 @@ def main(argv: list[str] | None = None) -> int | None:
         with library_messages():
             picture = contact_sheet(pictures(source, drawn), len(drawn))
         write_bytes(options.sheet, picture)
-        print(line("sheet", f"{shown(options.sheet)}: {len(drawn)} images"), flush=True)
+        print(line("sheet", f"{shown(options.sheet)}: {len(drawn):,} images"), flush=True)
     if survey.damaged:
         raise UserError(f"{options.database}: {survey.damaged} of {survey.read} records are damaged; build it again")
 
