@@ -112,7 +112,7 @@ def test_a_database_of_ours_tells_how_it_was_made(folder, told):
 def test_an_order_that_is_the_lists_and_sizes_that_stay_are_told(folder, told):
     cv2.imwrite("a.png", PHOTO)
     (folder / "list.txt").write_text("a.png 0\n")
-    assert build_lmdb.main(["", "list.txt", "db"]) == 0
+    assert build_lmdb.main(["--seed=6", "", "list.txt", "db"]) == 0
     answer = told("db")
     assert answer["order"] == ["that of the list"] and answer["resized"] == ["no"]
     assert answer["list"] == ["list.txt: 1 images"]
@@ -146,6 +146,15 @@ def test_without_build_json_the_labels_tell_of_the_order(told, labels, order):
     assert answer["checksum"] == ["none beside data.mdb"]
 
 
+def test_of_many_images_left_out_the_first_are_named(folder, told):
+    cv2.imwrite("a.png", PHOTO)
+    (folder / "list.txt").write_text("a.png 0\n" + "lost.png 1\n" * 1200)
+    assert build_lmdb.main(["--on_error=skip", "", "list.txt", "db"]) == 0
+    left_out = told("db")["left out"]
+    assert left_out[0] == "1,200 images that could not be read" and left_out[-1] == "... and 1,190 more"
+    assert left_out[1].startswith("line 2: lost.png") and len(left_out) == 12
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", b"\xff\xfe"])
 def test_a_damaged_build_json_is_told_and_the_rest_goes_on(folder, told, text):
     write("db", plain([0, 1]))
@@ -158,7 +167,9 @@ def test_a_damaged_build_json_is_told_and_the_rest_goes_on(folder, told, text):
 def test_a_build_json_of_another_database_is_told(folder, told):
     write("db", plain([0, 1]))
     (folder / "db/build.json").write_text(json.dumps({"records": 7, "skipped": "?", "warnings": [3]}))
-    assert told("db")["list"][1] == "build.json tells of 7 records: it belongs to another database"
+    answer = told("db")
+    assert "left out" not in answer and answer["warnings"][0].startswith("1 images")
+    assert answer["list"][1] == "build.json tells of 7 records: it belongs to another database"
 
 
 def test_a_checksum_of_a_database_too_large_to_compare_is_told_as_such(folder, told, monkeypatch):
@@ -171,11 +182,11 @@ def test_a_checksum_of_a_database_too_large_to_compare_is_told_as_such(folder, t
 
 
 def test_several_sizes_are_counted(told):
-    sizes = [(2, 3), (9, 9), (2, 3), (1, 4)]
+    sizes = [(2, 3), (9, 2), (2, 3), (5, 1), (3, 9)]
     write("db", {b"%08d_x" % i: raw_datum(np.zeros((*size, 3), np.uint8), 0) for i, size in enumerate(sizes)})
     assert told("db")["shapes"] == [
-        "3 different ones (channels x height x width)",
-        "smallest 3 x 1 x 4, largest 3 x 9 x 9",
+        "4 different ones (channels x height x width)",
+        "smallest 3 x 5 x 1, largest 3 x 3 x 9",
         "most often 3 x 2 x 3: 2 records",
     ]
 
@@ -197,11 +208,10 @@ def test_types_of_images_are_told(kind):
     assert image_type(b"") == "unknown type"
 
 
-@pytest.mark.parametrize("quality", [1, 10, 49, 50, 75, 95, 100])
-def test_the_quality_of_a_jpeg_by_libjpeg_is_found(quality):
-    assert jpeg_quality(jpeg(quality)) == quality
-    gray = cv2.imencode(".jpg", PHOTO[:, :, 0], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-    assert jpeg_quality(gray) == quality
+def test_the_quality_of_a_jpeg_by_libjpeg_is_found():
+    assert [jpeg_quality(jpeg(quality)) for quality in range(1, 101)] == list(range(1, 101))
+    gray = cv2.imencode(".jpg", PHOTO[:, :, 0], [cv2.IMWRITE_JPEG_QUALITY, 33])[1].tobytes()
+    assert jpeg_quality(gray) == 33
 
 
 def test_tables_of_16_bits_and_of_chrominance_and_cut_ones_are_understood():
@@ -213,8 +223,10 @@ def test_tables_of_16_bits_and_of_chrominance_and_cut_ones_are_understood():
     assert jpeg_quality(file(b"\x10" + b"\1\0" * 64)) == 1  # 256 each
     assert jpeg_quality(file(b"\x01" + b"\xff" * 64, b"\x00" + b"\1" * 64)) == 100
     assert jpeg_quality(file(b"\x01" + b"\1" * 64)) is None
-    for size in range(70):
+    for size in range(12 + 65):
         assert jpeg_quality(file(b"\0" + b"\1" * 64)[:size]) is None
+    for size in range(12 + 129):
+        assert jpeg_quality(file(b"\x10" + b"\0\1" * 64)[:size]) is None
 
 
 def test_labels_lists_them_all(capfd):
@@ -270,7 +282,7 @@ def test_a_damaged_record_is_named_and_the_rest_goes_on(told, capfd, damage, pla
     answer = told("db", "--sheet", "sheet.png", "--images", "100", code=2)
     [count, named] = answer["damaged"]
     assert count == "records: 1"
-    assert named.startswith(f"record '{key.decode()}': ") and reason in named
+    assert named.startswith(f"record '{key.decode()}': ") and reason in named and "build" not in named
     assert answer["labels"][0] == "0 to 1: 2 classes" and answer["stored as"] == ["raw bytes"]
     assert [i for i, blue in enumerate(on_sheet(number=100)) if blue != i] == [place]
     assert main(["db"]) == 2
@@ -352,10 +364,10 @@ def test_a_sheet_has_the_number_of_images_asked_for_or_all_there_are(told):
 def test_a_seed_draws_images_and_the_same_seed_the_same(told):
     write("db", plain([0] * 100))
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
-        told("db", "--sheet", name, "--images", "9", "--seed", seed)
+        told("db", "--sheet", name, "--images", "64", "--seed", seed)
     one, again, other = (on_sheet(name) for name in ("a.png", "b.png", "c.png"))
     assert one == again != other
-    assert len(set(one)) == 9 and one == sorted(one)
+    assert len(set(one)) == 64 and one == sorted(one)
 
 
 def test_a_sheet_of_one_label_has_no_other(told):
@@ -364,6 +376,21 @@ def test_a_sheet_of_one_label_has_no_other(told):
     assert on_sheet(number=10) == list(range(3, 100, 10))
     told("db", "--sheet", "drawn.png", "--label", "3", "--seed", "0", "--images", "4")
     assert set(on_sheet("drawn.png")) < set(range(3, 100, 10))
+
+
+def test_a_damaged_record_has_no_label(told, capfd):
+    write("db", {**plain([1, 0, 2]), b"00000003_x": b"\xff\xff"})
+    told("db", "--sheet", "sheet.png", "--label", "0", code=2)
+    assert on_sheet() == [1]
+    write("none", {**plain([1, 2]), b"00000003_x": b"\xff\xff"})
+    assert "no record has the label 0" in error_of(capfd, "none", "--sheet", "none.png", "--label", "0")
+
+
+def test_an_image_stands_in_the_middle_on_its_caption():
+    sheet = cv2.imdecode(np.frombuffer(contact_sheet([(np.zeros((1, 128, 200), np.uint8), ["", ""])], 1), np.uint8), 0)
+    assert sheet is not None and not sheet[10 + 46 : 10 + SIDE, 10 : 10 + SIDE].any() and sheet[10 + 45].all()
+    sheet = cv2.imdecode(np.frombuffer(contact_sheet([(np.zeros((1, 128, 64), np.uint8), ["", ""])], 1), np.uint8), 0)
+    assert sheet is not None and not sheet[10 : 10 + SIDE, 10 + 32 : 10 + 96].any()
 
 
 def test_label_and_key_number_stand_under_the_image():

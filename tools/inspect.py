@@ -149,7 +149,7 @@ class Survey:
 def shown(text: str | bytes) -> str:
     """Text for the terminal: what does not print is escaped."""
     text = text.decode(errors="backslashreplace") if isinstance(text, bytes) else text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def line(name: str, *values: str) -> str:
@@ -354,8 +354,7 @@ def main(argv: list[str] | None = None) -> int | None:
     source = open_source(options.database)
     everything = range(len(source))
     print(*about_file(source), sep="\n", flush=True)
-    some = options.quick and len(source) > QUICK
-    survey = Survey(indices := chosen(np.asarray(everything), QUICK, None) if some else everything)
+    survey = Survey(indices := chosen(np.asarray(everything), QUICK, None) if options.quick else everything)
     with library_messages() as messages:
         for each in track(looks(source, indices, messages), len(indices), "records"):
             survey.add(each)
