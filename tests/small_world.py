@@ -9,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from transfer_caffe.datum import DatabaseWriter, raw_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import raw_datum
 from transfer_caffe.files import write_bytes, write_text
 from transfer_caffe.tools.compute_mean import write_mean
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tools.compute_mean import main
-from transfer_caffe.datum import DatabaseWriter, encoded_datum, raw_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import encoded_datum, raw_datum
 from transfer_caffe.files import require_checksum
 
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14

@@ -93,12 +93,12 @@ def test_what_a_kill_left_is_made_good_with_the_same_bytes():
     shutil.rmtree(HERE / "natman")
     shutil.rmtree(HERE / "random0/B/val_lmdb")
     (HERE / "random0/A/mean.binaryproto").unlink()
-    for leftover in (".natman.0123abcd.tmp", "random0/B/.val_lmdb.0123abcd.tmp"):
+    for leftover in (".natman.0123abcd.tmp", "random0/B/.val_lmdb.partial"):
         (HERE / leftover).mkdir()
         (HERE / leftover / "data.mdb").write_text("half")
     assert make() == 0
     assert state() == whole
-    assert not list(HERE.rglob(".*.tmp"))
+    assert not [*HERE.rglob(".*.tmp"), *HERE.rglob(".*.partial")]
 
 
 def test_a_database_of_other_settings_is_refused(capsys):

@@ -10,7 +10,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from transfer_caffe.datum import Database, DatabaseWriter, decode_datum, encoded_datum, raw_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import Database, decode_datum, encoded_datum, raw_datum
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2
 
@@ -156,8 +157,8 @@ def test_a_truncated_database_is_an_error_and_kills_nobody(tmp_path, left):
 
 
 def test_the_map_grows_and_all_records_are_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("transfer_caffe.datum._FIRST_MAP", 1 << 16)
-    monkeypatch.setattr("transfer_caffe.datum._BATCH_BYTES", 1 << 14)
+    monkeypatch.setattr("transfer_caffe.database_writer._FIRST_MAP", 1 << 16)
+    monkeypatch.setattr("transfer_caffe.database_writer._BATCH_BYTES", 1 << 14)
     write(tmp_path / "db", 5000)
     assert [label for _, _, label in Database(tmp_path / "db")] == list(range(5000))
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import net_text, tiny_images, write_lmdb
 
-from transfer_caffe.datum import DatabaseWriter, encoded_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import encoded_datum
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.net import Net
 from transfer_caffe.proto import array_to_blob, blob_to_array, parse_text, read_binary, write_binary

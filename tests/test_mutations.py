@@ -18,7 +18,8 @@ import torch
 from conftest import SOLVER, net_text, tiny_images, write_lmdb
 
 from transfer_caffe import seal, snapshots, surgery
-from transfer_caffe.datum import Database, DatabaseWriter, raw_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import Database, raw_datum
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.errors import UserError
 from transfer_caffe.processes import environment

@@ -6,63 +6,36 @@ Same positional arguments, flags, keys and records as convert_imageset (Caffe's 
 ReadImageToDatum in src/caffe/util/io.cpp). Different from it:
 - An image that is missing or broken ends the run (--on_error fail), or is left out and named (--on_error skip).
 - The order that --shuffle gives follows from --seed.
-- The database appears when it is complete, or not at all, and holds a file build.json that says how it was made.
+- Images are decoded by as many threads as there are cores (--jobs); the database is the same for any number of them.
+- The database appears when it is complete, or not at all, and holds a file build.json that says how it was made. After
+  a kill, a full disk, or a broken image the same command goes on where it was.
 - LMDB only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 
-from transfer_caffe.data_prep.lists import read_list
-from transfer_caffe.datum import DatabaseWriter, encoded_datum, raw_datum
+from transfer_caffe.data_prep.lists import Line, read_list
+from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing, sha256, write_json
 
 from .gflags import as_argparse
+from .images import Made, Settings, Task, cores, library_messages, make_records
 from .progress import track
 
-MAX_SEED = 2**32 - 1
 MAX_KEY = 511  # bytes; LMDB's limit
-SWITCHES = ("gray", "shuffle", "check_size", "encoded")
-
-
-class BrokenImage(Exception):
-    """An image that cannot be read or decoded, and why."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How images are stored; the names are convert_imageset's flags."""
-
-    gray: bool = False
-    shuffle: bool = False
-    seed: int = 0
-    resize_height: int = 0
-    resize_width: int = 0
-    check_size: bool = False
-    encoded: bool = False
-    encode_type: str = ""
-
-    def __post_init__(self) -> None:
-        """UserError for settings that make no sense; convert_imageset ignores half a size."""
-        if min(self.resize_height, self.resize_width) < 0:
-            raise UserError("--resize_height and --resize_width must not be negative")
-        if bool(self.resize_height) != bool(self.resize_width):
-            raise UserError("--resize_height and --resize_width go together: give both, or none to keep sizes")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"--seed {self.seed}: a seed is a number from 0 to {MAX_SEED}")
-        if self.encode_type and not _can_encode(self.encode_type):
-            raise UserError(f"--encode_type {self.encode_type}: unknown image type; jpg and png are usual")
+SWITCHES = ("gray", "shuffle", "check_size", "encoded", "scaled_decode")
+TASK_BYTES = 2 << 20  # of records, about, that a thread makes at a time
+MOST_IN_TASK = 64
 
 
 @dataclass
@@ -74,131 +47,141 @@ class Result:
     warnings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _can_encode(kind: str) -> bool:
-    try:
-        return cv2.haveImageWriter(f"x.{kind}")
-    except cv2.error:
-        return False
+class _Builder:
+    """The parts of `build`."""
+
+    def __init__(self, root: str, image_list: str, settings: Settings, on_error: str) -> None:
+        self.root, self.image_list, self.settings, self.on_error = root, image_list, settings, on_error
+        self.list_sha256 = sha256(image_list)
+        self.lines = read_list(image_list)
+        if root and not os.path.isdir(root):
+            raise UserError(f"{root}: no such folder; the image list's paths should start there")
+        self.order = np.arange(len(self.lines))
+        if settings.shuffle:
+            self.order = np.random.RandomState(settings.seed).permutation(len(self.lines))
+        self.bytes = self.sized = 0
+
+    def job(self) -> dict[str, Any]:
+        """What an unfinished database must have been made from, to be gone on with."""
+        return {"list_sha256": self.list_sha256, "root": os.path.abspath(self.root or "."), **vars(self.settings),
+                "opencv": cv2.__version__}  # fmt: skip
+
+    def path(self, line: int) -> str:
+        name = self.lines[line][0]
+        return f"{self.root.rstrip('/')}/{name.lstrip('/')}" if self.root else name
+
+    def tasks(self, first: int) -> Iterator[Task]:
+        """What is left to do from place ``first`` on, in pieces of about `TASK_BYTES`."""
+        while first < len(self.order):
+            size = self.bytes // self.sized if self.sized else TASK_BYTES // 8
+            count = min(max(TASK_BYTES // max(size, 1), 1), MOST_IN_TASK)
+            lines = self.order[first : first + count].tolist()
+            yield [(self.path(line), self.lines[line][1]) for line in lines]
+            first += count
+
+    def made(self, first: int, jobs: int) -> Iterator[tuple[int, Made]]:
+        """(line, what became of its image) from place ``first`` on."""
+        everything = make_records(self.tasks(first), self.settings, jobs)
+        for place, made in enumerate(everything, start=first):
+            self.bytes, self.sized = self.bytes + len(made.record), self.sized + 1
+            yield int(self.order[place]), made
 
 
-def read_image(path: str, settings: Settings) -> tuple[np.ndarray, bytes]:
-    """Decode and resize as ReadImageToCVMat: an H x W x 3 (BGR) or, with gray, H x W image; and the file's bytes.
-
-    Decoding from memory tells a truncated JPEG, which decoding from a file fills with gray. Raises BrokenImage.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise BrokenImage(error.strerror or str(error)) from None
-    try:
-        flag = cv2.IMREAD_GRAYSCALE if settings.gray else cv2.IMREAD_COLOR
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
-    except cv2.error as error:
-        raise BrokenImage(f"cannot be decoded: {error.err}") from None
-    if image is None:
-        raise BrokenImage("cannot be decoded: not an image, or truncated" if data else "the file is empty")
-    if settings.resize_height:
-        image = cv2.resize(image, (settings.resize_width, settings.resize_height))  # bilinear, as Caffe's
-    return image, data
-
-
-def image_record(path: str, label: int, settings: Settings) -> tuple[bytes, tuple[int, ...]]:
-    """The serialized Datum of an image file, as ReadImageToDatum makes it, and the shape of the stored image.
-
-    Encoded records hold the file's own bytes where it is of the type asked for and not resized (with gray, too: then
-    real Caffe stores the colour file); else the image, encoded anew.
-    """
-    image, data = read_image(path, settings)
-    if not (settings.encoded or settings.encode_type):
-        return raw_datum(image, label), image.shape
-    extension = os.path.splitext(path)[1].lower()[1:]
-    if not (kind := settings.encode_type or extension):
-        raise BrokenImage("its name has no ending that says how to encode it: give --encode_type")
-    if not settings.resize_height and (extension == kind.lower() or (extension, kind) == ("jpeg", "jpg")):
-        return encoded_datum(data, label), image.shape
-    if not _can_encode(kind):
-        raise BrokenImage(f"cannot be encoded as .{kind}: give --encode_type")
-    return encoded_datum(cv2.imencode(f".{kind}", image)[1].tobytes(), label), image.shape
-
-
-@contextlib.contextmanager
-def library_messages() -> Iterator[Any]:
-    """Collect what libraries (libjpeg, libpng) write to file descriptor 2; yields a function that takes it, as text.
-
-    libjpeg reports damage inside a JPEG there and nowhere else, without the file's name. Python's own sys.stderr
-    goes on as before.
-    """
-    sys.stderr.flush()
-    saved = os.dup(2)
-    before = sys.stderr
-    with tempfile.TemporaryFile() as collected:
-
-        def take() -> str:
-            if not (size := os.lseek(collected.fileno(), 0, os.SEEK_CUR)):
-                return ""
-            text = os.pread(collected.fileno(), size, 0).decode(errors="replace")
-            os.lseek(collected.fileno(), 0, os.SEEK_SET)
-            return " ".join(text.split())
-
-        try:
-            if before is sys.__stderr__:
-                sys.stderr = open(saved, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-            os.dup2(collected.fileno(), 2)
-            yield take
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            sys.stderr = before
-            os.close(saved)
-
-
-def build(root: str, image_list: str, database: str, settings: Settings, on_error: str = "fail") -> Result:
+def build(
+    root: str, image_list: str, database: str, settings: Settings, on_error: str = "fail", jobs: int | None = None
+) -> Result:
     """Write ``database`` from the images of ``image_list`` under ``root``.
 
     ``on_error``: what an image that is missing or broken does: `fail` (UserError) or `skip` (a line on standard error).
+    ``jobs``: threads that decode; None is one a core. Interrupted work of the same arguments is gone on with.
     """
     refuse_existing(database, "choose another name, or remove it to build it again")
-    lines = read_list(image_list)
-    if root and not os.path.isdir(root):
-        raise UserError(f"{root}: no such folder; the image list's paths should start there")
-    order = np.arange(len(lines))
-    if settings.shuffle:
-        order = np.random.RandomState(settings.seed).permutation(len(lines))
+    builder = _Builder(root, image_list, settings, on_error)
+    lines, count = builder.lines, len(builder.lines)
+    for warning in doubtful(lines, image_list):
+        _say(f"warning: {warning}")
     result = Result()
     first: tuple[str, tuple[int, ...]] | None = None
-    with library_messages() as messages, DatabaseWriter(database) as writer:
-        for place, line in enumerate(track(order.tolist(), len(lines), "images")):
-            name, label = lines[line]
-            path = f"{root.rstrip('/')}/{name.lstrip('/')}" if root else name
-            where = f"{path} ({image_list}, line {line + 1})"
-            key = f"{place:08d}_{name}".encode()
-            try:
+    writer = DatabaseWriter(database, builder.job())
+    try:
+        # what progress bars write must not be taken for what a decoder says: see library_messages
+        with library_messages(), writer:
+            done = writer.state.get("place", 0)
+            if done:
+                result = Result(**writer.state["result"])
+                first = writer.state["first"] and (writer.state["first"][0], tuple(writer.state["first"][1]))
+                _say(f"{database}: going on after the first {done} of {count} images, which are done")
+            elif writer.started_over:
+                _say(f"{database}: unfinished work is there, but from another list or other settings: starting over")
+            progress = track(builder.made(done, jobs or cores()), count, "images", done)
+            for place, (line, made) in enumerate(progress, start=done):
+                name = lines[line][0]
+                path = builder.path(line)
+                where = f"{path} ({image_list}, line {line + 1})"
+                key = f"{place:08d}_{name}".encode()
+                problem = made.problem and made.problem + (f" ({made.heard})" if made.heard else "")
                 if len(key) > MAX_KEY:
-                    raise BrokenImage(f"the path is longer than the {MAX_KEY - 9} bytes that LMDB takes")
-                record, shape = image_record(path, label, settings)
-            except BrokenImage as error:
-                heard = messages()
-                reason = f"{error} ({heard})" if heard else str(error)
-                if on_error == "fail":
-                    hint = "repair the image or the list, or leave such images out with --on_error skip"
-                    raise UserError(f"{where}: {reason}; {hint}") from None
-                result.skipped.append({"line": line + 1, "path": name, "reason": reason})
-                print(f"left out: {where}: {reason}", file=sys.stderr, flush=True)
-                continue
-            if heard := messages():
-                result.warnings.append({"line": line + 1, "path": name, "message": heard})
-                print(f"warning: {where}: stored, but its decoder says: {heard}", file=sys.stderr, flush=True)
-            if settings.check_size:
-                first = first or (path, shape)
-                if shape != first[1]:
-                    sizes = f"{_size(shape)}, but {first[0]} has {_size(first[1])}"
-                    raise UserError(f"{where}: {sizes} (height x width x channels); resize, or drop --check_size")
-            writer.put(key, record)
-            result.records += 1
-        if not result.records:
-            raise UserError(f"{image_list}: none of its {len(lines)} images could be read; is {root} the right folder?")
-        write_json(writer.folder / "build.json", _provenance(root, image_list, settings, on_error, len(lines), result))
+                    problem = f"the path is longer than the {MAX_KEY - 9} bytes that LMDB takes"
+                if problem:
+                    if on_error == "fail":
+                        hint = "repair the image or the list, or leave such images out with --on_error skip"
+                        raise UserError(f"{where}: {problem}; {hint}")
+                    result.skipped.append({"line": line + 1, "path": name, "reason": problem})
+                    _say(f"left out: {where}: {problem}")
+                    continue
+                if made.heard:
+                    result.warnings.append({"line": line + 1, "path": name, "message": made.heard})
+                    _say(f"warning: {where}: stored, but its decoder says: {made.heard}")
+                if settings.check_size:
+                    first = first or (path, made.shape)
+                    if made.shape != first[1]:
+                        sizes = f"{_size(made.shape)}, but {first[0]} has {_size(first[1])}"
+                        raise UserError(f"{where}: {sizes} (height x width x channels); resize, or drop --check_size")
+                result.records += 1
+                writer.state = {"place": place + 1, "result": vars(result), "first": first}
+                writer.put(key, made.record)
+            if not result.records:
+                raise UserError(f"{image_list}: none of its {count} images could be read; is {root} the right folder?")
+            write_json(writer.folder / "build.json", _provenance(builder, result))
+    finally:
+        if writer.kept:
+            _say(f"{database}: not complete; what is done is kept in {writer.folder}: the same command goes on")
+    return result
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def doubtful(lines: Sequence[Line], image_list: str) -> list[str]:
+    """What is legal in an image list but seldom meant: images listed twice, labels that no image has.
+
+    UserError for an image with two labels.
+    """
+    # hashes first: a million names in a dictionary are 100 MB
+    hashes = np.fromiter((hash(name) for name, _ in lines), np.int64, len(lines))
+    values, counts = np.unique(hashes, return_counts=True)
+    again = set(values[counts > 1].tolist())
+    seen: dict[str, tuple[int, int]] = {}
+    twice: list[str] = []
+    for number, (name, label) in enumerate(lines, 1):
+        if again and hash(name) in again:
+            before, its_label = seen.setdefault(name, (number, label))
+            if label != its_label:
+                raise UserError(
+                    f"{image_list}: line {number}: {name} has the label {label}, but {its_label} in line {before}; "
+                    "take one of the two lines out"
+                )
+            if before != number:
+                twice.append(f"line {number} is the image of line {before} once more")
+    labels = np.unique(np.fromiter((label for _, label in lines), np.int64, len(lines)))
+    result = []
+    if twice:
+        result.append(f"{image_list}: {twice[0]}" + (f" ({len(twice)} such lines)" if len(twice) > 1 else ""))
+    if missing := int(labels[-1]) + 1 - len(labels):
+        gap = int(np.flatnonzero(labels != np.arange(len(labels)))[0])
+        more = f" ({missing} of the labels 0 to {labels[-1]} have none)" if missing > 1 else ""
+        result.append(f"{image_list}: no image has the label {gap}{more}")
     return result
 
 
@@ -206,20 +189,18 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(str(n) for n in (*shape, 1)[:3])
 
 
-def _provenance(
-    root: str, image_list: str, settings: Settings, on_error: str, images: int, result: Result
-) -> dict[str, Any]:
+def _provenance(builder: _Builder, result: Result) -> dict[str, Any]:
     """How the database was made; real Caffe does not look at it."""
-    order = "numpy.random.RandomState(seed).permutation(images)" if settings.shuffle else "that of the list"
+    shuffled = builder.settings.shuffle
     return {
-        "root": root,
-        "list": image_list,
-        "list_sha256": sha256(image_list),
-        "images": images,
+        "root": builder.root,
+        "list": builder.image_list,
+        "list_sha256": builder.list_sha256,
+        "images": len(builder.lines),
         "records": result.records,
-        **vars(settings),
-        "order": order,
-        "on_error": on_error,
+        **vars(builder.settings),
+        "order": "numpy.random.RandomState(seed).permutation(images)" if shuffled else "that of the list",
+        "on_error": builder.on_error,
         "skipped": result.skipped,
         "warnings": result.warnings,
         "opencv": cv2.__version__,
@@ -250,6 +231,15 @@ def _parser() -> ArgumentParser:
         "--encode_type", default="", metavar="TYPE", help="store images as files of this type: png, jpg"
     )
     parser.add_argument(
+        "--jpeg_quality", type=int, default=95, metavar="Q", help="of JPEGs encoded anew, 1 to 100 (95)"
+    )
+    parser.add_argument(
+        "--scaled_decode",
+        action="store_true",
+        help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, but not convert_imageset's pixels",
+    )
+    parser.add_argument("--jobs", type=int, default=cores(), help="threads that decode images (one a core)")
+    parser.add_argument(
         "--on_error", choices=("fail", "skip"), default="fail", help="what a missing or broken image does (fail)"
     )
     return parser
@@ -267,7 +257,9 @@ def main(argv: list[str] | None = None) -> int | None:
     options = _parser().parse_args(as_argparse(sys.argv[1:] if argv is None else argv, SWITCHES))
     require_lmdb(options.backend)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
-    result = build(options.root, options.list, options.database, settings, options.on_error)
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: at least one thread is needed")
+    result = build(options.root, options.list, options.database, settings, options.on_error, options.jobs)
     skipped = f", {len(result.skipped)} images left out" if result.skipped else ""
     print(f"{options.database}: {result.records} records{skipped}")
 

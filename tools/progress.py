@@ -12,12 +12,15 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield ``items``, of which there are ``total``, and show how many are done, how fast, and the time left."""
-    return _bar(items, total, what) if sys.stderr.isatty() else _lines(items, total, what)
+def track(items: Iterable[T], total: int, what: str, before: int = 0) -> Iterator[T]:
+    """Yield ``items`` and show how many are done, how fast, and the time left.
+
+    There are ``total``, of which ``before`` were done earlier and do not come again.
+    """
+    return (_bar if sys.stderr.isatty() else _lines)(items, total, what, before)
 
 
-def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def _bar(items: Iterable[T], total: int, what: str, before: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -29,16 +32,16 @@ def _bar(items: Iterable[T], total: int, what: str) -> Iterator[T]:
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), Rate(), TimeLeft(elapsed_when_finished=True))
     with Progress(*columns, console=Console(file=sys.stderr)) as progress:
-        yield from progress.track(items, total=total)
+        yield from progress.track(items, total=total, completed=before)
 
 
-def _lines(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def _lines(items: Iterable[T], total: int, what: str, before: int) -> Iterator[T]:
     start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    for done, item in enumerate(items, before + 1):
         yield item
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
-            rate = done / (now - start)
+            rate = (done - before) / (now - start)
             left = (total - done) / rate
             print(f"{done} of {total} {what}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr, flush=True)

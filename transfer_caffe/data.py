@@ -1,10 +1,12 @@
 """Make all data that a recipe's networks read: images, lists of the halves, databases, mean images.
 
     python -m transfer_caffe.data --recipe demo
+    python -m transfer_caffe.data --recipe paper --copies       # for real Caffe, which reads no views
 
 data/photos/random0/A then holds train.txt, val.txt, classes.txt, train_lmdb, val_lmdb and mean.binaryproto, and so
 for each half of each split of the recipe. What is there already, whole, is left alone; every part appears whole or
-not at all, so that this may be killed and started again at any moment.
+not at all, so that this may be killed and started again at any moment. With `images: {views: true}` the images are
+decoded once, into the database of `whole`, and the halves are views of it, or copied out of it.
 """
 
 from __future__ import annotations
@@ -32,16 +34,24 @@ CUT_FROM = "cut_from.json"
 Say = Callable[[str], None]
 
 
-def make_data(recipe: Recipe, data: Path, say: Say) -> None:
-    """Make what is missing of a recipe's data under the folder ``data``. UserError for what is there but is other."""
+def make_data(recipe: Recipe, data: Path, say: Say, copies: bool = False) -> None:
+    """Make what is missing of a recipe's data under the folder ``data``. UserError for what is there but is other.
+
+    ``copies``: no views, since real Caffe is to read the databases.
+    """
     with processes.lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
         make_images(recipe, data, say)
-        for split in dict.fromkeys(network.split for network in recipe.networks()):
+        whole = recipe.data_folder(data, "whole")
+        splits = [*["whole"] * recipe.images.views, *(network.split for network in recipe.networks())]
+        for split in dict.fromkeys(splits):
             make_lists(recipe, data, split, say)
-        for folder in folders(recipe, data):
+        for folder in dict.fromkeys([*[whole] * recipe.images.views, *folders(recipe, data)]):
             for part in ("train", "val"):
-                make_database(recipe, data, folder, part, say)
-            make_mean(folder, say)
+                if recipe.images.views and folder != whole:
+                    take_database(recipe, whole, folder, part, copies, say)
+                else:
+                    make_database(recipe, data, folder, part, say)
+        make_means(folders(recipe, data), say)
 
 
 def folders(recipe: Recipe, data: Path) -> list[Path]:
@@ -116,24 +126,12 @@ def _require_cut_from(out: Path, cut_from: dict[str, str]) -> None:
 
 def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say) -> None:
     """Build FOLDER/PART_lmdb from FOLDER/PART.txt; one that is there must have come from that list, in that form."""
-    database, image_list, images = folder / f"{part}_lmdb", folder / f"{part}.txt", recipe.images
-    if not image_list.is_file():
-        raise UserError(
-            f"{image_list}: no such image list, though {folder.parent} is there; remove that to make it anew"
-        )
-    settings: dict[str, Any] = {
-        "shuffle": True,  # both parts, as in Caffe's own create_imagenet.sh
-        "seed": images.shuffle_seed,
-        "resize_height": images.resize[0],
-        "resize_width": images.resize[1],
-        "encoded": images.encoded,
-    }
+    database, image_list, images = folder / f"{part}_lmdb", _list_of(folder, part), recipe.images
+    settings = _settings(recipe)
     if database.exists():
-        _require_built_so(database, settings | {"list_sha256": sha256(image_list)})
+        _require_made_so(database, settings | {"list_sha256": sha256(image_list)}, views=False)
         return
-    _remove_partial(database)
-    if part == "train":
-        (folder / "mean.binaryproto").unlink(missing_ok=True)  # the mean of images that are no more
+    _forget(database, part)
     from transfer_caffe.tools import build_lmdb
 
     say(f"{database}: images")
@@ -141,29 +139,86 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
     build_lmdb.build(str(root), str(image_list), str(database), build_lmdb.Settings(**settings))
 
 
-def _require_built_so(database: Path, settings: dict[str, Any]) -> None:
-    build = database / "build.json"
-    if not build.exists():
+def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: bool, say: Say) -> None:
+    """Make FOLDER/PART_lmdb out of WHOLE/PART_lmdb: a view, or with ``copies`` an LMDB in the place of one."""
+    database, image_list = folder / f"{part}_lmdb", _list_of(folder, part)
+    from transfer_caffe.views import is_view
+
+    if database.exists():
+        _require_made_so(database, _settings(recipe) | {"list_sha256": sha256(image_list)}, views=True)
+        if not (copies and is_view(database)):
+            return
+        shutil.rmtree(database)  # made again in seconds, should the copy come to nothing
+    else:
+        _forget(database, part)
+    _remove_partial(database)
+    from transfer_caffe.datum import Database
+    from transfer_caffe.tools import split_lmdb
+
+    say(f"{database}: {'records copied from' if copies else 'a view of'} {whole / f'{part}_lmdb'}")
+    split_lmdb.split(Database(whole / f"{part}_lmdb"), str(image_list), str(database), view=not copies)
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    images = recipe.images
+    return {
+        "shuffle": True,  # both parts, as in Caffe's own create_imagenet.sh
+        "seed": images.shuffle_seed,
+        "resize_height": images.resize[0],
+        "resize_width": images.resize[1],
+        "encoded": images.encoded,
+    }
+
+
+def _list_of(folder: Path, part: str) -> Path:
+    image_list = folder / f"{part}.txt"
+    if not image_list.is_file():
+        raise UserError(
+            f"{image_list}: no such image list, though {folder.parent} is there; remove that to make it anew"
+        )
+    return image_list
+
+
+def _forget(database: Path, part: str) -> None:
+    """Remove the mean of images that are no more."""
+    if part == "train":
+        (database.parent / "mean.binaryproto").unlink(missing_ok=True)
+
+
+def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> None:
+    from transfer_caffe.views import VIEW
+
+    record = next((path for path in (database / VIEW, database / "build.json") if path.exists()), None)
+    if record is None:
         return  # made by convert_imageset: the user's own care
-    built = read_json(build)
+    made = read_json(record)
+    if bool(made.get("database") or made.get("copied_from")) != views:
+        how = "built from the images" if views else "taken out of a whole database"
+        raise UserError(
+            f"{database} was {how}, and the recipe has `views: {str(views).lower()}` now: its records have another "
+            "order; take that back, or remove it to make it anew (networks trained on it are then of other data)"
+        )
     for key, value in settings.items():
-        if built.get(key) != value:
+        if made.get(key) != value:
             raise UserError(
-                f"{database} was built with {key} {built.get(key)}, the recipe has {value} now; remove it to build it "
+                f"{database} was built with {key} {made.get(key)}, the recipe has {value} now; remove it to build it "
                 "anew (networks trained on it are then of other data)"
             )
 
 
-def make_mean(folder: Path, say: Say) -> None:
-    """Compute FOLDER/mean.binaryproto, the mean of the training images."""
-    path = folder / "mean.binaryproto"
-    if path.exists():
+def make_means(folders: list[Path], say: Say) -> None:
+    """Compute FOLDER/mean.binaryproto, the mean of the training images, where it is missing: all in one pass."""
+    missing = [folder for folder in folders if not (folder / "mean.binaryproto").exists()]
+    if not missing:
         return
-    from transfer_caffe.datum import Database
     from transfer_caffe.tools import compute_mean
+    from transfer_caffe.views import open_records
 
-    say(f"{path}: mean image")
-    compute_mean.write_mean(path, compute_mean.mean_image(Database(folder / "train_lmdb")))
+    for folder in missing:
+        say(f"{folder / 'mean.binaryproto'}: mean image")
+    means = compute_mean.mean_images([open_records(folder / "train_lmdb") for folder in missing])
+    for folder, mean in zip(missing, means, strict=True):
+        compute_mean.write_mean(folder / "mean.binaryproto", mean)
 
 
 def _remove_partial(path: Path) -> None:
@@ -185,6 +240,9 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
     parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets go (default: data)")
+    parser.add_argument(
+        "--copies", action="store_true", help="copies where the recipe has views: real Caffe reads databases only"
+    )
     args = parser.parse_args(argv)
     recipe = load_recipe(args.recipe)
     made: list[str] = []
@@ -193,7 +251,7 @@ def main(argv: list[str] | None = None) -> int | None:
         made.append(line)
         print(line, flush=True)
 
-    make_data(recipe, args.data, say)
+    make_data(recipe, args.data, say, args.copies)
     print(f"the data of {recipe.name} is complete" + ("" if made else " already"))
     return 0
 

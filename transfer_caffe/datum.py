@@ -1,4 +1,4 @@
-"""Datum records and the LMDB databases that hold them, as Caffe's tools write them and its Data layer reads them.
+"""Datum records, and the LMDB databases that hold them, as Caffe's Data layer reads them (written: database_writer.py).
 
     db = Database("train_lmdb")
     image, label = db.record(7)         # CHW uint8, channels BGR
@@ -9,13 +9,10 @@ Caffe's sources: src/caffe/util/io.cpp (decoding), src/caffe/util/db_lmdb.cpp, s
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import shutil
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import lmdb
 import numpy as np
@@ -23,11 +20,8 @@ from google.protobuf.message import DecodeError
 
 from transfer_caffe import lmdb_pages
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import checksum_path, refuse_existing, require_checksum, whole_folder, write_checksum
+from transfer_caffe.files import checksum_path, require_checksum
 from transfer_caffe.proto import caffe_pb2
-
-_BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
-_FIRST_MAP = 64 << 20
 
 CHECKED_BYTES = 4 << 30
 """Databases up to this size are compared with their checksum when they are opened.
@@ -90,6 +84,16 @@ def encoded_datum(data: bytes, label: int) -> bytes:
     return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
 
 
+def relabelled(data: bytes, label: int, where: str) -> bytes:
+    """A serialized Datum with another label and all else as it is. UserError for one that does not parse."""
+    try:
+        datum = caffe_pb2.Datum.FromString(data)
+    except DecodeError:
+        raise UserError(f"{where}: damaged: it does not parse as a Datum; build the database again") from None
+    datum.label = label
+    return datum.SerializeToString()
+
+
 class _Environment:
     """An open LMDB; a holder that, unlike lmdb.Environment, can be referred to weakly."""
 
@@ -134,7 +138,7 @@ class Database:
             self._length = int(self._env.stat()["entries"])
             if not self._length:
                 raise UserError(f"{self.path}: the database has no records; build it again")
-            self._numbered = self._keys_are_line_numbers()
+            self._numbers = self._line_numbers()
 
     def __len__(self) -> int:
         """The number of records."""
@@ -148,25 +152,44 @@ class Database:
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
         """Record ``index``, 0 <= index < len, as (C x H x W array, label): `decode_datum`."""
+        return self.keyed(index)[1:]
+
+    def keyed(self, index: int) -> tuple[bytes, np.ndarray, int]:
+        """Record ``index`` as (key, array, label)."""
         key, value = self.raw(index)
-        return decode_datum(value, self._where(key), self.color)
+        return key, *decode_datum(value, self._where(key), self.color)
 
     def raw(self, index: int) -> tuple[bytes, bytes]:
         """The key and the serialized Datum of record ``index``."""
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of a database of {self._length}")
         with self._as_user_error(), self._env.begin() as transaction:
-            if self._keys is None and self._numbered:
-                cursor = transaction.cursor()
-                if cursor.set_range(b"%08d" % index) and cursor.key()[:8] == b"%08d" % index:
+            cursor = transaction.cursor()
+            if self._numbers is not None:
+                prefix = b"%08d" % self._numbers[index]
+                if cursor.set_range(prefix) and cursor.key()[:8] == prefix:
                     return cursor.item()
+                self._numbers = None  # some keys count lines, others do not
             if self._keys is None:
-                self._keys = list(transaction.cursor().iternext(values=False))
+                self._keys = list(self.keys())
             key = self._keys[index]
             value = transaction.get(key)
             if value is None:
                 raise UserError(f"{self._where(key)}: listed, but not found: the database is damaged; build it again")
             return key, value
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys, in order. The records are not read."""
+        with self._as_user_error(), self._env.begin() as transaction:
+            yield from transaction.cursor().iternext(values=False)
+
+    def raw_in_order(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and serialized Datums from record ``first`` on, as they lie in the file."""
+        start = self.raw(first)[0]
+        with self._as_user_error(), self._env.begin() as transaction:
+            cursor = transaction.cursor()
+            cursor.set_key(start)
+            yield from cursor.iternext()
 
     def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
         """All records in key order as (key, array, label)."""
@@ -178,19 +201,22 @@ class Database:
     def _where(self, key: bytes) -> str:
         return f"{self.path}: record {key.decode(errors='backslashreplace')!r}"
 
-    def _keys_are_line_numbers(self) -> bool:
-        """Whether keys count 00000000, 00000001, ... as convert_imageset's do when it skipped no image.
+    def _line_numbers(self) -> range | np.ndarray | None:
+        """The numbers that the keys begin with, where they are those of lines, as convert_imageset's; else None.
 
-        Then a record is found by its number, and a million keys need not be read first. `raw` looks at each key.
+        By its number a record is found without a list of a million keys in memory. Images that were skipped leave
+        gaps: then all keys are gone through once. `raw` looks at each key.
         """
         with self._env.begin() as transaction:
             cursor = transaction.cursor()
-            return (
-                cursor.first()
-                and cursor.key()[:8] == b"0" * 8
-                and cursor.last()
-                and cursor.key()[:8] == b"%08d" % (self._length - 1)
-            )
+            first = cursor.key() if cursor.first() else b""
+            last = cursor.key() if cursor.last() else b""
+        if first[:8] == b"0" * 8 and last[:8] == b"%08d" % (self._length - 1):
+            return range(self._length)
+        if not (first[:8].isdigit() and last[:8].isdigit()):
+            return None
+        numbers = np.fromiter((int(key[:8]) if key[:8].isdigit() else -1 for key in self.keys()), np.int64)
+        return numbers if numbers[0] >= 0 and (np.diff(numbers) > 0).all() else None
 
     @contextlib.contextmanager
     def _as_user_error(self) -> Iterator[None]:
@@ -225,88 +251,3 @@ def _data_file(path: Path) -> Path:
     if (path / "CURRENT").exists():
         raise UserError(f"{path}: this is a LevelDB; only LMDB is read: build it with python -m tools.build_lmdb")
     raise UserError(f"{path}: not an LMDB: a folder with a file data.mdb was expected")
-
-
-class DatabaseWriter:
-    """A new LMDB at ``path``: complete, with its checksum data.mdb.sha256, or absent.
-
-    A context manager; leaving it by an error leaves nothing.
-
-        with DatabaseWriter("train_lmdb") as db:
-            db.put(b"00000000_cat.png", raw_datum(image, label))
-
-    The map grows when it is full. Raises UserError when ``path`` exists, OSError (naming ``path``) on a full disk.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Nothing happens on the disk before the writer is entered."""
-        self.path = Path(path)
-        self._pending: list[tuple[bytes, bytes]] = []
-        self._pending_bytes = 0
-
-    def __enter__(self) -> DatabaseWriter:
-        """Make the temporary folder; `folder` is where files that go with the database may be written, too."""
-        refuse_existing(self.path, "choose another name, or remove it to build it again")
-        self._whole = whole_folder(self.path)
-        self.folder = self._whole.__enter__()
-        try:
-            # sync once, when all is written: until then the folder has its temporary name anyway
-            self._env = lmdb.open(str(self.folder), map_size=_FIRST_MAP, sync=False, lock=False)
-        except BaseException as error:
-            self._whole.__exit__(type(error), error, error.__traceback__)
-            raise self._translated(error) from None
-        return self
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Add a record. A key that is there already is an error, when the batch is written."""
-        self._pending.append((key, value))
-        self._pending_bytes += len(key) + len(value)
-        if self._pending_bytes >= _BATCH_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is pending, in one transaction."""
-        while self._pending:
-            try:
-                with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
-                    for key, value in self._pending:
-                        if not cursor.put(key, value, overwrite=False):
-                            raise UserError(f"{self.path}: two records with the key {key.decode(errors='replace')!r}")
-                self._pending.clear()
-                self._pending_bytes = 0
-            except lmdb.MapFullError:
-                self._env.set_mapsize(2 * self._env.info()["map_size"])
-            except lmdb.Error as error:
-                raise self._translated(error) from None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write the rest, close, and give the folder its name; after an error, remove it."""
-        try:
-            if error is None:
-                self.flush()
-        except BaseException as late:
-            self._env.close()
-            self._whole.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._env.close()
-        try:
-            if error is None:
-                write_checksum(self.folder / "data.mdb")
-        except BaseException as late:
-            self._whole.__exit__(type(late), late, late.__traceback__)
-            raise
-        self._whole.__exit__(kind, error, trace)
-
-    def _translated(self, error: BaseException) -> BaseException:
-        """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
-        if isinstance(error, lmdb.Error):
-            # a write that the disk took in part only is EIO to LMDB
-            if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(self.folder).free < self._pending_bytes:
-                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
-                if os.strerror(code) in str(error):
-                    return OSError(code, os.strerror(code), str(self.path))
-            return UserError(f"{self.path}: LMDB cannot write here: {error}")
-        return error

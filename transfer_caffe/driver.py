@@ -63,7 +63,7 @@ def train(
             return done
 
         # 1. What it is trained on, and its files
-        require_data(network, data)
+        require_data(network, data, views=engine.reads_views)
         layers = layers_with_weights(render_here(network, folder, data).net)
         names = [layer.name for layer in layers]
         require_labels(network, data, layers[-1].inner_product_param.num_output)

@@ -6,6 +6,7 @@ without a word on labels that the last layer has no output for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from transfer_caffe.recipe import Network
 
 if TYPE_CHECKING:
     from transfer_caffe.datum import Database
+    from transfer_caffe.views import View
 
 # what reads databases and messages is imported where it is needed: a network that is done needs none of it
 
@@ -23,23 +25,28 @@ LABELS_READ = 1000
 """Of a database that this program has not built, so many records are looked at, spread over all of it."""
 
 
-def require_data(network: Network, data: Path) -> None:
-    """UserError unless image lists, databases with records, and the mean image are there and sound."""
+def require_data(network: Network, data: Path, views: bool = True) -> None:
+    """UserError unless image lists, databases with records, and the mean image are there and sound.
+
+    ``views``: whether a view of a database will do, as for the embedded engine.
+    """
+    from transfer_caffe.views import is_view, open_records, whole_of
+
     folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
-    for path in (
-        *(folder / name for name in ("train.txt", "val.txt", "train_lmdb/data.mdb", "val_lmdb/data.mdb")),
-        mean,
-    ):
+    make = f"python -m transfer_caffe.data --recipe {network.recipe.given}"
+    bases = [folder / f"{part}_lmdb" for part in ("train", "val")]
+    files = [base / "data.mdb" for base in bases if not is_view(base)]
+    for path in (folder / "train.txt", folder / "val.txt", *files, mean):
         if not path.exists():
-            raise UserError(
-                f"{path} is missing; make the data first: python -m transfer_caffe.data --recipe {network.recipe.given}"
-            )
-    from transfer_caffe.datum import Database, require_sound_database
+            raise UserError(f"{path} is missing; make the data first: {make}")
+    from transfer_caffe.datum import require_sound_database
     from transfer_caffe.proto import read_mean
 
-    for part in ("train", "val"):
-        require_sound_database(folder / f"{part}_lmdb")
-        Database(folder / f"{part}_lmdb")  # has records
+    for base in bases:
+        if is_view(base) and not views:
+            raise UserError(f"{base} is a view, which real Caffe cannot read; make a copy of it: {make} --copies")
+        require_sound_database(whole_of(base))
+        open_records(base)  # has records
     shape, crop = read_mean(mean).shape, network.recipe.crop
     if shape[0] != 3 or min(shape[1:]) < crop:
         raise UserError(
@@ -51,7 +58,7 @@ def require_data(network: Network, data: Path) -> None:
 def require_labels(network: Network, data: Path, outputs: int) -> None:
     """UserError if a label of the lists or of the databases is not one of the last layer's outputs."""
     from transfer_caffe.data_prep.lists import read_list
-    from transfer_caffe.datum import Database
+    from transfer_caffe.views import open_records
 
     for part in ("train", "val"):
         image_list = network.data_folder(data) / f"{part}.txt"
@@ -60,18 +67,18 @@ def require_labels(network: Network, data: Path, outputs: int) -> None:
                 raise UserError(f"{image_list}: line {number}: label {label}, {_but(network, outputs)}")
         path = network.data_folder(data) / f"{part}_lmdb"
         if built_from(path) != sha256(image_list):
-            _require_labels_of_records(network, Database(path), outputs)
+            _require_labels_of_records(network, open_records(path), outputs)
 
 
 def built_from(database: Path) -> str | None:
-    """The sha256 of the image list that a database was built from; None where convert_imageset has built it."""
-    try:
-        return json.loads(read_text(database / "build.json")).get("list_sha256")
-    except (OSError, ValueError, AttributeError):
-        return None
+    """The sha256 of the image list that a database or view was made from; None where convert_imageset has built it."""
+    for record in ("build.json", "view.json"):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return json.loads(read_text(database / record)).get("list_sha256")
+    return None
 
 
-def _require_labels_of_records(network: Network, database: Database, outputs: int) -> None:
+def _require_labels_of_records(network: Network, database: Database | View, outputs: int) -> None:
     from google.protobuf.message import DecodeError
 
     from transfer_caffe.proto.caffe_pb2 import Datum

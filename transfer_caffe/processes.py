@@ -28,6 +28,11 @@ class Engine:
     name: str
     argv: tuple[str, ...]
 
+    @property
+    def reads_views(self) -> bool:
+        """Whether a Data layer may name a view (`transfer_caffe.views`) as its source."""
+        return self.name == "embedded"
+
     @classmethod
     def find(cls, given: str) -> Engine:
         """The engine of an --engine option: `embedded`, `caffe` (`real_caffe`), or a program, with arguments."""

@@ -11,7 +11,8 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     dataset       a name, for data/NAME, or the path of a folder, with train.txt, val.txt and classes.csv
     images        resize: [height, width]; root*: the folder that the lists' paths start from, seen from the dataset's
                   folder, which is the default; val_root*: the same for val.txt, if it is another; encoded*: keep
-                  images as files in the database; shuffle_seed*
+                  images as files in the database; shuffle_seed*; views*: build one database of all images, of which
+                  the halves are views (transfer_caffe/views.py), or copies where real Caffe is to read them
     architecture  a folder of prototxt_templates
     crop, mirror  side of the square cut from an image; whether training images are flipped at random
     batch         train, test: images a batch
@@ -69,6 +70,7 @@ class Images:
     resize: tuple[int, int]
     encoded: bool
     shuffle_seed: int
+    views: bool
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Recipe:
                 "resize": list(self.images.resize),
                 "encoded": self.images.encoded,
                 "shuffle_seed": self.images.shuffle_seed,
+                "views": self.images.views,
             },
             "architecture": self.architecture,
             "crop": self.crop,
@@ -299,8 +302,9 @@ def _images_of(section: Section) -> Images:
     if not isinstance(resize, list) or len(resize) != 2 or not all(is_whole(side, 1) for side in resize):
         section.fail("resize", f"[height, width] in pixels was expected, not {shown(resize)}")
     images = Images(
-        root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0)
-    )
+        root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0),
+        section.flag("views", False),
+    )  # fmt: skip
     section.end()
     return images
 

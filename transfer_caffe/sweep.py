@@ -207,12 +207,12 @@ class Sweep:
 
 def run(recipe: Recipe, args: argparse.Namespace) -> int:
     """Make the data, train the networks, write the results."""
-    Engine.find(args.engine)  # an error here would be every network's
+    engine = Engine.find(args.engine)  # an error here would be every network's
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
     options += ["--gpu", args.gpu] if args.gpu else []
     began = time.monotonic()
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
-        make_data(recipe, args.data, _say)
+        make_data(recipe, args.data, _say, copies=not engine.reads_views)
         with open_display() as display:
             sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display)
             try:

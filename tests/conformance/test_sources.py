@@ -7,7 +7,8 @@ import pytest
 from conformance.suite import needs_real_caffe
 
 from transfer_caffe.compare import Case, compare, random_layers
-from transfer_caffe.datum import DatabaseWriter, encoded_datum, raw_datum
+from transfer_caffe.database_writer import DatabaseWriter
+from transfer_caffe.datum import encoded_datum, raw_datum
 from transfer_caffe.proto import array_to_blob, parse_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import Datum, NetParameter
 

@@ -1,4 +1,4 @@
-"""Batches of images with labels, cropped, mirrored and freed of the mean as Caffe does; the Data layer reads an LMDB.
+"""Batches of images with labels, cropped, mirrored, freed of the mean as Caffe does; Data reads an LMDB or a view.
 
 Batch b of a net holds the records b * batch_size ... modulo the number of records, and its crops and flips are
 drawn from (seed, layer, phase, b): nothing has to be saved to resume at any iteration.
@@ -15,12 +15,12 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from transfer_caffe.datum import Database
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.layers import LAYERS, Layer, Shape
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import read_mean
 from transfer_caffe.proto.caffe_pb2 import DataParameter, TransformationParameter
+from transfer_caffe.views import open_records
 
 # a database whose decoded records fit in this many bytes is decoded once and kept
 KEEP_BYTES = 512 << 20
@@ -207,7 +207,7 @@ class Images(Layer):
 
 
 class Data(Images):
-    """Batches from an LMDB (caffe/layers/data_layer.cpp)."""
+    """Batches from an LMDB (caffe/layers/data_layer.cpp), or from a view of one."""
 
     def open(self) -> tuple[Records, str, int, int]:
         param, transform = self.param.data_param, self.param.transform_param
@@ -216,7 +216,7 @@ class Data(Images):
         if transform.force_color and transform.force_gray:
             raise self.error("force_color and force_gray cannot both be set")
         color = transform.force_color if transform.force_color or transform.force_gray else None
-        return Database(param.source, color), param.source, param.batch_size, param.rand_skip
+        return open_records(param.source, color), param.source, param.batch_size, param.rand_skip
 
 
 LAYERS["Data"] = Data

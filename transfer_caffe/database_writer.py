@@ -1,0 +1,238 @@
+"""Write an LMDB of records: whole or absent, and long work gone on with where it was stopped.
+
+    with DatabaseWriter("train_lmdb") as db:
+        db.put(b"00000000_cat.png", raw_datum(image, label))
+
+Until it is complete the database is a hidden folder beside its place, .train_lmdb.partial. A writer that is given a
+`job` (what is to be made, and from what) leaves it there when it is stopped, and the next one with the same job goes on
+with it; its records, and the bytes of data.mdb, are those of a writer that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lmdb
+
+from transfer_caffe import lmdb_pages
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import read_json, refuse_existing, write_checksum
+
+_BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
+_FIRST_MAP = 64 << 20
+_CHECKPOINT = "checkpoint.json"
+
+
+class DatabaseWriter:
+    """A new LMDB at ``path``: complete, with its checksum data.mdb.sha256, or absent. A context manager.
+
+    The map grows when it is full. Raises UserError when ``path`` exists or another process writes it, OSError (naming
+    ``path``) on a full disk.
+
+    With a ``job`` (JSON values) the work can be resumed: `state` is then what the caller had in ``state`` at the last
+    record that is safe on the disk, or empty. Leaving by an error keeps what was written, if there is any (`kept`);
+    without a job it leaves nothing. `started_over` tells that there was unfinished work of another job.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None) -> None:
+        """Nothing happens on the disk before the writer is entered."""
+        self.path = Path(path)
+        self.folder = self.path.with_name(f".{self.path.name}.partial")
+        self.kept = self.started_over = False
+        self.state: dict[str, Any] = {}
+        self._job = job
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending_bytes = 0
+        self._last_key = b""
+        self._checkpoints: list[dict[str, Any]] = []
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._syncing: Future[None] | None = None
+
+    def __enter__(self) -> DatabaseWriter:
+        """Make or take over the hidden folder, `folder`; files that go with the database may be written there, too."""
+        self._refuse_existing()
+        self._make_folder()
+        try:
+            self._resume()
+            size = 0 if self._checkpoints else _FIRST_MAP
+            # a kill loses nothing of what was committed; what the loss of power may have, see _resume
+            self._env = lmdb.open(str(self.folder), map_size=size, sync=False, lock=False)
+        except BaseException as error:
+            self._leave(keep=bool(self._checkpoints))
+            raise self._translated(error) from None
+        return self
+
+    def _refuse_existing(self) -> None:
+        if not self.path.name:
+            raise UserError(f"{os.fspath(self.path)!r} is no name for a database")
+        refuse_existing(self.path, "choose another name, or remove it to build it again")
+
+    def _make_folder(self) -> None:
+        """The hidden folder, locked. The lock goes with this process, so that a kill leaves none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir()
+            self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._about_path(error) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._refuse_existing()  # finished by another in this moment
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UserError(f"{self.path}: another process is writing it; wait until that has ended") from None
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _resume(self) -> None:
+        """Find the checkpoint that the database in the folder is at. What is of another job, or damaged, is removed."""
+        record = self.folder / _CHECKPOINT
+        data = self.folder / "data.mdb"
+        if self._job is not None and record.exists() and data.exists():
+            with contextlib.suppress(UserError, lmdb_pages.Unsound, lmdb.Error, LookupError, TypeError, OSError):
+                found = read_json(record)
+                # a round trip through JSON makes lists of tuples
+                # pages reach the disk in any order: after a loss of power some may be missing
+                if found["job"] == json.loads(json.dumps(self._job)) and found["boot"] == _boot():
+                    lmdb_pages.check(data)
+                    with lmdb.open(str(self.folder), readonly=True, lock=False) as env, env.begin() as transaction:
+                        entries = env.stat()["entries"]
+                        cursor = transaction.cursor()
+                        last = cursor.key() if cursor.last() else b""
+                    # the record is written before the database's commit: that, too, may be missing
+                    at = next((each for each in found["checkpoints"] if each["entries"] == entries), None)
+                    if at and entries:
+                        self._checkpoints, self.state, self._last_key = [at], at["state"], last
+                        return
+        self.started_over = record.exists()
+        for child in self.folder.iterdir():
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add a record. A key that is there already is an error, when the batch is written."""
+        self._pending.append((key, value))
+        self._pending_bytes += len(key) + len(value)
+        if self._pending_bytes >= _BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is pending, in one transaction."""
+        if self._pending and self._job is not None:
+            at = self._checkpoints[-1:]
+            entries = (at[0]["entries"] if at else 0) + len(self._pending)
+            self._checkpoints = [*at, {"entries": entries, "state": json.loads(json.dumps(self.state))}]
+            try:
+                record = {"job": self._job, "boot": _boot(), "checkpoints": self._checkpoints}
+                # by rename, but not synced: a kill cannot tear it, and after a loss of power it does not count
+                beside = self.folder / f"{_CHECKPOINT}.new"
+                beside.write_text(json.dumps(record))
+                os.replace(beside, self.folder / _CHECKPOINT)
+            except OSError as error:
+                raise self._about_path(error) from None
+        while self._pending:
+            last = self._last_key
+            try:
+                with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
+                    for key, value in self._pending:
+                        # behind all others no place is looked for, and pages are filled
+                        if not cursor.put(key, value, overwrite=False, append=key > last):
+                            raise UserError(f"{self.path}: two records with the key {key.decode(errors='replace')!r}")
+                        last = max(last, key)
+                self._last_key = last
+                self._pending.clear()
+                self._pending_bytes = 0
+                if self._syncing is None or self._syncing.done():  # keep the disk at work meanwhile
+                    self._syncing = self._syncer.submit(self._env.sync, True)
+            except lmdb.MapFullError:
+                self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as error:
+                raise self._translated(error) from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the rest, close, and give the folder its name; after an error see the class."""
+        try:
+            if error is None:
+                self._finish()
+        except BaseException as late:
+            self._leave(keep=self._committed())
+            raise self._translated(late) from None
+        if error is not None:
+            self._leave(keep=self._committed())
+        else:
+            os.close(self._lock)
+
+    def _finish(self) -> None:
+        self.flush()
+        self._env.close()
+        data = self.folder / "data.mdb"
+        synced = self._syncer.submit(_sync, data)
+        write_checksum(data)
+        synced.result()
+        self._syncer.shutdown()
+        for file in self.folder.iterdir():
+            _sync(file)
+        # refuse what another program has put there meanwhile: a rename would replace an empty folder
+        self._refuse_existing()
+        os.rename(self.folder, self.path)
+        (self.path / _CHECKPOINT).unlink(missing_ok=True)  # to the last moment there was something to go on with
+        _sync(self.path.parent)
+
+    def _committed(self) -> bool:
+        return self._job is not None and bool(self._last_key)
+
+    def _leave(self, keep: bool) -> None:
+        """After an error: close, and remove the folder unless there is something to go on with."""
+        self._syncer.shutdown()
+        with contextlib.suppress(AttributeError):
+            self._env.close()
+        self.kept = keep and (self.folder / _CHECKPOINT).exists()
+        if not self.kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+    def _about_path(self, error: OSError) -> OSError:
+        """An error of the operating system, naming the database that is wanted instead of the hidden folder."""
+        if isinstance(error.filename, str | os.PathLike):
+            name = os.fspath(error.filename)
+            error.filename = str(self.path) if name.startswith(str(self.folder)) else name
+        return error
+
+    def _translated(self, error: BaseException) -> BaseException:
+        """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
+        if isinstance(error, lmdb.Error):
+            # a write that the disk took in part only is EIO to LMDB
+            if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(self.folder).free < self._pending_bytes:
+                return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
+                if os.strerror(code) in str(error):
+                    return OSError(code, os.strerror(code), str(self.path))
+            return UserError(f"{self.path}: LMDB cannot write here: {error}")
+        return self._about_path(error) if isinstance(error, OSError) else error
+
+
+def _boot() -> str:
+    """What tells this start of the machine from others; nothing where that is unknown."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
