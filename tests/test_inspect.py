@@ -10,7 +10,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from tools import build_lmdb, inspect
+from tools import build_lmdb, inspect, split_lmdb
 from tools.contact_sheet import SIDE, contact_sheet, thumbnail
 from tools.image_type import image_type, jpeg_quality
 from tools.inspect import main
@@ -322,29 +322,52 @@ def test_quick_reads_some_records_spread_over_all(told, monkeypatch):
     assert told("small", "--quick")["read"] == ["all records"]
 
 
-class View:
-    """What another kind of source may be: other labels, and not all records of a database."""
-
-    def __init__(self, path):
-        self.path, self.database = "my.view", Database(path)
-
-    def __len__(self):
-        return 2
-
-    def raw(self, index):
-        return self.database.raw(index * 2)
-
-    def record(self, index):
-        return self.database.record(index * 2)[0], 70 + index
+@pytest.fixture
+def whole(folder):
+    """A database of 6 images by build_lmdb, and the list of a split of it."""
+    for i in range(6):
+        cv2.imwrite(f"{i}.png", np.full((4, 4, 3), (i, 100, 200), np.uint8))
+    (folder / "all.txt").write_text("".join(f"{i}.png {i}\n" for i in range(6)) + "lost.png 7\n")
+    (folder / "half.txt").write_text("4.png 71\n1.png 70\nlost.png 72\n2.png 70\n")
+    assert build_lmdb.main(["--on_error=skip", "--shuffle", "--seed=3", "", "all.txt", "whole"]) == 0
+    return [int(key[9:10]) for key, _, _ in Database("whole")]
 
 
-def test_a_view_is_told_of_with_its_own_labels(told, monkeypatch):
-    write("db", plain([0, 1, 2, 3]))
-    monkeypatch.setattr(inspect, "open_source", View)
-    answer = told("db", "--sheet", "s.png")
-    assert answer["database"] == ["my.view"] and answer["kind"] == ["view of db"] and answer["records"] == ["2"]
-    assert answer["labels"] == ["70 to 71: 2 classes", "records a class: 1"]
-    assert answer["read"] == ["all records"] and on_sheet("s.png") == [0, 2]
+def test_a_view_is_told_of_with_its_own_labels(whole, told):
+    assert split_lmdb.main(["--view", "whole", "half.txt", "view"]) == 0
+    answer = told("view", "--sheet", "s.png")
+    assert answer["database"] == ["view"] and answer["kind"] == ["view of whole"] and answer["records"] == ["3"]
+    assert answer["labels"][:2] == ["70 to 71: 2 classes", "records a class: min 1, median 1.5, max 2"]
+    assert answer["made by"] == ["tools.split_lmdb (view.json), out of that database"]
+    assert answer["list"] == ["half.txt: 4 images"]
+    assert answer["order"] == ["that of the whole database: shuffled, seed 3"]
+    assert answer["left out"] == ["1 images that could not be read", "line 3: lost.png"]
+    assert answer["size"][0].endswith(" of its 6") and answer["size"][1].startswith("the view has ")
+    assert answer["checksum"] == ["compared, and right"] and answer["read"] == ["all records"]
+    order = [i for i in whole if i in (1, 2, 4)]
+    assert on_sheet("s.png", 3) == order
+    assert [key[9:] for key in answer["first keys"]] == [f"{i}.png" for i in order]
+    told("view", "--sheet", "of_label.png", "--label", "70")
+    assert on_sheet("of_label.png", 2) == [i for i in order if i != 4]
+
+
+def test_a_copy_of_a_part_tells_of_what(whole, told):
+    assert split_lmdb.main(["whole", "half.txt", "copy"]) == 0
+    answer = told("copy")
+    assert answer["kind"] == ["LMDB"] and answer["records"] == ["3"]
+    assert answer["made by"] == ["tools.split_lmdb (build.json), out of whole"]
+    assert answer["order"] == ["that of the whole database: shuffled, seed 3"]
+
+
+def test_a_damaged_record_under_a_view_is_named_by_its_key(folder, told):
+    write("db", {**plain([0, 1, 2]), b"00000001_1.png": b"\xff\xff"})
+    (folder / "list.txt").write_text("1.png 5\n2.png 6\n")
+    assert split_lmdb.main(["--view", "db", "list.txt", "view"]) == 0
+    answer = told("view", "--sheet", "s.png", code=2)
+    assert answer["damaged"][1].startswith("record '00000001_1.png': damaged")
+    assert answer["first keys"] == ["00000001_1.png", "00000002_2.png"]
+    assert answer["labels"] == ["6 to 6: 1 classes", "records a class: 1"]
+    assert answer["order"] == ["that of the whole database: unknown"] and "resized" not in answer
 
 
 def test_a_sheet_has_64_images_spread_evenly_over_the_records(told):

@@ -26,10 +26,11 @@ from transfer_caffe.datum import CHECKED_BYTES, Database
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import checksum_path, read_json, refuse_existing, write_bytes
 from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.views import VIEW, View, open_records
 
-from .build_lmdb import library_messages
 from .contact_sheet import contact_sheet
 from .image_type import image_type, jpeg_quality
+from .images import library_messages
 from .progress import track
 
 QUICK = 1000
@@ -40,18 +41,13 @@ _AT_ONCE = 64  # records
 _PATH = re.compile(rb"\d{8,}_(.+)", re.DOTALL)  # in convert_imageset's keys, behind the number
 
 
-def open_source(path: str) -> Database:
-    """What is to be looked at: the one place that knows the kinds."""
-    return Database(path)
-
-
 @dataclass(frozen=True)
 class Look:
     """What is of interest in a record; of a damaged one the number, the key, and why."""
 
     index: int
     key: bytes = b""
-    stored: str = ""
+    way: str = ""  # that it is stored
     quality: int | None = None
     shape: tuple[int, ...] = ()
     label: int = 0
@@ -59,26 +55,36 @@ class Look:
     complaint: str = ""
 
 
-def look(source: Database, index: int) -> Look:
+def database_of(source: Database | View) -> Database:
+    """The database itself: that under a view."""
+    return source.database if isinstance(source, View) else source
+
+
+def stored(source: Database | View, index: int) -> tuple[bytes, bytes]:
+    """The key and the serialized Datum of record ``index``, as they lie in the file, be it damaged or not."""
+    return source.database.raw(int(source.index[index])) if isinstance(source, View) else source.raw(index)
+
+
+def look(source: Database | View, index: int) -> Look:
     """Read record ``index``, decode it, and keep what is of interest."""
-    key, stored, quality = b"", "", None
+    key, way, quality = b"", "", None
     try:
-        key, value = source.raw(index)
+        key, value = stored(source, index)
         datum = caffe_pb2.Datum()
         with contextlib.suppress(DecodeError):  # `record` tells
             datum.ParseFromString(value)
         if datum.encoded:
-            stored = image_type(datum.data)
-            quality = jpeg_quality(datum.data) if stored == "JPEG" else None
+            way = image_type(datum.data)
+            quality = jpeg_quality(datum.data) if way == "JPEG" else None
         else:
-            stored = "raw bytes" if datum.data else "numbers (float_data)"
+            way = "raw bytes" if datum.data else "numbers (float_data)"
         array, label = source.record(index)
     except UserError as error:
-        return Look(index, key, damage=str(error).removeprefix(f"{source.path}: ").removesuffix(_REMEDY))
-    return Look(index, key, stored, quality, array.shape, label)
+        return Look(index, key, damage=str(error).removeprefix(f"{database_of(source).path}: ").removesuffix(_REMEDY))
+    return Look(index, key, way, quality, array.shape, label)
 
 
-def looks(source: Database, indices: Sequence[int], messages: Callable[[], str]) -> Iterator[Look]:
+def looks(source: Database | View, indices: Sequence[int], messages: Callable[[], str]) -> Iterator[Look]:
     """`look` at the records ``indices``, in that order. ``messages`` takes what decoders have said meanwhile."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(indices), _AT_ONCE):
@@ -100,7 +106,7 @@ class Survey:
         self.paths = np.zeros(len(indices), np.int64)  # a hash of each: a million paths are much
         self.read = 0
         self.shapes: Counter[tuple[int, ...]] = Counter()
-        self.stored: Counter[str] = Counter()
+        self.ways: Counter[str] = Counter()
         self.qualities: Counter[int] = Counter()
         self.first_keys: list[bytes] = []
         self.damaged = self.complaints = 0
@@ -126,7 +132,7 @@ class Survey:
             self.sound[self.read] = True
             self.labels[self.read] = look.label
             self.shapes[look.shape] += 1
-            self.stored[look.stored] += 1
+            self.ways[look.way] += 1
             if look.quality:
                 self.qualities[look.quality] += 1
         self.read += 1
@@ -157,15 +163,19 @@ def line(name: str, *values: str) -> str:
     return "\n".join(f"{'' if place else name:<12}{value}" for place, value in enumerate(values))
 
 
-def about_file(source: Database) -> Iterator[str]:
+def about_file(source: Database | View) -> Iterator[str]:
     """What there is to tell before any record is read."""
-    database = getattr(source, "database", source)  # of a view: the one that it is a view of
+    database = database_of(source)
     yield line("database", shown(str(source.path)))
-    yield line("kind", "LMDB" if database is source else f"view of {shown(str(database.path))}")
+    yield line("kind", f"view of {shown(str(database.path))}" if isinstance(source, View) else "LMDB")
     yield line("records", f"{len(source):,}")
     file = database.path / "data.mdb"
     size = file.stat().st_size
-    yield line("size", f"data.mdb has {size:,} bytes, {size / len(database):,.0f} a record")
+    values = [f"data.mdb has {size:,} bytes, {size / len(database):,.0f} a record"]
+    if isinstance(source, View):
+        values[0] += f" of its {len(database):,}"
+        values.append(f"the view has {sum(each.stat().st_size for each in source.path.iterdir()):,} bytes")
+    yield line("size", *values)
     if not checksum_path(file).exists():
         checksum = "none beside data.mdb"
     elif size > CHECKED_BYTES:
@@ -175,38 +185,48 @@ def about_file(source: Database) -> Iterator[str]:
     yield line("checksum", checksum)
 
 
-def about_making(source: Database, survey: Survey) -> Iterator[str]:
-    """How the database was made, from build.json if there is one; else what the records tell of it."""
-    database = getattr(source, "database", source)
-    path = database.path / "build.json"
+def about_making(source: Database | View, survey: Survey) -> Iterator[str]:
+    """How it was made, from the record beside it if there is one; else what the labels tell of it."""
+    name = VIEW if isinstance(source, View) else "build.json"
+    path = source.path / name
+    made = None
     try:
-        made = read_json(path) if os.path.lexists(path) else None
-        if made is not None and not isinstance(made, dict):
-            raise UserError("damaged: not what tools.build_lmdb writes")
+        if os.path.lexists(path):
+            made = read_json(path)
+            if not isinstance(made, dict):
+                made = None
+                raise UserError("damaged: not what tools.build_lmdb writes")
+        else:
+            yield line("made by", f"unknown: no {name}; by convert_imageset or another program")
     except UserError as error:
-        made = None
-        yield line("made by", f"build.json cannot be used: {shown(str(error).removeprefix(f'{path}: '))}")
-    else:
-        if made is None:
-            yield line("made by", "unknown: no build.json; by convert_imageset or another program")
+        yield line("made by", f"{name} cannot be used: {shown(str(error).removeprefix(f'{path}: '))}")
     if made is None:
         yield line("order", _seen_order(survey))
         return
+    whole = shown(str(made.get("copied_from", ""))) or (isinstance(source, View) and "that database")
+    yield line("made by", f"tools.split_lmdb ({name}), out of {whole}" if whole else f"tools.build_lmdb ({name})")
     root = f", images under {shown(str(made['root']))}" if made.get("root") else ""
-    yield line("made by", "tools.build_lmdb (build.json)")
     yield line("list", f"{shown(str(made.get('list')))}: {made.get('images')} images{root}")
-    if made.get("records") != len(database):
-        yield line("", f"build.json tells of {made.get('records')} records: it belongs to another database")
+    if made.get("records") != len(source):
+        yield line("", f"{name} tells of {made.get('records')} records: it belongs to another database")
     size = f"{made.get('resize_height')} x {made.get('resize_width')} (height x width)"
-    yield line("resized", size if made.get("resize_height") else "no")
-    yield line("order", f"shuffled, seed {made.get('seed')}" if made.get("shuffle") else "that of the list")
+    scaled = ", large JPEGs decoded at a part of their size" if made.get("scaled_decode") else ""
+    order = "unknown"
+    if "shuffle" in made:
+        yield line("resized", size + scaled if made.get("resize_height") else "no")
+        order = f"shuffled, seed {made.get('seed')}" if made["shuffle"] else "that of the list"
+    yield line("order", f"that of the whole database: {order}" if whole else order)
     for key, title, what, why in (
         ("skipped", "left out", "images that could not be read", "reason"),
         ("warnings", "warnings", "images whose decoder complained", "message"),
     ):
         if (entries := made.get(key)) and isinstance(entries, list):
-            named = [f"line {e.get('line')}: {e.get('path')}: {e.get(why)}" for e in entries if isinstance(e, dict)]
-            yield line(title, f"{len(entries):,} {what}", *_first([shown(each) for each in named], len(entries)))
+            named = [_entry(each, why) for each in entries if isinstance(each, dict)]
+            yield line(title, f"{len(entries):,} {what}", *_first(named, len(entries)))
+
+
+def _entry(entry: dict[str, object], why: str) -> str:
+    return shown(f"line {entry.get('line')}: {entry.get('path')}" + (f": {entry[why]}" if why in entry else ""))
 
 
 def _seen_order(survey: Survey) -> str:
@@ -218,14 +238,14 @@ def _seen_order(survey: Survey) -> str:
     return f"unknown; {np.count_nonzero(np.diff(labels)):,} times the next record has another label"
 
 
-def about_records(source: Database, survey: Survey) -> Iterator[str]:
+def about_records(source: Database | View, survey: Survey) -> Iterator[str]:
     """Shapes, storage, labels, keys and damage of the records that were read."""
     whole = survey.read == len(source)
     yield line("read", "all records" if whole else f"{survey.read:,} records, evenly spread: all below is of these")
     if survey.shapes:
         yield from _about_shapes(survey.shapes)
-        ways = [f"{count:,} {name}" for name, count in survey.stored.most_common()]
-        yield line("stored as", ", ".join(ways) if len(ways) > 1 else next(iter(survey.stored)))
+        ways = [f"{count:,} {name}" for name, count in survey.ways.most_common()]
+        yield line("stored as", ", ".join(ways) if len(ways) > 1 else next(iter(survey.ways)))
         if survey.qualities:
             qualities = np.repeat(list(survey.qualities), list(survey.qualities.values()))
             yield line("quality", f"{_spread(qualities)} (of 100, by the JPEGs' quantization tables)")
@@ -233,7 +253,7 @@ def about_records(source: Database, survey: Survey) -> Iterator[str]:
     yield line("first keys", *map(shown, survey.first_keys))
     paths, records, some = survey.twice()
     if paths:
-        named = [f"record {number}: {shown(source.raw(number)[0])}" for number in some]
+        named = [f"record {number}: {shown(stored(source, number)[0])}" for number in some]
         yield line(
             "twice", f"paths that several records have: {paths:,}, in {records:,} records", *_first(named, records)
         )
@@ -295,10 +315,10 @@ def chosen(candidates: np.ndarray, count: int, seed: int | None) -> list[int]:
     return np.sort(np.random.RandomState(seed).choice(candidates, count, replace=False)).tolist()
 
 
-def pictures(source: Database, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, tuple[str, str]]]:
+def pictures(source: Database | View, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, tuple[str, str]]]:
     """For a contact sheet: each image, and under it its label and the number in its key."""
     for index in indices:
-        digits = re.match(rb"\d+", source.raw(index)[0])
+        digits = re.match(rb"\d+", stored(source, index)[0])
         name = digits[0].decode() if digits else f"record {index}"
         try:
             array, label = source.record(index)
@@ -351,7 +371,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Look at a database from the command line."""
     options = _parser().parse_args(argv)
     _check(options)
-    source = open_source(options.database)
+    source = open_records(options.database)
     everything = range(len(source))
     print(*about_file(source), sep="\n", flush=True)
     survey = Survey(indices := chosen(np.asarray(everything), QUICK, None) if options.quick else everything)
