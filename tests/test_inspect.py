@@ -10,7 +10,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from tools import build_lmdb, inspect, split_lmdb
+from tools import build_lmdb, inspect, read_ahead, split_lmdb
 from tools.contact_sheet import SIDE, contact_sheet, thumbnail
 from tools.image_type import image_type, jpeg_quality
 from tools.inspect import main
@@ -527,3 +527,14 @@ def test_a_reader_that_goes_away_is_no_error(folder, pytestconfig):
     line = line.replace("2>err", f"2>{folder}/err")
     answer = subprocess.run(["bash", "-c", line], cwd=pytestconfig.rootpath, capture_output=True, text=True)
     assert answer.stdout.splitlines()[1] in ("0", "141") and not (folder / "err").read_text()
+
+
+def test_the_file_is_read_ahead_of_the_records_once_and_to_its_end(folder, monkeypatch):
+    (folder / "file").write_bytes(bytes(1000))
+    asked = []
+    monkeypatch.setattr(read_ahead, "_AHEAD", 300)
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, begin, count, __: asked.append((begin, begin + count)))
+    with read_ahead.read_ahead(folder / "file") as at:
+        for part in (0, 0.1, 0.1, 0.9, 1):
+            at(part)
+    assert asked == [(0, 300), (300, 400), (900, 1000)]
