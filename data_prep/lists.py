@@ -95,9 +95,9 @@ def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]
     return result
 
 
-def write_classes(path: str | os.PathLike[str], classes: Iterable[Class]) -> None:
-    """Write a class file."""
-    with_header = [("index", "name", "words", "group"), *((c.index, c.name, c.words, c.group) for c in classes)]
+def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], key: str = "name") -> None:
+    """Write a class file; ``key`` is what its header calls the names: `name`, or `wnid` for WordNet ids."""
+    with_header = [("index", key, "words", "group"), *((c.index, c.name, c.words, c.group) for c in classes)]
     lines = _CsvLines()
     csv.writer(lines, lineterminator="\n").writerows(with_header)
     write_text(path, "".join(lines))

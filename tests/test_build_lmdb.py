@@ -10,7 +10,9 @@ import lmdb
 import numpy as np
 import pytest
 
+from tools import build_lmdb
 from tools.build_lmdb import main
+from tools.images import Settings, read_image
 from transfer_caffe.datum import Database
 from transfer_caffe.proto import caffe_pb2
 
@@ -200,6 +202,9 @@ def test_damage_that_the_decoder_only_mentions_is_named(images):
         ("-shuffle=maybe", "true or false"),
         ("-seed -1", "from 0"),
         ("-encode_type=nonsense", "nonsense"),
+        ("-jpeg_quality=0", "from 1 to 100"),
+        ("-scaled_decode", "give --resize_height"),
+        ("-jobs=0", "at least one thread"),
     ],
 )
 def test_bad_flags_and_sizes_are_errors(images, capsys, flags, message):
@@ -223,3 +228,148 @@ def test_an_existing_database_is_refused_and_stays_as_it_is(images, capsys):
     (images / "old_db").mkdir()
     assert "exists already" in error_of(capsys, "img/", "two.txt", "old_db")
     assert os.listdir("old_db") == []
+
+
+def many(images, count=300, broken=(), odd=()):
+    """list.txt with so many photographs; some broken, some odd: their decoder complains, but decodes them."""
+    data = (images / "img/sub dir/c d.jpg").read_bytes()
+    for number in range(count):
+        content = data[: len(data) // 2] if number in broken else data
+        if number in odd:
+            content = data[:-2] + b"stray bytes" + data[-2:]
+        (images / f"img/{number}.jpg").write_bytes(content)
+    (images / "list.txt").write_text("".join(f"{number}.jpg {number % 7}\n" for number in range(count)))
+
+
+@pytest.mark.parametrize("flags", ["", "--encoded --resize_height=20 --resize_width=24 --shuffle"])
+def test_the_database_is_the_same_for_any_number_of_threads(images, flags):
+    many(images)
+    for jobs in (1, 2, 5):
+        assert main([*flags.split(), f"--jobs={jobs}", "img/", "list.txt", f"db{jobs}"]) == 0
+    one, two, five = ((images / f"db{jobs}/data.mdb").read_bytes() for jobs in (1, 2, 5))
+    assert one == two == five
+    assert len(records("db2")) == 300
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_what_decoders_say_is_told_of_the_right_images_among_many(images, jobs):
+    many(images, odd=(3, 150, 151, 299), broken=(4, 152))
+    argv = [sys.executable, "-m", "transfer_caffe.tools.build_lmdb", "--on_error=skip", f"--jobs={jobs}"]
+    done = subprocess.run(
+        [*argv, "img/", "list.txt", "db"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0
+    made = json.loads((images / "db/build.json").read_text())
+    assert [each["line"] for each in made["warnings"]] == [4, 151, 152, 300]
+    assert [each["line"] for each in made["skipped"]] == [5, 153]
+    assert done.stderr.count("stored, but its decoder says") == 4
+
+
+def test_a_build_that_failed_on_an_image_goes_on_when_that_is_repaired(images, capsys, monkeypatch):
+    monkeypatch.setattr("transfer_caffe.database_writer._BATCH_BYTES", 1 << 16)
+    many(images)
+    assert main(["--shuffle", "img/", "list.txt", "whole"]) == 0
+    broken = images / f"img/{np.random.RandomState(0).permutation(300)[200]}.jpg"
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
+    assert main(["--shuffle", "img/", "list.txt", "db"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "db: not complete; what is done is kept in .db.partial: the same command goes on"
+    assert "the file is empty" in said[-1] and not os.path.exists("db")
+    broken.write_bytes(content)
+    assert main(["--shuffle", "--on_error=skip", "img/", "list.txt", "db"]) == 0
+    assert "db: going on after the first" in capsys.readouterr().err
+    assert (images / "db/data.mdb").read_bytes() == (images / "whole/data.mdb").read_bytes()
+    assert sorted(os.listdir("db")) == ["build.json", "data.mdb", "data.mdb.sha256"]
+
+
+@pytest.mark.parametrize("change", ["list", "flags"])
+def test_unfinished_work_of_another_list_or_of_other_flags_is_started_over(images, capsys, monkeypatch, change):
+    monkeypatch.setattr("transfer_caffe.database_writer._BATCH_BYTES", 1 << 16)
+    many(images, broken=[299])
+    assert main(["img/", "list.txt", "db"]) == 2
+    if change == "list":
+        (images / "list.txt").write_text("a.png 0\nb.png 0\n")
+    assert main([*["--gray", "--on_error=skip"] * (change == "flags"), "img/", "list.txt", "db"]) == 0
+    assert "db: unfinished work is there, but from another list or other settings" in capsys.readouterr().err
+    assert len(records()) == (2 if change == "list" else 299)
+
+
+def test_images_left_out_before_a_stop_are_still_recorded(images, monkeypatch):
+    monkeypatch.setattr("transfer_caffe.database_writer._BATCH_BYTES", 1 << 16)
+    many(images, broken=(2, 299))
+    real, calls = build_lmdb.make_records, []
+
+    def stops(*args):
+        for made in real(*args):
+            calls.append(made)
+            if len(calls) == 250:
+                raise KeyboardInterrupt
+            yield made
+
+    monkeypatch.setattr(build_lmdb, "make_records", stops)
+    assert main(["--on_error=skip", "img/", "list.txt", "db"]) == 130
+    assert main(["--on_error=skip", "img/", "list.txt", "db"]) == 0
+    made = json.loads((images / "db/build.json").read_text())
+    assert [each["line"] for each in made["skipped"]] == [3, 300] and made["records"] == 298
+    assert len(calls) < 400
+
+
+def test_a_pipe_in_the_place_of_an_image_is_not_waited_for(images, capsys):
+    os.remove("img/b.png")
+    os.mkfifo("img/b.png")
+    assert "b.png (two.txt, line 2): not a file" in error_of(capsys, "img/", "two.txt", "db")
+
+
+def test_an_image_listed_twice_and_a_label_without_images_are_told_of(images, capsys):
+    (images / "list.txt").write_text("a.png 0\nb.png 3\na.png 0\na.png 0\n")
+    assert main(["img/", "list.txt", "db"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: list.txt: line 3 is the image of line 1 once more (2 such lines)" in said
+    assert "warning: list.txt: no image has the label 1 (2 of the labels 0 to 3 have none)" in said
+    assert len(records()) == 4
+
+
+def test_an_image_with_two_labels_is_an_error(images, capsys):
+    (images / "list.txt").write_text("a.png 0\nb.png 3\na.png 1\n")
+    assert "list.txt: line 3: a.png has the label 1, but 0 in line 1" in error_of(capsys, "img/", "list.txt", "db")
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "decoded"),
+    [
+        ((400, 300), (120, 120), (100, 75)),
+        ((400, 300), (130, 130), (200, 150)),  # a quarter would be 75: less than 0.6 of 130
+        ((400, 300), (150, 200), (200, 150)),
+        ((400, 300), (40, 40), (50, 38)),
+        ((400, 300), (300, 300), (400, 300)),
+        ((1000, 900), (100, 100), (125, 113)),
+    ],
+)
+def test_scaled_decoding_takes_the_smallest_size_that_is_large_enough(images, size, stored, decoded):
+    photo = cv2.resize(PHOTO, size[::-1])
+    for name in ("photo.jpg", "photo.png"):
+        cv2.imwrite(f"img/{name}", photo)
+    settings = Settings(resize_height=stored[0], resize_width=stored[1], scaled_decode=True)
+    divisor = round(size[0] / decoded[0])
+    flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4,
+            8: cv2.IMREAD_REDUCED_COLOR_8}[divisor]  # fmt: skip
+    expected = cv2.imread("img/photo.jpg", flag)
+    assert expected is not None and expected.shape[:2] == decoded
+    np.testing.assert_array_equal(
+        read_image("img/photo.jpg", settings)[0], cv2.resize(expected, (stored[1], stored[0]))
+    )
+    # what is no JPEG has no smaller sizes
+    np.testing.assert_array_equal(read_image("img/photo.png", settings)[0], cv2.resize(photo, (stored[1], stored[0])))
+
+
+def test_the_quality_of_encoded_images_is_chosen_and_recorded(images):
+    flags = "--encoded --encode_type=jpg --resize_height 20 --resize_width 24"
+    assert main([*flags.split(), "img/", "three.txt", "db95"]) == 0
+    assert main([*flags.split(), "--jpeg_quality=50", "img/", "three.txt", "db50"]) == 0
+    size = {quality: len(records(f"db{quality}")[1][1]) for quality in (95, 50)}
+    assert size[50] < size[95]
+    assert [json.loads((images / f"db{q}/build.json").read_text())["jpeg_quality"] for q in (95, 50)] == [95, 50]

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from tools.compute_mean import main
+from tools.compute_mean import main, mean_image, mean_images
 from transfer_caffe.database_writer import DatabaseWriter
-from transfer_caffe.datum import encoded_datum, raw_datum
+from transfer_caffe.datum import Database, encoded_datum, raw_datum
 from transfer_caffe.files import require_checksum
+from transfer_caffe.views import open_records, write_view
 
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
 # by Caffe 1.0's compute_image_mean from IMAGE, IMAGE and 255 - IMAGE
@@ -94,3 +95,59 @@ def test_without_a_file_name_the_means_are_printed_only(capsys):
 
 def test_leveldb_is_refused(capsys):
     assert "only lmdb" in error_of(capsys, "--backend", "leveldb", "db", "mean.binaryproto")
+
+
+def many(count=100):
+    """A database whose sums do not fit into float32 exactly, and three views of it that overlap."""
+    draw = np.random.RandomState(0)
+    write("whole", draw.randint(0, 256, (count, 5, 7, 3)).astype(np.uint8) | 1)
+    whole = Database("whole")
+    for name, step in (("a", 2), ("b", 3), ("c", 1)):
+        numbers = np.arange(count)[::step]
+        write_view(name, whole, np.stack([numbers, numbers % 4], axis=1), {})
+    numbers = np.arange(count)[::-1]  # in another order than the database
+    write_view("back", whole, np.stack([numbers, numbers], axis=1), {})
+
+
+@pytest.mark.parametrize("jobs", [1, 3, 40])
+def test_means_of_many_views_in_one_pass_are_those_of_each_alone(monkeypatch, jobs):
+    many()
+    passes = []
+    real = Database.raw_in_order
+    monkeypatch.setattr(Database, "raw_in_order", lambda db, first=0: passes.append(db) or real(db, first))
+    names = ["a", "whole", "b", "c", "back"]
+    together = mean_images([open_records(name) for name in names], jobs)
+    assert len(passes) == 1  # and the view in another order by itself
+    for name, mean in zip(names, together, strict=True):
+        total = np.zeros((3, 5, 7), np.float32)
+        for _, image, _ in open_records(name):
+            total += image
+        assert mean.tobytes() == (total / np.float32(len(open_records(name)))).tobytes()
+
+
+def test_the_order_of_the_sums_is_that_of_the_records(monkeypatch):
+    # float32 holds whole numbers up to 2^24 only: behind that each sum is rounded, and the order counts
+    images = [np.full((1, 1, 1), value, np.uint8) for value in [255] * 70000 + [1] * 1000]
+    write("whole", images)
+    whole = Database("whole")
+    numbers = np.arange(71000)
+    write_view("forth", whole, np.stack([numbers, numbers * 0], axis=1), {})
+    write_view("back", whole, np.stack([numbers[::-1], numbers * 0], axis=1), {})
+    forth, back = (mean[0, 0, 0] for mean in mean_images([open_records("forth"), open_records("back")]))
+    assert forth != back and abs(forth - back) < 0.1
+    assert forth == mean_image(whole)[0, 0, 0]
+
+
+def test_several_means_are_written_by_one_command(folder, capsys):
+    many()
+    assert main(["a", "a.mean", "b", "b.mean"]) == 0
+    assert "a: 50 records of 3x5x7" in capsys.readouterr().out
+    for name in "ab":
+        assert main([name, f"{name}.alone"]) == 0
+        assert (folder / f"{name}.mean").read_bytes() == (folder / f"{name}.alone").read_bytes()
+        require_checksum(f"{name}.mean")
+    capsys.readouterr()
+    assert "databases and files come in pairs" in error_of(capsys, "a", "x", "b")
+    assert "named twice" in error_of(capsys, "a", "x", "b", "./x")
+    assert "exists already" in error_of(capsys, "a", "x", "b", "b.mean")
+    assert not (folder / "x").exists()

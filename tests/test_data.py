@@ -13,6 +13,7 @@ from transfer_caffe.datum import Database
 from transfer_caffe.files import sha256
 from transfer_caffe.proto import blob_to_array, read_binary
 from transfer_caffe.proto.caffe_pb2 import BlobProto
+from transfer_caffe.views import is_view, open_records
 
 RECIPE = """\
 name: small
@@ -153,3 +154,58 @@ def test_natman_without_groups_is_an_error(capsys):
     (HERE / "classes.csv").unlink()
     assert make() == 2
     assert "data/pictures/classes.csv: no such class file" in capsys.readouterr().err
+
+
+def use_views():
+    Path("small.yaml").write_text(RECIPE.replace("shuffle_seed: 3", "shuffle_seed: 3, views: true"))
+
+
+def contents(folder: Path, part: str) -> list[tuple[bytes, int]]:
+    return [(image.tobytes(), label) for _, image, label in open_records(folder / f"{part}_lmdb")]
+
+
+def test_with_views_all_images_are_stored_once_and_the_halves_are_views():
+    use_views()
+    assert make() == 0
+    assert sorted(path.parent for path in HERE.rglob("data.mdb")) == [
+        HERE / "whole/train_lmdb", HERE / "whole/val_lmdb"]  # fmt: skip
+    assert not (HERE / "whole/mean.binaryproto").exists()  # no network asks for it
+    for folder in FOLDERS:
+        assert is_view(folder / "train_lmdb") and (folder / "mean.binaryproto.sha256").exists()
+        assert len(contents(folder, "train")) == len((folder / "train.txt").read_text().splitlines())
+    labels = {label for _, label in contents(FOLDERS[0], "train")}
+    assert labels == {0, 1}
+
+
+def test_views_become_copies_for_real_caffe_with_the_same_records_and_means(capsys):
+    use_views()
+    assert make() == 0
+    views = {(folder, part): contents(folder, part) for folder in FOLDERS for part in ("train", "val")}
+    means = {folder: (folder / "mean.binaryproto").read_bytes() for folder in FOLDERS}
+    assert data.main(["--recipe", "small.yaml", "--copies"]) == 0
+    assert "random0/A/train_lmdb: records copied from data/pictures/whole/train_lmdb" in capsys.readouterr().out
+    for (folder, part), records in views.items():
+        assert not is_view(folder / f"{part}_lmdb")
+        assert [(image.tobytes(), label) for _, image, label in Database(folder / f"{part}_lmdb")] == records
+        assert (folder / "mean.binaryproto").read_bytes() == means[folder]
+    before = {path: path.stat().st_mtime_ns for path in HERE.rglob("*")}
+    assert make() == 0  # copies serve the embedded engine, too
+    assert {path: path.stat().st_mtime_ns for path in HERE.rglob("*")} == before
+    for folder in FOLDERS:
+        (folder / "mean.binaryproto").unlink()
+    assert make() == 0
+    assert {folder: (folder / "mean.binaryproto").read_bytes() for folder in FOLDERS} == means
+
+
+def test_databases_of_the_other_kind_are_refused(capsys):
+    assert make() == 0
+    use_views()
+    assert make() == 2
+    assert "train_lmdb was built from the images, and the recipe has `views: true` now" in capsys.readouterr().err
+    shutil.rmtree(HERE / "random0")
+    shutil.rmtree(HERE / "natman")
+    shutil.rmtree(HERE / "reduced1")
+    assert make() == 0
+    Path("small.yaml").write_text(RECIPE)
+    assert make() == 2
+    assert "was taken out of a whole database, and the recipe has `views: false`" in capsys.readouterr().err

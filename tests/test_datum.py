@@ -194,12 +194,9 @@ def test_a_full_disk_is_reported_as_one(tmp_path, monkeypatch, text):
     with pytest.raises(OSError, match="No space left") as caught, DatabaseWriter(tmp_path / "db") as db:
         db.put(b"a", b"1")
 
-        class Full:
-            close = db._env.close
+        def full(_):
+            raise lmdb.Error(text)
 
-            def begin(self, **_):
-                raise lmdb.Error(text)
-
-        monkeypatch.setattr(db, "_env", Full())
+        monkeypatch.setattr(db, "_open", full)
     assert caught.value.filename == str(tmp_path / "db")
     assert list(tmp_path.iterdir()) == []

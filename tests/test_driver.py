@@ -15,10 +15,12 @@ import pytest
 from small_world import RECIPE, database, fake_engine, make_world
 
 from transfer_caffe import driver
+from transfer_caffe.datum import Database
 from transfer_caffe.files import sha256
 from transfer_caffe.processes import Engine
 from transfer_caffe.snapshots import read_weights
 from transfer_caffe.tools.compute_mean import write_mean
+from transfer_caffe.views import write_view
 
 RUNS = Path("runs/small")
 
@@ -328,6 +330,19 @@ def test_missing_data_is_an_error_that_names_the_command(capsys):
     shutil.rmtree("data/pictures/random0/A/val_lmdb")
     assert drive("baseA") == 2
     assert "python -m transfer_caffe.data --recipe small" in capsys.readouterr().err
+
+
+def test_real_caffe_is_not_started_on_a_view(capsys, monkeypatch):
+    database = Path("data/pictures/random0/A/train_lmdb")
+    whole = Database(database)
+    os.rename(database, "whole_lmdb")
+    entries = np.array([(number, number % 3) for number in range(len(whole))])
+    write_view(database, Database("whole_lmdb"), entries, {"list_sha256": sha256("data/pictures/random0/A/train.txt")})
+    assert drive("baseA") == 2
+    said = capsys.readouterr().err
+    assert "train_lmdb is a view, which real Caffe cannot read" in said and "--recipe small.yaml --copies" in said
+    monkeypatch.setattr(Engine, "reads_views", True)  # as the embedded engine
+    assert drive("baseA") == 0
 
 
 def test_an_engine_that_does_not_exist_is_an_error(capsys):

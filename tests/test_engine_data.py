@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from transfer_caffe.datum import raw_datum
+from transfer_caffe.datum import Database, raw_datum
 from transfer_caffe.engine import data
 from transfer_caffe.engine.data import Data
 from transfer_caffe.engine.layers import Context
 from transfer_caffe.proto import array_to_blob, parse_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import LayerParameter
+from transfer_caffe.views import write_view
 
 COUNT, SIZE, CROP, BATCH = 10, 8, 5, 4
 IMAGES = np.random.RandomState(0).randint(0, 256, (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
@@ -26,9 +27,9 @@ def _database(tmp_path, monkeypatch):
     write_binary("mean.binaryproto", array_to_blob(MEAN[None]))
 
 
-def layer(transform="", training=True, seed=1):
+def layer(transform="", training=True, seed=1, source="db"):
     text = f'name: "d" type: "Data" top: "data" top: "label" transform_param {{ {transform} }} '
-    text += f'data_param {{ source: "db" batch_size: {BATCH} backend: LMDB }}'
+    text += f'data_param {{ source: "{source}" batch_size: {BATCH} backend: LMDB }}'
     made = Data(parse_text(text, LayerParameter(), ""), Context(seed, torch.device("cpu"), training))
     made.setup([])
     return made
@@ -107,3 +108,11 @@ def test_a_database_too_large_to_keep_gives_the_same_batches(monkeypatch):
         again = batch(streamed, number)
         assert np.array_equal(again[0], images) and again[1] == labels
     assert streamed._kept is None
+
+
+def test_a_view_gives_its_records_with_its_labels():
+    numbers = [1, 2, 5, 9]
+    write_view("view", Database("db"), np.array([(number, 10 + number) for number in numbers]), {})
+    images, labels = batch(layer(source="view"), 3)
+    assert labels == [11, 12, 15, 19]
+    assert np.array_equal(images, np.stack([planes(number) for number in numbers]))

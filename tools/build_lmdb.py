@@ -66,6 +66,14 @@ class _Builder:
         return {"list_sha256": self.list_sha256, "root": os.path.abspath(self.root or "."), **vars(self.settings),
                 "opencv": cv2.__version__}  # fmt: skip
 
+    def size(self) -> int:
+        """The bytes that the database will have: pages of 4096 for each record. 0 where it depends on the images."""
+        settings = self.settings
+        if settings.encoded or settings.encode_type or not settings.resize_height:
+            return 0
+        record = settings.resize_height * settings.resize_width * (1 if settings.gray else 3)
+        return len(self.lines) * (-(-record // 4096) * 4096 if record > 2000 else record)
+
     def path(self, line: int) -> str:
         name = self.lines[line][0]
         return f"{self.root.rstrip('/')}/{name.lstrip('/')}" if self.root else name
@@ -102,7 +110,7 @@ def build(
         _say(f"warning: {warning}")
     result = Result()
     first: tuple[str, tuple[int, ...]] | None = None
-    writer = DatabaseWriter(database, builder.job())
+    writer = DatabaseWriter(database, builder.job(), builder.size())
     try:
         # what progress bars write must not be taken for what a decoder says: see library_messages
         with library_messages(), writer:

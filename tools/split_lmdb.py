@@ -117,7 +117,7 @@ def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any]) 
         "list_sha256": made["list_sha256"],
         "whole": [source.st_size, source.st_mtime_ns, read_text(beside) if beside.exists() else ""],
     }
-    writer = DatabaseWriter(out, job)
+    writer = DatabaseWriter(out, job, source.st_size * len(entries) // len(whole))
     try:
         with writer:
             done = writer.state.get("place", 0)

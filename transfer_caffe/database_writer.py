@@ -43,13 +43,13 @@ class DatabaseWriter:
     without a job it leaves nothing. `started_over` tells that there was unfinished work of another job.
     """
 
-    def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None) -> None:
-        """Nothing happens on the disk before the writer is entered."""
+    def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None, size: int = 0) -> None:
+        """Nothing happens on the disk before the writer is entered. ``size``: bytes that it will come to, if known."""
         self.path = Path(path)
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         self.kept = self.started_over = False
         self.state: dict[str, Any] = {}
-        self._job = job
+        self._job, self._size = job, size
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
         self._last_key = b""
@@ -63,9 +63,8 @@ class DatabaseWriter:
         self._make_folder()
         try:
             self._resume()
-            size = 0 if self._checkpoints else _FIRST_MAP
-            # a kill loses nothing of what was committed; what the loss of power may have, see _resume
-            self._env = lmdb.open(str(self.folder), map_size=size, sync=False, lock=False)
+            self._require_room()
+            self._open(0 if self._checkpoints else _FIRST_MAP).close()
         except BaseException as error:
             self._leave(keep=bool(self._checkpoints))
             raise self._translated(error) from None
@@ -119,6 +118,16 @@ class DatabaseWriter:
         for child in self.folder.iterdir():
             shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
+    def _require_room(self) -> None:
+        """UserError where the disk is too small: better now than after hours."""
+        there = sum(file.stat().st_size for file in self.folder.iterdir())
+        free = shutil.disk_usage(self.folder).free
+        if self._size - there > free:
+            raise UserError(
+                f"{self.path}: needs {_gigabytes(self._size - there)} GB, and {_gigabytes(free)} GB are free there; "
+                "make room, or name another place"
+            )
+
     def put(self, key: bytes, value: bytes) -> None:
         """Add a record. A key that is there already is an error, when the batch is written."""
         self._pending.append((key, value))
@@ -140,24 +149,35 @@ class DatabaseWriter:
                 os.replace(beside, self.folder / _CHECKPOINT)
             except OSError as error:
                 raise self._about_path(error) from None
+        size = 0  # that of the file
         while self._pending:
             last = self._last_key
+            # Opened anew for each batch: an open environment fills the gaps in its pages with what it wrote before, so
+            # that the file's bytes would tell of stops. A kill loses nothing that was committed; power: see _resume.
             try:
-                with self._env.begin(write=True) as transaction, transaction.cursor() as cursor:
-                    for key, value in self._pending:
-                        # behind all others no place is looked for, and pages are filled
-                        if not cursor.put(key, value, overwrite=False, append=key > last):
-                            raise UserError(f"{self.path}: two records with the key {key.decode(errors='replace')!r}")
-                        last = max(last, key)
-                self._last_key = last
-                self._pending.clear()
-                self._pending_bytes = 0
-                if self._syncing is None or self._syncing.done():  # keep the disk at work meanwhile
-                    self._syncing = self._syncer.submit(self._env.sync, True)
+                with self._open(size) as env:
+                    size = 2 * env.info()["map_size"]
+                    with env.begin(write=True) as transaction, transaction.cursor() as cursor:
+                        for key, value in self._pending:
+                            # behind all others no place is looked for, and pages are filled
+                            if not cursor.put(key, value, overwrite=False, append=key > last):
+                                name = key.decode(errors="replace")
+                                raise UserError(f"{self.path}: two records with the key {name!r}")
+                            last = max(last, key)
             except lmdb.MapFullError:
-                self._env.set_mapsize(2 * self._env.info()["map_size"])
+                continue
             except lmdb.Error as error:
                 raise self._translated(error) from None
+            self._last_key = last
+            self._pending.clear()
+            self._pending_bytes = 0
+            if self._syncing is None or self._syncing.done():  # keep the disk at work meanwhile
+                if self._syncing is not None:
+                    self._syncing.result()  # an error of the disk
+                self._syncing = self._syncer.submit(_sync, self.folder / "data.mdb")
+
+    def _open(self, map_size: int) -> lmdb.Environment:
+        return lmdb.open(str(self.folder), map_size=map_size, sync=False, lock=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -176,7 +196,6 @@ class DatabaseWriter:
 
     def _finish(self) -> None:
         self.flush()
-        self._env.close()
         data = self.folder / "data.mdb"
         synced = self._syncer.submit(_sync, data)
         write_checksum(data)
@@ -196,8 +215,6 @@ class DatabaseWriter:
     def _leave(self, keep: bool) -> None:
         """After an error: close, and remove the folder unless there is something to go on with."""
         self._syncer.shutdown()
-        with contextlib.suppress(AttributeError):
-            self._env.close()
         self.kept = keep and (self.folder / _CHECKPOINT).exists()
         if not self.kept:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -221,6 +238,10 @@ class DatabaseWriter:
                     return OSError(code, os.strerror(code), str(self.path))
             return UserError(f"{self.path}: LMDB cannot write here: {error}")
         return self._about_path(error) if isinstance(error, OSError) else error
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g}"
 
 
 def _boot() -> str:

@@ -184,19 +184,26 @@ class Database:
             yield from transaction.cursor().iternext(values=False)
 
     def raw_in_order(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and serialized Datums from record ``first`` on, as they lie in the file."""
+        """Keys and serialized Datums from record ``first`` on, as they lie in the file.
+
+        Memory does not grow with the database, and the disk reads ahead: `lmdb_pages.Scan`.
+        """
         start = self.raw(first)[0]
-        with self._as_user_error(), self._env.begin() as transaction:
+        with (
+            self._as_user_error(),
+            lmdb_pages.Scan(_data_file(self.path), self._length) as scan,
+            self._env.begin() as transaction,
+        ):
             cursor = transaction.cursor()
             cursor.set_key(start)
-            yield from cursor.iternext()
+            for number, item in enumerate(cursor.iternext(), start=first):
+                scan.at(number)
+                yield item
 
     def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
         """All records in key order as (key, array, label)."""
-        with self._as_user_error(), self._env.begin() as transaction:
-            for key, value in transaction.cursor():
-                array, label = decode_datum(value, self._where(key), self.color)
-                yield key, array, label
+        for key, value in self.raw_in_order():
+            yield key, *decode_datum(value, self._where(key), self.color)
 
     def _where(self, key: bytes) -> str:
         return f"{self.path}: record {key.decode(errors='backslashreplace')!r}"

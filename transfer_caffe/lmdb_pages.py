@@ -1,4 +1,4 @@
-"""Whether the pages of an LMDB hang together: looked at in plain reads, before liblmdb maps the file.
+"""The pages of an LMDB: whether they hang together, before liblmdb maps the file; and going through all of them.
 
 liblmdb trusts the file. A damaged page number, offset or length lets it read beyond the map, and SIGSEGV, SIGBUS or an
 assertion then end the process. Here all that a reader follows is checked first: the two meta pages, and the tree from
@@ -8,9 +8,12 @@ The layout is that of LMDB 0.9 (MDB_meta, MDB_page, MDB_node in its mdb.c) on 64
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 # page number, unused, kind, end of the list of nodes, begin of the nodes
 _PAGE = struct.Struct("<QHHHH")
@@ -151,3 +154,48 @@ def _use(used: bytearray, first: int, count: int) -> None:
     if used.find(1, first, first + count) >= 0:
         raise Unsound(f"page {first} belongs to two places")
     used[first : first + count] = b"\1" * count
+
+
+_AHEAD = 64 << 20
+
+
+class Scan:
+    """Read a database from one end to the other with bounded memory, and with the disk reading ahead.
+
+    liblmdb maps the whole file, for reading at random: pages are read singly, and those read once stay in this
+    process's memory as long as there is room. A context manager; `at` is told of each record.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], records: int) -> None:
+        """``path``: the data.mdb of a database of so many records, which lie in it about in the order of their keys."""
+        self._path, self._records = os.path.realpath(path), records
+
+    def __enter__(self) -> Scan:
+        """Open the file beside liblmdb's own view of it."""
+        self._file = os.open(self._path, os.O_RDONLY)
+        self._size, self._asked = os.fstat(self._file).st_size, -_AHEAD
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it, and give memory back."""
+        os.close(self._file)
+        self._release()
+
+    def at(self, record: int) -> None:
+        """Say that record number ``record`` is being read."""
+        place = self._size * record // self._records
+        if place >= self._asked + _AHEAD // 2:
+            self._asked = place
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._file, place, _AHEAD, os.POSIX_FADV_WILLNEED)
+            self._release()
+
+    def _release(self) -> None:
+        """Give back the memory of all pages that were read. They are still in the system's cache."""
+        with contextlib.suppress(OSError, AttributeError):  # on Linux; elsewhere memory is the system's care
+            madvise = ctypes.CDLL(None).madvise
+            for line in Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines():
+                span, access, _, _, _, *name = line.split(None, 5)
+                if name == [self._path] and access == "r--s":
+                    start, end = (int(each, 16) for each in span.split("-"))
+                    madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED
