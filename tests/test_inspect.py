@@ -10,7 +10,7 @@ import lmdb
 import numpy as np
 import pytest
 
-from tools import build_lmdb, inspect, read_ahead, split_lmdb
+from tools import build_lmdb, inspect, split_lmdb
 from tools.contact_sheet import SIDE, contact_sheet, thumbnail
 from tools.image_type import image_type, jpeg_quality
 from tools.inspect import main
@@ -529,12 +529,12 @@ def test_a_reader_that_goes_away_is_no_error(folder, pytestconfig):
     assert answer.stdout.splitlines()[1] in ("0", "141") and not (folder / "err").read_text()
 
 
-def test_the_file_is_read_ahead_of_the_records_once_and_to_its_end(folder, monkeypatch):
-    (folder / "file").write_bytes(bytes(1000))
+def test_only_where_many_records_are_read_the_disk_reads_ahead(told, monkeypatch):
+    write("db", plain([0] * 200))
     asked = []
-    monkeypatch.setattr(read_ahead, "_AHEAD", 300)
-    monkeypatch.setattr(os, "posix_fadvise", lambda _, begin, count, __: asked.append((begin, begin + count)))
-    with read_ahead.read_ahead(folder / "file") as at:
-        for part in (0, 0.1, 0.1, 0.9, 1):
-            at(part)
-    assert asked == [(0, 300), (300, 400), (900, 1000)]
+    monkeypatch.setattr("transfer_caffe.lmdb_pages.Scan.at", lambda _, record: asked.append(record))
+    told("db")
+    assert asked == [0, 64, 128, 192]
+    monkeypatch.setattr(inspect, "QUICK", 20)
+    told("db", "--quick")
+    assert len(asked) == 4

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from transfer_caffe import lmdb_pages
 from transfer_caffe.datum import Database
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2
 from transfer_caffe.views import View
 
 from .image_type import image_type, jpeg_quality
-from .read_ahead import read_ahead
 
 MOST_NAMED = 10
 _REMEDY = "; build the database again"
@@ -78,12 +78,13 @@ def look(source: Database | View, index: int) -> Look:
 def looks(source: Database | View, indices: Sequence[int], messages: Callable[[], str]) -> Iterator[Look]:
     """`look` at the records ``indices``, in that order. ``messages`` takes what decoders have said meanwhile."""
     database = database_of(source)
-    many = len(indices) * 4 > len(database)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, read_ahead(database.path / "data.mdb") as at:
+    many = len(indices) * 4 > len(database)  # else to read all would be more work than to read singly
+    scan = lmdb_pages.Scan(database.path / "data.mdb", len(database))
+    with ThreadPoolExecutor(os.cpu_count()) as pool, scan:
         for start in range(0, len(indices), _AT_ONCE):
             chunk = indices[start : start + _AT_ONCE]
             if many:
-                at(number(source, chunk[0]) / len(database))
+                scan.at(number(source, chunk[0]))
             found = list(pool.map(lambda index: look(source, index), chunk))
             if messages():  # about which?
                 found = [replace(look(source, index), complaint=messages()) for index in chunk]
