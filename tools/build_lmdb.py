@@ -4,7 +4,8 @@
 
 Same positional arguments, flags, keys and records as convert_imageset (Caffe's tools/convert_imageset.cpp, and
 ReadImageToDatum in src/caffe/util/io.cpp). Different from it:
-- An image that is missing or broken ends the run (--on_error fail), or is left out and named (--on_error skip).
+- An image that is missing or broken ends the run (--on_error fail), or is left out and named (--on_error skip), or
+  is treated as Caffe does, and named: stored as far as it can be decoded, else left out (--on_error caffe).
 - The order that --shuffle gives follows from --seed.
 - Images are decoded by as many threads as there are cores (--jobs); the database is the same for any number of them.
 - The database appears when it is complete, or not at all, and holds a file build.json that says how it was made. After
@@ -17,7 +18,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -32,6 +33,7 @@ from .gflags import as_argparse
 from .images import Made, Settings, Task, cores, library_messages, make_records
 from .progress import track
 
+ON_ERROR = ("fail", "skip", "caffe")
 MAX_KEY = 511  # bytes; LMDB's limit
 SWITCHES = ("gray", "shuffle", "check_size", "encoded", "scaled_decode")
 TASK_BYTES = 2 << 20  # of records, about, that a thread makes at a time
@@ -63,8 +65,10 @@ class _Builder:
 
     def job(self) -> dict[str, Any]:
         """What an unfinished database must have been made from, to be gone on with."""
-        return {"list_sha256": self.list_sha256, "root": os.path.abspath(self.root or "."), **vars(self.settings),
-                "opencv": cv2.__version__}  # fmt: skip
+        # what is done with damaged images may change between: there were none of them so far, or all were named
+        settings = vars(self.settings) | {"damaged": None}
+        root = os.path.abspath(self.root or ".")
+        return {"list_sha256": self.list_sha256, "root": root, **settings, "opencv": cv2.__version__}
 
     def size(self) -> int:
         """The bytes that the database will have: pages of 4096 for each record. 0 where it depends on the images."""
@@ -100,11 +104,12 @@ def build(
 ) -> Result:
     """Write ``database`` from the images of ``image_list`` under ``root``.
 
-    ``on_error``: what an image that is missing or broken does: `fail` (UserError) or `skip` (a line on standard error).
+    ``on_error``: what an image that is missing or broken does: `fail` (UserError), `skip` (left out, with a line on
+    standard error), or `caffe` (stored as far as it can be decoded, else left out; with a line, too).
     ``jobs``: threads that decode; None is one a core. Interrupted work of the same arguments is gone on with.
     """
     refuse_existing(database, "choose another name, or remove it to build it again")
-    builder = _Builder(root, image_list, settings, on_error)
+    builder = _Builder(root, image_list, replace(settings, damaged=on_error == "caffe"), on_error)
     lines, count = builder.lines, len(builder.lines)
     for warning in doubtful(lines, image_list):
         _say(f"warning: {warning}")
@@ -132,7 +137,7 @@ def build(
                     problem = f"the path is longer than the {MAX_KEY - 9} bytes that LMDB takes"
                 if problem:
                     if on_error == "fail":
-                        hint = "repair the image or the list, or leave such images out with --on_error skip"
+                        hint = "repair the image or the list, or leave such images out with --on_error skip (or caffe)"
                         raise UserError(f"{where}: {problem}; {hint}")
                     result.skipped.append({"line": line + 1, "path": name, "reason": problem})
                     _say(f"left out: {where}: {problem}")
@@ -140,6 +145,10 @@ def build(
                 if made.heard:
                     result.warnings.append({"line": line + 1, "path": name, "message": made.heard})
                     _say(f"warning: {where}: stored, but its decoder says: {made.heard}")
+                if made.damage:
+                    message = f"damaged, stored as far as it could be decoded ({made.damage})"
+                    result.warnings.append({"line": line + 1, "path": name, "message": message})
+                    _say(f"warning: {where}: {message}")
                 if settings.check_size:
                     first = first or (path, made.shape)
                     if made.shape != first[1]:
@@ -248,7 +257,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=cores(), help="threads that decode images (one a core)")
     parser.add_argument(
-        "--on_error", choices=("fail", "skip"), default="fail", help="what a missing or broken image does (fail)"
+        "--on_error", choices=ON_ERROR, default="fail", help="what a missing or broken image does (fail)"
     )
     return parser
 
@@ -264,7 +273,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Build a database from the command line."""
     options = _parser().parse_args(as_argparse(sys.argv[1:] if argv is None else argv, SWITCHES))
     require_lmdb(options.backend)
-    settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+    settings = Settings(**{name: value for name, value in vars(options).items() if name in vars(Settings())})
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: at least one thread is needed")
     result = build(options.root, options.list, options.database, settings, options.on_error, options.jobs)

@@ -40,10 +40,11 @@ class BrokenImage(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are stored; the names are convert_imageset's flags, and three of our own.
+    """How images are stored; the names are convert_imageset's flags, and some of our own.
 
     ``seed`` gives the order of ``shuffle``; ``jpeg_quality`` is that of images encoded anew (OpenCV's default, which
-    Caffe takes, is 95); ``scaled_decode`` lets libjpeg decode at 1/2, 1/4 or 1/8 of the size: see `decode`.
+    Caffe takes, is 95); ``scaled_decode`` lets libjpeg decode at 1/2, 1/4 or 1/8 of the size: see `_how_to_decode`.
+    ``damaged``: JPEGs that were cut off are stored as Caffe does, gray where data is missing.
     """
 
     gray: bool = False
@@ -56,6 +57,7 @@ class Settings:
     encode_type: str = ""
     jpeg_quality: int = 95
     scaled_decode: bool = False
+    damaged: bool = False
 
     def __post_init__(self) -> None:
         """UserError for settings that make no sense; convert_imageset ignores half a size."""
@@ -85,10 +87,11 @@ def _can_encode(kind: str) -> bool:
         return False
 
 
-def read_image(path: str, settings: Settings) -> tuple[np.ndarray, bytes]:
+def read_image(path: str, settings: Settings, from_file: bool = False) -> tuple[np.ndarray, bytes]:
     """Decode and resize as ReadImageToCVMat: an H x W x 3 (BGR) or, with gray, H x W image; and the file's bytes.
 
-    Decoding from memory tells a truncated JPEG, which decoding from a file fills with gray. Raises BrokenImage.
+    Decoding from memory tells a truncated JPEG, which decoding ``from_file``, as Caffe does, fills with gray. Raises
+    BrokenImage.
     """
     try:
         # a pipe in the place of an image would be waited for
@@ -101,7 +104,8 @@ def read_image(path: str, settings: Settings) -> tuple[np.ndarray, bytes]:
     if not data:
         raise BrokenImage("the file is empty")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _how_to_decode(data, settings))
+        how = _how_to_decode(data, settings)
+        image = cv2.imread(path, how) if from_file else cv2.imdecode(np.frombuffer(data, np.uint8), how)
     except cv2.error as error:
         raise BrokenImage(f"cannot be decoded: {error.err}") from None
     if image is None:
@@ -153,13 +157,13 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def image_record(path: str, label: int, settings: Settings) -> tuple[bytes, tuple[int, ...]]:
+def image_record(path: str, label: int, settings: Settings, from_file: bool = False) -> tuple[bytes, tuple[int, ...]]:
     """The serialized Datum of an image file, as ReadImageToDatum makes it, and the shape of the stored image.
 
     Encoded records hold the file's own bytes where it is of the type asked for and not resized (with gray, too: then
     real Caffe stores the colour file); else the image, encoded anew.
     """
-    image, data = read_image(path, settings)
+    image, data = read_image(path, settings, from_file)
     if not (settings.encoded or settings.encode_type):
         return raw_datum(image, label), image.shape
     extension = os.path.splitext(path)[1].lower()[1:]
@@ -174,11 +178,12 @@ def image_record(path: str, label: int, settings: Settings) -> tuple[bytes, tupl
 
 
 class Made(NamedTuple):
-    """What became of an image: its record and shape, or the problem; and what its decoder said meanwhile."""
+    """What became of an image: its record and shape, or the problem; its damage; what its decoder said meanwhile."""
 
     record: bytes
     shape: tuple[int, ...]
     problem: str = ""
+    damage: str = ""
     heard: str = ""
 
 
@@ -187,6 +192,9 @@ def make_record(path: str, label: int, settings: Settings) -> Made:
     try:
         return Made(*image_record(path, label, settings))
     except BrokenImage as error:
+        if settings.damaged:
+            with contextlib.suppress(BrokenImage):
+                return Made(*image_record(path, label, settings, from_file=True), damage=str(error))
         return Made(b"", (), str(error))
 
 

@@ -136,7 +136,7 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
 
     say(f"{database}: images")
     root = recipe.dataset_folder(data) / (images.root if part == "train" else images.val_root)
-    build_lmdb.build(str(root), str(image_list), str(database), build_lmdb.Settings(**settings))
+    build_lmdb.build(str(root), str(image_list), str(database), build_lmdb.Settings(**settings), recipe.images.on_error)
 
 
 def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: bool, say: Say) -> None:

@@ -12,7 +12,8 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     images        resize: [height, width]; root*: the folder that the lists' paths start from, seen from the dataset's
                   folder, which is the default; val_root*: the same for val.txt, if it is another; encoded*: keep
                   images as files in the database; shuffle_seed*; views*: build one database of all images, of which
-                  the halves are views (transfer_caffe/views.py), or copies where real Caffe is to read them
+                  the halves are views (transfer_caffe/views.py), or copies where real Caffe is to read them;
+                  on_error*: what a broken image does, `fail` (the default), `skip`, or `caffe` (tools/build_lmdb.py)
     architecture  a folder of prototxt_templates
     crop, mirror  side of the square cut from an image; whether training images are flipped at random
     batch         train, test: images a batch
@@ -71,6 +72,7 @@ class Images:
     encoded: bool
     shuffle_seed: int
     views: bool
+    on_error: str
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Recipe:
                 "encoded": self.images.encoded,
                 "shuffle_seed": self.images.shuffle_seed,
                 "views": self.images.views,
+                "on_error": self.images.on_error,
             },
             "architecture": self.architecture,
             "crop": self.crop,
@@ -303,7 +306,7 @@ def _images_of(section: Section) -> Images:
         section.fail("resize", f"[height, width] in pixels was expected, not {shown(resize)}")
     images = Images(
         root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0),
-        section.flag("views", False),
+        section.flag("views", False), section.one_of("on_error", ["fail", "skip", "caffe"], "fail"),
     )  # fmt: skip
     section.end()
     return images

@@ -1,6 +1,7 @@
 """Caffe's own tools on the same files: records of convert_imageset, means of compute_image_mean, splits for caffe."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -80,6 +81,24 @@ def test_records_are_those_of_convert_imageset(flags):
     assert len(ours) == 40
     assert [key for key, _ in ours] == [key for key, _ in theirs]
     assert [key for (key, mine), (_, other) in zip(ours, theirs, strict=True) if mine != other] == []
+
+
+@pytest.mark.parametrize("flags", ["", "--gray", "--resize_height=64 --resize_width=64"])
+def test_damaged_images_are_stored_or_left_out_as_by_convert_imageset(tmp_path, folder, flags, capsys):
+    os.remove("img")
+    shutil.copytree(folder / "img", "img")
+    for number, keep in ((0, 0.5), (2, 0.97), (4, 0.05)):
+        content = (folder / f"img/{number}.jpg").read_bytes()
+        Path(f"img/{number}.jpg").write_bytes(content[: int(len(content) * keep)])
+    os.remove("img/5.jpg")
+    Path("img/7.jpg").write_bytes(b"no image")
+    caffe(CONVERT, *flags.split(), "img/", "list.txt", "theirs")
+    assert build_lmdb.main([*flags.split(), "--on_error=caffe", "img/", "list.txt", "ours"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("stored as far as it could be decoded") == 2 + ("img/4.jpg" in said and "out: img/4" not in said)
+    assert said.count("left out: ") == 40 - len(records("ours"))
+    # convert_imageset counts on where it leaves an image out, and does not say so
+    assert [record for _, record in records("ours")] == [record for _, record in records("theirs")]
 
 
 @pytest.mark.parametrize("flags", ["", "--encoded --encode_type=png"])
