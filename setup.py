@@ -52,6 +52,7 @@ setup(
         "opencv-python-headless>=4.9",
         "h5py>=3.10",
         "rich>=13",
+        "scipy>=1.11",
     ],
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],

@@ -10,9 +10,15 @@ import sys
 
 COMMANDS = {
     "photos": ("transfer_caffe.data_prep.photos", "make the embedded dataset"),
+    "ilsvrc": ("transfer_caffe.data_prep.ilsvrc", "ImageNet's archives to image lists"),
+    "folders": ("transfer_caffe.data_prep.folders", "a tree of class folders to image lists"),
     "split": ("transfer_caffe.data_prep.split", "cut the classes of image lists in two halves"),
+    "verify": ("transfer_caffe.data_prep.verify", "compare ImageNet's lists with the authors' checksums"),
+    "wordnet": ("transfer_caffe.data_prep.wordnet", "man-made/natural groups for classes named by WordNet ids"),
     "build-lmdb": ("transfer_caffe.tools.build_lmdb", "image list to LMDB, as convert_imageset"),
+    "split-lmdb": ("transfer_caffe.tools.split_lmdb", "a split's LMDB, or a view, out of that of all images"),
     "compute-mean": ("transfer_caffe.tools.compute_mean", "mean image of an LMDB, as compute_image_mean"),
+    "inspect": ("transfer_caffe.tools.inspect", "what is in a database, and a contact sheet of it"),
     "upgrade-proto": ("transfer_caffe.tools.upgrade_proto", "old prototxt, .caffemodel or solver to today's form"),
     "data": ("transfer_caffe.data", "make all data a recipe needs"),
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
