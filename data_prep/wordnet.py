@@ -32,8 +32,8 @@ from .lists import GROUPS, Class, read_classes, write_classes
 
 ARTIFACT = "n00021939"
 VERSION = "3.0"  # of WordNet: the ids of ImageNet are places in the files of this one
-# what `make wordnet` made, or else where Debian's package puts it
-INSTALLED = next((path for path in (".wordnet/usr/share/wordnet",) if os.path.isdir(path)), "/usr/share/wordnet")
+MADE = ".wordnet/usr/share/wordnet"  # by `make wordnet`, in the repository
+INSTALLED = MADE if os.path.isdir(MADE) else "/usr/share/wordnet"  # where Debian's package puts it
 EXCEPTIONS = Path(__file__).parent / "natman_exceptions.csv"
 ID = re.compile(r"n\d{8}", re.ASCII)
 
