@@ -22,6 +22,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from transfer_caffe.database_writer import keep_freed_memory
 from transfer_caffe.datum import Database, decode_datum
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing, write_bytes, write_checksum
@@ -30,7 +31,7 @@ from transfer_caffe.views import View, open_records
 
 from .build_lmdb import require_lmdb
 from .gflags import as_argparse
-from .images import cores, keep_freed_memory
+from .images import cores
 from .progress import track
 
 Records = Database | View

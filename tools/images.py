@@ -8,7 +8,6 @@ Caffe's sources: ReadImageToCVMat and ReadImageToDatum in src/caffe/util/io.cpp.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 import sys
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from transfer_caffe.database_writer import keep_freed_memory
 from transfer_caffe.datum import encoded_datum, raw_datum
 from transfer_caffe.errors import UserError
 
@@ -238,17 +238,6 @@ def make_records(tasks: Iterable[Task], settings: Settings, jobs: int) -> Iterat
     finally:
         pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(threads)
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next image; else it goes back, and comes again as pages to be cleared.
-
-    That saves a tenth of the work. Elsewhere than on glibc nothing happens.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def _each(task: Task, settings: Settings) -> list[Made]:

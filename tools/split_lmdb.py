@@ -12,8 +12,10 @@ of the whole database: was that shuffled, they are.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ import numpy as np
 
 from transfer_caffe.data_prep.lists import Line, read_list
 from transfer_caffe.database_writer import DatabaseWriter
-from transfer_caffe.datum import Database, relabelled
+from transfer_caffe.datum import Database, relabelled, require_sound_database
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import checksum_path, read_text, refuse_existing, sha256, write_json
-from transfer_caffe.views import View, open_records, write_view
+from transfer_caffe.views import is_view, whole_of, write_view
 
 from .progress import track
 
@@ -82,16 +84,27 @@ def made_from(database: Path) -> dict[str, Any]:
         return {}
 
 
-def split(whole: Database | View, image_list: str, out: str, view: bool = False) -> int:
-    """Write the images of ``image_list``, out of ``whole``, to ``out``: as an LMDB, or a view. Gives their number.
+def split(source: str | os.PathLike[str], image_list: str, out: str, view: bool = False) -> int:
+    """Write the images of ``image_list``, out of database ``source``, to ``out``: as an LMDB, or a view.
 
-    An interrupted copy is gone on with. UserError for an image that is not there, and where ``out`` exists.
+    Gives their number. An interrupted copy is gone on with. UserError for an image that is not there, and where ``out``
+    exists.
     """
     refuse_existing(out, "choose another name, or remove it to make it again")
     digest = sha256(image_list)
     lines = read_list(image_list)
-    if isinstance(whole, View):
-        raise UserError(f"{whole.path}: this is itself a view; take the database under it, {whole.whole_path}")
+    if is_view(source):
+        raise UserError(f"{source}: this is itself a view; take the database under it, {whole_of(source)}")
+    whole = Database(source, checked=False)
+    with ThreadPoolExecutor(1, thread_name_prefix="checksum") as pool:
+        # compared while records are copied, before the copy is complete
+        sound = pool.submit(require_sound_database, source)
+        return _split(whole, lines, digest, image_list, out, view, sound)
+
+
+def _split(
+    whole: Database, lines: Sequence[Line], digest: str, image_list: str, out: str, view: bool, sound: Future[None]
+) -> int:
     entries, missing = select(whole, lines, image_list)
     origin = made_from(whole.path)
     made = {
@@ -107,13 +120,14 @@ def split(whole: Database | View, image_list: str, out: str, view: bool = False)
     for number in missing:
         print(f"left out: {lines[number][0]} ({image_list}, line {number + 1}): broken", file=sys.stderr, flush=True)
     if view:
+        sound.result()
         write_view(out, whole, entries, made)
     else:
-        _copy(whole, entries, out, made | {"copied_from": str(whole.path)})
+        _copy(whole, entries, out, made | {"copied_from": str(whole.path)}, sound)
     return len(entries)
 
 
-def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any]) -> None:
+def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any], sound: Future[None]) -> None:
     source = (whole.path / "data.mdb").stat()
     beside = checksum_path(whole.path / "data.mdb")
     job = {
@@ -131,6 +145,8 @@ def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any]) 
                 writer.state = {"place": place + 1}
                 record = relabelled(value, label, f"{whole.path}: record {key.decode(errors='backslashreplace')!r}")
                 writer.put(b"%08d_" % place + key.partition(b"_")[2], record)
+            writer.flush()
+            sound.result()
             write_json(writer.folder / "build.json", made)
     finally:
         if writer.kept:
@@ -176,7 +192,7 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> int | None:
     """Make a split's database from the command line."""
     options = _parser().parse_args(argv)
-    count = split(open_records(options.whole), options.list, options.database, options.view)
+    count = split(options.whole, options.list, options.database, options.view)
     print(f"{options.database}: {count} records of {options.whole}" + (", as a view" if options.view else ""))
 
 

@@ -152,11 +152,10 @@ def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: 
     else:
         _forget(database, part)
     _remove_partial(database)
-    from transfer_caffe.datum import Database
     from transfer_caffe.tools import split_lmdb
 
     say(f"{database}: {'records copied from' if copies else 'a view of'} {whole / f'{part}_lmdb'}")
-    split_lmdb.split(Database(whole / f"{part}_lmdb"), str(image_list), str(database), view=not copies)
+    split_lmdb.split(whole / f"{part}_lmdb", str(image_list), str(database), view=not copies)
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

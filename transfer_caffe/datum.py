@@ -118,8 +118,12 @@ class Database:
     (on the last, real Caffe dies of a segmentation fault).
     """
 
-    def __init__(self, path: str | os.PathLike[str], color: bool | None = None) -> None:
-        """Open ``path``: the folder that holds data.mdb."""
+    def __init__(self, path: str | os.PathLike[str], color: bool | None = None, checked: bool = True) -> None:
+        """Open ``path``: the folder that holds data.mdb.
+
+        ``checked``: whether it is compared with its checksum; else its pages are looked at alone, and the caller calls
+        `require_sound_database` before it relies on what it has read.
+        """
         self.path = Path(path)
         self.color = color
         file = _data_file(self.path)
@@ -127,7 +131,7 @@ class Database:
         identity = (status.st_dev, status.st_ino)
         environment = _environments.get(identity)
         if environment is None:
-            require_sound_database(self.path)
+            (require_sound_database if checked else require_sound_pages)(self.path)
             with self._as_user_error():
                 environment = _Environment(self.path)
             _environments[identity] = environment
@@ -179,9 +183,11 @@ class Database:
             return key, value
 
     def keys(self) -> Iterator[bytes]:
-        """All keys, in order. The records are not read."""
-        with self._as_user_error(), self._env.begin() as transaction:
-            yield from transaction.cursor().iternext(values=False)
+        """All keys, in order. The records are not read: `lmdb_pages.keys`."""
+        try:
+            yield from lmdb_pages.keys(_data_file(self.path))
+        except lmdb_pages.Unsound as error:
+            raise UserError(f"{self.path}: not a sound LMDB; build it again (data.mdb: {error})") from None
 
     def raw_in_order(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """Keys and serialized Datums from record ``first`` on, as they lie in the file.
@@ -241,7 +247,13 @@ def require_sound_database(path: str | os.PathLike[str]) -> None:
     file = _data_file(Path(path))
     if file.stat().st_size <= CHECKED_BYTES and checksum_path(file).exists():
         require_checksum(file, "build the database again")
-        return
+    else:
+        require_sound_pages(path)
+
+
+def require_sound_pages(path: str | os.PathLike[str]) -> None:
+    """UserError if the pages of the database ``path`` do not hang together: liblmdb would end the process."""
+    file = _data_file(Path(path))
     try:
         lmdb_pages.check(file)
     except lmdb_pages.Unsound as error:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +54,20 @@ def check(path: str | os.PathLike[str]) -> None:
 
     Pages behind the last one that the tree uses may be missing: those that were freed before they were ever written.
     """
+    for _ in keys(path):
+        pass
+
+
+def keys(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The keys of the file ``path``, in order, as `check` goes through them.
+
+    Large records are not touched: liblmdb reads a page of each, which of a million takes hours where disks turn.
+    """
     with open(path, "rb", buffering=0) as file:
-        _check(file.fileno(), os.fstat(file.fileno()).st_size)
+        yield from _checked(file.fileno(), os.fstat(file.fileno()).st_size)
 
 
-def _check(file: int, size: int) -> None:
+def _checked(file: int, size: int) -> Iterator[bytes]:
     metas = [_meta(os.pread(file, 4096, 0), 0)]
     page_size = metas[0].page_size
     if size < 2 * page_size or size % page_size:
@@ -74,9 +84,7 @@ def _check(file: int, size: int) -> None:
         return
     if not 1 <= meta.depth <= _MOST_LEVELS:
         raise Unsound(f"a tree of {meta.depth} levels")
-    counts = _walk(file, min(size // page_size, meta.last + 1), meta)
-    if counts != (meta.branches, meta.leaves, meta.overflows, meta.entries):
-        raise Unsound("its numbers of pages and records are not those that its meta page gives")
+    yield from _walk(file, min(size // page_size, meta.last + 1), meta)
 
 
 def _meta(page: bytes, number: int) -> _Meta:
@@ -93,8 +101,8 @@ def _meta(page: bytes, number: int) -> _Meta:
     return _Meta(map_size, page_size, *rest)
 
 
-def _walk(file: int, pages: int, meta: _Meta) -> tuple[int, int, int, int]:
-    """Follow the tree in the order of the keys; gives the numbers of branch, leaf and overflow pages and of records."""
+def _walk(file: int, pages: int, meta: _Meta) -> Iterator[bytes]:
+    """Follow the tree in the order of the keys, and yield each."""
     size, node_at = meta.page_size, _NODE.unpack_from
     used = bytearray(pages)
     branches = leaves = overflows = entries = 0
@@ -132,6 +140,7 @@ def _walk(file: int, pages: int, meta: _Meta) -> tuple[int, int, int, int]:
                     needed = (_PAGE.size - 1 + length) // size + 1
                     _use(used, int.from_bytes(page[value_at : value_at + 8], "little"), needed)
                     overflows += needed
+                yield key
         else:
             branches += 1
             below = []
@@ -144,7 +153,8 @@ def _walk(file: int, pages: int, meta: _Meta) -> tuple[int, int, int, int]:
                 key = page[offset + _NODE.size : end] if index else bound
                 below.append((low | high << 16 | top << 32, level + 1, key))
             todo += reversed(below)
-    return branches, leaves, overflows, entries
+    if (branches, leaves, overflows, entries) != (meta.branches, meta.leaves, meta.overflows, meta.entries):
+        raise Unsound("its numbers of pages and records are not those that its meta page gives")
 
 
 def _use(used: bytearray, first: int, count: int) -> None:
