@@ -179,8 +179,8 @@ def write_oddities(path: Path, oddities: Oddities) -> None:
     print(f"{path}: {listed or 'every image is a plain JPEG'}")
     if stop := [image for image in sorted(oddities) if any(odd.stops for odd in oddities[image])]:
         _warn(
-            f"{_some(stop)}: databases are not built of lists with such images; take whole files, or build these "
-            "databases with python -m tools.build_lmdb --on_error skip"
+            f"{_some(stop)}: tools.build_lmdb stops at such images, unless it is told --on_error skip, or caffe (in a "
+            "recipe `images: {on_error: caffe}`, as the paper's has)"
         )
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_prep.image_headers import CMYK, EMPTY, HEADER_CUT, NO_END, NO_IMAGE, YCCK, look_at, named_jpeg, oriented
-from tools.build_lmdb import BrokenImage, Settings, image_record
+from tools.images import BrokenImage, Settings, image_record
 from transfer_caffe import real_caffe
 from transfer_caffe.datum import Database, decode_datum
 
