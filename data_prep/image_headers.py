@@ -30,8 +30,8 @@ NO_IMAGE = Oddity("no image", _LEFT_OUT, stops=True)
 HEADER_CUT = Oddity("JPEG cut in its header", _LEFT_OUT, stops=True)
 NO_END = Oddity(
     "JPEG without end",
-    "no end-of-image marker; tools.build_lmdb stops and names it; Caffe's convert_imageset takes it, as --on_error caffe "
-    "does, gray where data is missing (if nothing but the marker is, with all pixels right)",
+    "no end-of-image marker; tools.build_lmdb stops and names it; Caffe's convert_imageset takes it, as --on_error "
+    "caffe does, gray where data is missing (if nothing but the marker is, with all pixels right)",
     stops=True,
 )
 _SAME = "the same pixels in tools.build_lmdb and Caffe's convert_imageset"
