@@ -83,7 +83,7 @@ def test_every_command_has_help_with_an_example(name, capsys):
 
 def test_an_unknown_command_lists_the_known_ones(capsys):
     assert cli.main(["trian"]) == 2
-    assert "unknown command 'trian'; known: photos, split" in capsys.readouterr().err
+    assert "unknown command 'trian'; known: photos, ilsvrc, folders, split" in capsys.readouterr().err
 
 
 def test_a_checksum_is_what_sha256sum_checks(tmp_path):
