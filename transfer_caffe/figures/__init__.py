@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.figures.cells import METRICS, Marker, markers_of
+from transfer_caffe.figures.cells import METRICS, Marker, accuracy_of, markers_of
 from transfer_caffe.figures.curves import Curve, draw_curves, read_curve, read_curves
 from transfer_caffe.figures.figure1 import TREATMENTS, draw_figure1, treatments_of
 from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
@@ -69,7 +69,8 @@ def draw_figures(
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
     folder, words = Path(out), METRIC_WORDS[metric]
     name = "paper" if set(rows) <= set(read_results(NETWORKS)) else "yours"
-    tables = [(Source(name, markers_of(rows, metric)), rows)]
+    reduced = any(row.images_per_class is not None and accuracy_of(row, metric) is not None for row in rows)
+    tables = [(Source(name, markers_of(rows, metric, needed=not reduced)), rows)]
     if compare:
         tables.append((Source("paper", markers_of(compare, metric), behind=True), compare))
     sources = [source for source, _ in tables]
@@ -85,9 +86,9 @@ def draw_figures(
         curves = read_curves(CURVES)
     drawn += [draw_filters(markers, weights, folder), draw_curves(sources[0], curves, folder)]
     found = [each for each in drawn if each is not None]
-    for name in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
+    for missing in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
         for ending in ENDINGS:
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+            (folder / f"{missing}.{ending}").unlink(missing_ok=True)
     _write_captions(found, folder)
     return found
 

@@ -137,7 +137,7 @@ def _draw_box(axes: Axes, x: float, middle: float, width: float, treatment: Trea
     )
     if width > 0.5:
         words = {"fresh": "afresh", "random": "random"}.get(start, f"$W_{{{start}{layer}}}$")
-        size = 15 if words.startswith("$") else min(12, 17 * width)
+        size = 15 if words.startswith("$") else min(12, 15 * width)
         axes.text(x + width / 2, middle + 0.17, words, ha="center", va="center", fontsize=size, zorder=3)
     _draw_state(axes, x + width / 2, middle - 0.2, layer <= treatment.frozen, min(1.0, width / 0.45))
 
@@ -186,11 +186,11 @@ def _draw_legend(axes: Axes, treatments: Sequence[Treatment]) -> None:
             )
         )
         axes.text(x + 0.46, y, words[start], ha="left", va="center", fontsize=13)
-        x += 0.46 + 0.1 * len(words[start]) + 0.45
+        x += 0.46 + 0.09 * len(words[start]) + 0.38
     for frozen, label in ((True, "frozen"), (False, "learning")):
         _draw_state(axes, x + 0.12, y, frozen)
         axes.text(x + 0.36, y, label, ha="left", va="center", fontsize=13)
-        x += 0.36 + 0.1 * len(label) + 0.45
+        x += 0.36 + 0.09 * len(label) + 0.38
 
 
 def _words(treatment: Treatment) -> tuple[str, str]:

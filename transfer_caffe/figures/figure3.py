@@ -21,6 +21,7 @@ from transfer_caffe.figures.style import (
     LOOKS,
     Drawn,
     Look,
+    along,
     credit,
     draw_line,
     draw_markers,
@@ -91,7 +92,7 @@ def draw_figure3(sources: Sequence[Source], folder: Path, metric_words: str) -> 
         errors = (
             "As in the paper there are no error bars."
             if is_paper(sources)
-            else "Error bars: standard error of the mean, where there are several; a line without is of single networks."
+            else "Error bars: standard error of the mean, where there are several networks."
         )
         parts.append(
             "Bottom: means of the frozen networks, each minus the base of its own target (same split, half and seed). "
@@ -172,11 +173,13 @@ def _draw_lines(
     axes: Axes, lines: Sequence[tuple[str, Look, Source, list[Marker]]], title: str, sources: Sequence[Source]
 ) -> None:
     """Lines through the means of each n, a marker a network, white circles for the bases."""
-    points = []
+    points, lines_at = [], []
     for _, look, source, markers in lines:
         cells = sorted((n, cell) for (_, n), cell in cells_of(markers, "accuracy").items())
         own, white = source.look(look), source.look(LOOKS["base"])
-        draw_line(axes, own, [n for n, _ in cells], [cell.mean for _, cell in cells])
+        x, y = [n for n, _ in cells], [cell.mean for _, cell in cells]
+        draw_line(axes, own, x, y)
+        lines_at += along(x, y)
         for each, of_base in ((own, False), (white, True)):
             xy = [(float(m.n), m.accuracy) for m in markers if (m.kind == "base") == of_base]
             draw_markers(axes, each, [x for x, _ in xy], [y for _, y in xy])
@@ -189,15 +192,17 @@ def _draw_lines(
         for label in labels:
             look = next(look for each, look, _, _ in lines if each == label)
             entries.append((look, label, [source for each, _, source, _ in lines if each == label]))
-        legend_clear_of(axes, *legend_of(entries, sources, line=True), points)
+        legend_clear_of(axes, *legend_of(entries, sources, line=True), points + lines_at)
 
 
 def _draw_gains(axes: Axes, series: Sequence[_Series], sources: Sequence[Source]) -> None:
     axes.axhline(0, color="black", linestyle="--", linewidth=1.5, zorder=1.5)
+    points = []
     for each in series:
         look, cells = each.source.look(each.look), each.cells
         x, y = [0, *(n for _, n in cells)], [0.0, *(cell.mean for cell in cells.values())]
         draw_line(axes, look, x, y)
+        points += [*zip(x, y, strict=True), *along(x, y)]
         for (_, n), cell in cells.items():
             if cell.se is not None and not each.source.behind and not is_paper(sources):
                 axes.errorbar(n, cell.mean, cell.se, color="#333333", linewidth=1.2, capsize=4, zorder=2.7)
@@ -212,8 +217,7 @@ def _draw_gains(axes: Axes, series: Sequence[_Series], sources: Sequence[Source]
     axes.set_xlabel(X_LABEL)
     looks = list({each.look.label: each.look for each in series}.values())
     entries = [(look, look.label, [each.source for each in series if each.look is look]) for look in looks]
-    handles, labels = legend_of(entries, sources, line=True)
-    axes.legend(handles, labels, loc="lower left", ncol=2 if compared(sources) else 1)
+    legend_clear_of(axes, *legend_of(entries, sources, line=True), points)
 
 
 def _ends(series: Sequence[_Series]) -> list[float]:

@@ -6,7 +6,6 @@ the whole set. The base of all classes is a dashed line: it has all images, but 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from transfer_caffe.errors import UserError
-from transfer_caffe.figures.cells import METRICS, Cell, limits
+from transfer_caffe.figures.cells import Cell, accuracy_of, limits
 from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, legend_of, titled
 from transfer_caffe.figures.style import Drawn, Look, credit, draw_line, draw_markers, write_figure
 from transfer_caffe.results import Row
@@ -95,8 +94,8 @@ def draw_reduced(
 def _line(source: Source, rows: Sequence[Row], metric: str) -> _Line:
     networks = []
     for row in rows:
-        accuracy = getattr(row, METRICS[metric])
-        if row.images_per_class is None or accuracy is None or not math.isfinite(accuracy):
+        accuracy = accuracy_of(row, metric)
+        if row.images_per_class is None or accuracy is None:
             continue
         if row.images_per_class < 1:
             raise UserError(f"{row.network}: images_per_class is {row.images_per_class}; a network needs one at least")

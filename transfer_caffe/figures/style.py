@@ -90,7 +90,7 @@ def ghost(look: Look) -> Look:
     pale = to_hex((red, green, blue))
     return replace(
         look, face="white", line=pale, edge=pale, shift=look.shift + 0.08, size=look.size * 0.8, width=1.6,
-        dash=(0, (4, 2)) if look.dash == "-" else (0, (1, 2)), order=2.2,
+        dash=(0, (4, 2)) if look.dash == "-" else look.dash, order=2.2,
     )  # fmt: skip
 
 
@@ -137,7 +137,10 @@ def handle(look: Look, line: bool = False) -> Any:
 
 
 def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], points: Sequence[tuple[float, float]]):
-    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points."""
+    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points.
+
+    To keep it off lines as well, give the points of `along` too.
+    """
     figure = axes.get_figure()
     assert figure is not None
     for place in ("lower left", "lower right", "upper right", "upper left", "lower center", "upper center"):
@@ -151,6 +154,14 @@ def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], p
     low, high = axes.get_ylim()
     axes.set_ylim(low - (box.y1 - box.y0) * 1.15, high)
     return axes.legend(handles, labels, loc="lower left", borderpad=0.6, labelspacing=0.5, handletextpad=0.6)
+
+
+def along(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """Points along the line through those of ``x`` and ``y``, ten a piece."""
+    parts = [each / 10 for each in range(10)]
+    return [
+        (x[i] + part * (x[i + 1] - x[i]), y[i] + part * (y[i + 1] - y[i])) for i in range(len(x) - 1) for part in parts
+    ]
 
 
 def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: Iterable[Sequence[Any]] = ()) -> Drawn:
