@@ -12,14 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from test_figures import NETWORKS, REDUCED, table, write_table
+from matplotlib.patches import FancyBboxPatch
+from test_figures import NETWORKS, REDUCED, markers, table, write_table
 
 from transfer_caffe import figures
 from transfer_caffe.errors import UserError
 from transfer_caffe.figures import style
 from transfer_caffe.figures.figure1 import draw_figure1, treatments_of, weights_of
+from transfer_caffe.figures.figure2 import draw_bottom
+from transfer_caffe.figures.sources import Source
 from transfer_caffe.reference import NETWORKS as PAPER
 from transfer_caffe.treatment import Treatment
 
@@ -257,6 +261,14 @@ def test_a_kind_that_only_the_paper_has_is_said_to_be_the_papers(both):
     assert "selffer BnB$^+$ (paper only)" in labels and "selffer BnB" in labels
 
 
+def test_a_caption_says_whether_ones_own_means_cover_the_same_halves(tmp_path):
+    fair = markers(tmp_path, [("random0", name, 0, 0.5) for name in ("baseA", "baseB", "A3B", "B3A")])
+    unfair = markers(tmp_path, [("random0", name, 0, 0.5) for name in ("baseA", "baseB", "A3B")])
+    for own, other, words in ((fair, unfair, "Every mean covers"), (unfair, fair, "The means do not all cover")):
+        sources = [Source("yours", own), Source("paper", other, behind=True)]
+        assert words in draw_bottom(sources, tmp_path, "").caption
+
+
 def test_paired_differences_of_both_are_drawn_from_their_own_bases(both):
     rows = {(row["source"], row["kind"], row["n"]): float(row["mean"]) for row in both.table("figure2_paired")}
     assert rows["yours", "AnB", "3"] == pytest.approx((-0.03 - 0.04 - 0.04) / 3, abs=1e-6)
@@ -319,10 +331,13 @@ def test_nothing_of_figure_1_overlaps_or_is_cut_off(monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), original(figure, *a, **k)))
     draw_figure1(treatments_of("base,baseA,baseB,B7B+,R7,A1B"), tmp_path)
     (axes,) = drawn[0].axes
-    boxes = [text.get_window_extent() for text in axes.texts]
+    renderer = FigureCanvasAgg(drawn[0]).get_renderer()  # the last one to draw was the PDF's, of another size
+    boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert all(box.x0 >= 0 and box.x1 <= 1500 and box.y0 >= 0 for box in boxes)
     for i, one in enumerate(boxes):
         assert not any(one.overlaps(two) for two in boxes[i + 1 :])
+    (left, *_) = sorted(patch.get_window_extent().x0 for patch in axes.patches if isinstance(patch, FancyBboxPatch))
+    assert all(box.x1 < left for box in boxes if box.x0 < left and box.y0 > 60)  # above the legend
 
 
 def test_the_treatments_of_figure_1_are_a_list_of_names_and_patterns():

@@ -99,7 +99,7 @@ def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> t
     curves: dict[str, Curve] = {}
     iterations = {row.network: row.max_iter for row in rows}
     for marker in markers:
-        if not re.fullmatch(r"[^/\\\0]{1,200}", marker.network):
+        if not re.fullmatch(r"(?!\.\.?$)[^/\\\0]{1,200}", marker.network):
             continue  # no name of a folder
         network = runs / marker.network
         path = weights_path(network, iterations[marker.network])

@@ -125,7 +125,7 @@ def draw_bottom(sources: Sequence[Source], folder: Path, metric_words: str) -> D
     all_cells = [cells_of(source.markers, "accuracy") for source in sources]
     lines = [_Lines(source, cells, cells.get(("base", 0))) for source, cells in zip(sources, all_cells, strict=True)]
     if is_paper(sources):
-        errors = "As in the paper there are no error bars; the table beside the figure has the standard errors."
+        errors = "Drawn without error bars; the table beside the figure has the standard errors."
         remarks = "The numbered remarks are what the paper's authors read from the figure, in our words."
     else:
         errors = _errors_words([cell for (kind, _), cell in all_cells[0].items() if kind != "base"])

@@ -90,7 +90,7 @@ def draw_figure3(sources: Sequence[Source], folder: Path, metric_words: str) -> 
     if series:
         counts = "; ".join(f"{_whose(each)} {_counts(each.cells)}" for each in series)
         errors = (
-            "As in the paper there are no error bars."
+            "Drawn without error bars; the table beside the figure has the standard errors."
             if is_paper(sources)
             else "Error bars: standard error of the mean, where there are several networks."
         )

@@ -49,7 +49,7 @@ def compared(sources: Sequence[Source]) -> bool:
 def titled(title: str, sources: Sequence[Source]) -> str:
     """A figure's title with the credit it owes."""
     if compared(sources):
-        return f"{title}: yours and the paper's. {CREDIT}, and yours"
+        return f"{title}: yours and the paper's ({CREDIT})"
     return f"{title}. {CREDIT}" if is_paper(sources) else title
 
 
@@ -57,8 +57,8 @@ def credit_words(sources: Sequence[Source]) -> str:
     """The sentence of a caption on whose numbers these are; with a space before it, or empty."""
     if compared(sources):
         return (
-            f" Yours in full colour; the paper's pale, hollow and on dashed lines ({CREDIT}). The two were trained on "
-            "different images and classes: compare what happens along n, not the accuracies themselves."
+            f" Yours in full colour; the paper's pale, hollow and on dashed lines ({CREDIT}). Where the two were "
+            "trained on other images and classes, compare what happens along n, not the accuracies themselves."
         )
     return f" {CREDIT}, from the authors' logs." if is_paper(sources) else ""
 
