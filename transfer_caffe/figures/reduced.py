@@ -22,7 +22,7 @@ from transfer_caffe.figures.style import Drawn, Look, credit, draw_line, draw_ma
 from transfer_caffe.results import Row
 
 LOOK = Look("s", "#008844", "#008844", False, 0.0, "first k images of each class", 9)
-BASE = Look("", "white", "black", False, 0.0, "base: all images, its own schedule", dash="--", width=1.5)
+BASE = Look("", "white", "black", False, 0.0, "base: all images", dash="--", width=1.5)
 CHANCE = Look("", "white", "#888888", False, 0.0, "chance", dash=":", width=1.5)
 
 
@@ -67,7 +67,7 @@ def draw_reduced(
                 entries += [(BASE, BASE.label, base)] if (base := [each.source for each in lines if each.base]) else []
                 entries.append((CHANCE, CHANCE.label, only))
                 handles, labels = legend_of(entries, only, line=True)
-                axes.legend(handles, labels, loc="lower right")
+                axes.legend(handles, labels, loc="lower right", fontsize=13)
         credit(figure, CREDIT if is_paper(only) else "")
         return figure
 
