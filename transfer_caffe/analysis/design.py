@@ -12,13 +12,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from transfer_caffe.analysis.effects import (
     PAIRED,
     RANGES,
+    Comparison,
     cluster_means,
     differences_of,
     groups_of,
-    published,
+    published_number,
 )
 from transfer_caffe.figures.cells import Marker, cells_of, pooled_sd
 from transfer_caffe.results import Row
@@ -60,21 +63,22 @@ def findings_of(rows: Iterable[Row], markers: Sequence[Marker]) -> list[Finding]
         found = [
             _paired(recipe, family, comparison, members)
             for comparison in PAIRED
-            if kinds & _kinds(comparison) - {"base"}
+            if kinds & {comparison.kind, comparison.other} - {"base"} and comparison.pairing != "targets with BnB"
         ]
+        found = [each for each in found if each and not (each.pairing == "own bases" and _complete(members))]
         found += [_published(recipe, family, other, members) for other in ("base", "BnB+")]
         found += [_bases(recipe, family, members), _luck(recipe, family, members)]
         findings += [each for each in found if each is not None]
     return findings
 
 
-def _kinds(comparison: str) -> set[str]:
-    return set(comparison.split(" - "))
+def _complete(members: Sequence[Marker]) -> bool:
+    """Whether every AnB+ has a BnB+ of its own target, so that nothing is to be gained from other pairs."""
+    return all(marker.control is not None for marker in members if marker.kind == "AnB+")
 
 
-def _paired(recipe: str, family: str, comparison: str, members: Sequence[Marker]) -> Finding:
-    kind, other = comparison.split(" - ")
-    pairing = "own base" if other == "base" else "same target"
+def _paired(recipe: str, family: str, comparison: Comparison, members: Sequence[Marker]) -> Finding:
+    kind, other, pairing = comparison.kind, comparison.other, comparison.pairing
     left = [marker for marker in members if marker.kind == kind]
     found = differences_of(members, comparison)
     missing = to_train(members, kind, other)
@@ -90,41 +94,41 @@ def _paired(recipe: str, family: str, comparison: str, members: Sequence[Marker]
             else f"no {kind} has a {other} of the same target, n, split and seed: the {len(left)} {kind} have "
             f"{_targets(left)} as target, the {len(right)} {other} {_targets(right)}"
         )
-        return Finding(recipe, family, comparison, pairing, IMPOSSIBLE, why, missing)
+        return Finding(recipe, family, str(comparison), pairing, IMPOSSIBLE, why, missing)
     unit, means = cluster_means(found)
     markers = [marker for marker, _ in found]
     targets = sorted({marker.treatment.target for marker in markers})
-    size = f"{len(found)} differences in {len({m.split for m in markers})} split(s)"
-    status, reasons = SUPPORTED, [size]
+    status, reasons = SUPPORTED, [f"{_count(len(found), 'difference')} in {_count(len(means), unit or 'split')}"]
     if unit == "split":
-        reasons[0] += f", the units that are independent: {len(means) - 1} degrees of freedom"
+        freedom = len(means) - 1
+        reasons[0] += f" ({_count(freedom, 'degree')} of freedom, t = {stdtrit(freedom, 0.975):.1f})"
+    if len(found) < len(left):
+        where = "split" if pairing == "own bases" else "target"
+        reasons.append(f"{len(left) - len(found)} {kind} networks have no {other} of their {where}")
+    if unit == "split":
         if len(targets) == 1:
-            reasons.append(
-                f"all targets are half {targets[0]}: random halves are drawn alike, so that this costs precision only"
-            )
-        uneven = _uneven(markers)
-        if uneven:
-            reasons.append(uneven)
+            reasons.append(f"all targets are half {targets[0]}, which costs precision only: random halves are alike")
+        reasons += _uneven(markers)
     elif family == "random":
         status = CONFOUNDED
         reasons.append(
-            "the effect of the treatment and what is peculiar to this split's classes cannot be told apart"
-            + ("; the interval is over seeds and says nothing about other classes" if unit else "; no interval")
+            f"one split: the effect and what is peculiar to the classes of {markers[0].split} cannot be told apart; "
+            + ("the interval is over seeds and says nothing about other classes" if unit else "no interval")
         )
-        missing = "; ".join(filter(None, [missing, f"the same networks in other splits than {markers[0].split}"]))
+        missing = _joined(missing, f"the same networks in other splits than {markers[0].split}")
     else:
         if family == "natman" and len(targets) == 1:
             status = CONFOUNDED
-            reasons.append(f"all targets are half {targets[0]}: the direction of the transfer cannot be told apart")
+            reasons.append(f"all targets are half {targets[0]}: the effect and the direction cannot be told apart")
         if not unit:
             status = CONFOUNDED
             reasons.append("one seed: the effect and the luck of single trainings cannot be told apart; no interval")
-            missing = "; ".join(filter(None, [missing, "the same networks with other seeds"]))
-    return Finding(recipe, family, comparison, pairing, status, "; ".join(reasons), missing)
+            missing = _joined(missing, "the same networks with other seeds")
+    return Finding(recipe, family, str(comparison), pairing, status, "; ".join(reasons), missing)
 
 
 def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) -> Finding | None:
-    number = published(members, other, *RANGES[0])
+    number = published_number(members, other, *RANGES[0])
     if number is None:
         return None
     left = [marker for marker in members if marker.kind == "AnB+"]
@@ -144,9 +148,7 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
     if used:
         each = [f"{split} B than {split} A {_points(sum(pairs[split]) / len(pairs[split]))} points" for split in used]
         why += f"; easier by their bases: {', '.join(each)}"
-    return Finding(
-        recipe, family, f"AnB+ - {other}", "as published", CONFOUNDED, why, to_train(members, "AnB+", other)
-    )
+    return Finding(recipe, family, f"AnB+ - {other}", "as published", CONFOUNDED, why, to_train(members, "AnB+", other))
 
 
 def half_differences(markers: Iterable[Marker]) -> dict[str, list[float]]:
@@ -171,7 +173,7 @@ def _bases(recipe: str, family: str, members: Sequence[Marker]) -> Finding | Non
     needs: dict[tuple[str, int], set[Treatment]] = {}
     for split, seed, target in lonely:
         needs.setdefault((split, seed), set()).add(Treatment("", 0, target, False))
-    why = f"{sum(lonely.values())} networks are in no comparison with a base, as their own has no accuracy: "
+    why = f"{sum(lonely.values())} networks are compared with nothing, as the base of their own target is missing: "
     return Finding(recipe, family, "own base", "", IMPOSSIBLE, why + _few(listed), _named(needs))
 
 
@@ -180,7 +182,7 @@ def _luck(recipe: str, family: str, members: Sequence[Marker]) -> Finding | None
     if max(repeated.values()) > 1:
         return None
     spread = pooled_sd(cells_of(members, "gain").values())
-    why = "each network was trained once (one seed): how far another start or order of the images would move it is unknown"
+    why = "each network was trained once: how far another seed (start, order of the images) would move it is unknown"
     if spread:
         why += (
             f"; within a kind and n the differences to the own base spread by {100 * spread[0]:.2f} points (standard "
@@ -194,29 +196,27 @@ def _luck(recipe: str, family: str, members: Sequence[Marker]) -> Finding | None
 def to_train(members: Sequence[Marker], kind: str, other: str) -> str:
     """What is missing so that ``kind`` and ``other`` are there for every split, seed, half and n in use; "" if nothing.
 
-    In use are the splits, seeds and halves (or the whole) of any network, and the n of these two kinds.
+    In use are the splits and seeds of any network, and the n of these two kinds.
     """
     numbers = sorted({marker.n for marker in members if marker.kind in (kind, other) and marker.n}) or sorted(
         {marker.n for marker in members if marker.n}
     )
-    have = {(marker.split, marker.seed, marker.treatment) for marker in members}
-    needs: dict[tuple[str, int], set[Treatment]] = {}
-    for split, seed in sorted({(marker.split, marker.seed) for marker in members}):
-        halves = {marker.treatment.target for marker in members if marker.split == split}
-        for target in halves if halves == {""} else ("A", "B"):
-            for name in (kind, other):
-                for n in numbers if name != "base" else [0]:
-                    treatment = _treatment(name, n, target)
-                    if treatment and (split, seed, treatment) not in have:
-                        needs.setdefault((split, seed), set()).add(treatment)
-    return _named(needs)
+    halves = ("",) if members[0].family == "whole" else ("A", "B")
+    wanted = {
+        _treatment(name, n, half)
+        for half in halves
+        for name in (kind, other)
+        for n in (numbers if name != "base" else [0])
+    }
+    have: dict[tuple[str, int], set[Treatment]] = {}
+    for marker in members:
+        have.setdefault((marker.split, marker.seed), set()).add(marker.treatment)
+    return _named({place: wanted - there for place, there in have.items() if wanted - there})
 
 
-def _treatment(kind: str, n: int, target: str) -> Treatment | None:
+def _treatment(kind: str, n: int, target: str) -> Treatment:
     if kind in ("base", "R"):
         return Treatment("" if kind == "base" else "R", n, target, False)
-    if not target:
-        return None
     source = target if kind.startswith("B") else "AB".replace(target, "")
     return Treatment(source, n, target, kind.endswith("+"))
 
@@ -239,11 +239,11 @@ def patterns(treatments: Iterable[Treatment]) -> str:
         if len(numbers) == 1:
             names.append(str(Treatment(source, numbers[0], target, finetuned)))
         else:
-            names.append(f"{source}{{{_ranges(numbers)}}}{target}{'+' * finetuned}")
+            names.append(f"{source}{{{ranges(numbers)}}}{target}{'+' * finetuned}")
     return ", ".join(names)
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """1, 2, 3, 5 as `1-3,5`."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -254,15 +254,15 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _uneven(markers: Sequence[Marker]) -> str:
-    """Which splits have other n than the others, so that their means over a range of n are of other layers."""
+def _uneven(markers: Sequence[Marker]) -> list[str]:
+    """That splits have other n than others, so that their means over a range of n are of other layers."""
     numbers: dict[str, set[int]] = {}
     for marker in markers:
         numbers.setdefault(marker.split, set()).add(marker.n)
     if len({frozenset(each) for each in numbers.values()}) == 1:
-        return ""
-    listed = [f"{split} n = {_ranges(sorted(each))}" for split, each in sorted(numbers.items())]
-    return f"splits have different n, so that their means over a range are of different layers: {_few(listed)}"
+        return []
+    listed = [f"{split} n = {ranges(sorted(each))}" for split, each in sorted(numbers.items())]
+    return [f"splits have different n, so that their means over a range are of different layers: {_few(listed)}"]
 
 
 def _shares(markers: Sequence[Marker]) -> dict[tuple, float]:
@@ -285,5 +285,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
+def _joined(*needs: str) -> str:
+    return "; ".join(need for need in needs if need)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _points(fraction: float) -> str:
-    return f"{100 * fraction:+.2f}"
+    return f"{round(100 * fraction, 2) + 0.0:+.2f}"

@@ -31,28 +31,51 @@ from transfer_caffe.figures.cells import Marker
 RANGES = ((1, 7), (3, 7), (5, 7))
 """The ranges of n that the paper's Table 1 pools."""
 
-PAIRED = {
-    "BnB - base": ("BnB", "gain"),
-    "AnB - BnB": ("AnB", "over_control"),
-    "AnB - base": ("AnB", "gain"),
-    "BnB+ - base": ("BnB+", "gain"),
-    "AnB+ - base": ("AnB+", "gain"),
-    "AnB+ - BnB+": ("AnB+", "over_control"),
-    "R - base": ("R", "gain"),
-}
-"""Comparison: kind of the network (`cells.KINDS`), and which of its differences (an attribute of `cells.Marker`)."""
+
+@dataclass(frozen=True)
+class Comparison:
+    """A kind of network minus another (kinds as in `cells.KINDS`), and how they are paired."""
+
+    kind: str
+    other: str
+    pairing: str
+
+    def __str__(self) -> str:
+        """As in the tables: `AnB - BnB`."""
+        return f"{self.kind} - {self.other}"
+
+
+PAIRED = (
+    Comparison("BnB", "base", "own base"),
+    Comparison("AnB", "BnB", "same target"),
+    Comparison("AnB", "base", "targets with BnB"),
+    Comparison("AnB", "base", "own base"),
+    Comparison("BnB+", "base", "own base"),
+    Comparison("AnB+", "base", "own base"),
+    Comparison("AnB+", "BnB+", "same target"),
+    Comparison("AnB+", "BnB+", "own bases"),
+    Comparison("R", "base", "own base"),
+)
+"""The paired comparisons. Networks always share recipe, split, seed and n, and
+
+- own base: a network minus the base of its own target;
+- same target: a network minus the selffer of its own target;
+- targets with BnB: own base, but of the targets that have a selffer, so that the two causes add up to it;
+- own bases: the gain over the own base minus the selffers' gains over theirs, be it on another half: the halves'
+  difficulty is out, but two bases' luck is in. The second best where the same target has not both.
+"""
 
 
 @dataclass(frozen=True)
 class Effect:
     """The mean of one comparison at one n or over a range of n ("1-7"). Accuracies are fractions, not points.
 
-    ``family`` is random, natman or whole. ``pairing`` is "own base" or "same target" (each network with one of the
-    same recipe, split, seed and target; ``estimate`` is then the mean over clusters of each cluster's mean), or "as
-    published" (a difference of pooled means, of networks on whatever halves; without an interval, since what it needs
-    is not an interval but a design). ``low`` and ``high`` are the 95% interval over ``clusters`` ("split" or "seed" is
-    the ``unit``), None where there is one cluster. ``networks`` counts the differences (as published: the transfer
-    networks), ``mean`` is their plain mean, ``naive_error`` its standard error if they were independent.
+    ``family`` is random, natman or whole. ``pairing`` is that of a `Comparison` (``estimate`` is then the mean over
+    clusters of each cluster's mean), or "as published" (a difference of pooled means, of networks on whatever halves;
+    without an interval, since what it lacks is not an interval but a design). ``low`` and ``high`` are the 95% interval
+    over ``clusters`` ("split" or "seed" is the ``unit``), None where there is one cluster. ``networks`` counts the
+    differences (as published: the transfer networks), ``mean`` is their plain mean, ``naive_error`` its standard error
+    if they were independent.
     """
 
     recipe: str
@@ -122,17 +145,32 @@ def cluster_means(differences: Sequence[tuple[Marker, float]]) -> tuple[str, dic
     raise AssertionError
 
 
-def differences_of(
-    markers: Iterable[Marker], comparison: str, first: int = 1, last: int = 7
-) -> list[tuple[Marker, float]]:
-    """The networks of a comparison of `PAIRED` that have a partner, n from first to last, with their difference."""
-    kind, what = PAIRED[comparison]
-    found = [(marker, getattr(marker, what)) for marker in markers if marker.kind == kind and first <= marker.n <= last]
+def differences_of(markers: Sequence[Marker], comparison: Comparison) -> list[tuple[Marker, float]]:
+    """The networks of one recipe and family that have a partner, each with its difference."""
+    members = [marker for marker in markers if marker.kind == comparison.kind]
+    if comparison.pairing == "own bases":
+        return _between_gains(members, [marker for marker in markers if marker.kind == comparison.other])
+    if comparison.pairing == "targets with BnB":
+        members = [marker for marker in members if marker.control is not None]
+    found = [(m, m.over_control if comparison.pairing == "same target" else m.gain) for m in members]
     return [(marker, value) for marker, value in found if value is not None]
 
 
+def _between_gains(left: Iterable[Marker], right: Iterable[Marker]) -> list[tuple[Marker, float]]:
+    gains: dict[tuple[str, int, int], list[float]] = {}
+    for marker in right:
+        if marker.gain is not None:
+            gains.setdefault((marker.split, marker.seed, marker.n), []).append(marker.gain)
+    return [
+        (marker, marker.gain - _mean(gains[key]))
+        for marker in left
+        for key in [(marker.split, marker.seed, marker.n)]
+        if marker.gain is not None and key in gains
+    ]
+
+
 def effects_of(markers: Sequence[Marker]) -> list[Effect]:
-    """Every comparison of `PAIRED`, per n and over `RANGES`; then those of Table 1 as published, over `RANGES`."""
+    """Every one of `PAIRED`, per n and over `RANGES`; then those of Table 1 as published, over `RANGES`."""
     effects: list[Effect] = []
     for (recipe, family), members in groups_of(markers).items():
         for comparison in PAIRED:
@@ -144,7 +182,7 @@ def effects_of(markers: Sequence[Marker]) -> list[Effect]:
                     effects.append(_paired(recipe, family, comparison, first, last, part))
         for other in ("base", "BnB+"):
             for first, last in RANGES:
-                number = published(members, other, first, last)
+                number = published_number(members, other, first, last)
                 if number is not None:
                     effects.append(
                         Effect(
@@ -157,20 +195,19 @@ def effects_of(markers: Sequence[Marker]) -> list[Effect]:
 
 
 def _paired(
-    recipe: str, family: str, comparison: str, first: int, last: int, differences: list[tuple[Marker, float]]
+    recipe: str, family: str, comparison: Comparison, first: int, last: int, differences: list[tuple[Marker, float]]
 ) -> Effect:
     unit, means = cluster_means(differences)
     low, high = interval(list(means.values())) or (None, None)
     values = [value for _, value in differences]
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
     return Effect(
-        recipe, family, comparison, str(first) if first == last else f"{first}-{last}",
-        "own base" if comparison.endswith("base") else "same target", math.fsum(means.values()) / len(means),
-        low, high, len(means), unit, len(values), math.fsum(values) / len(values), error,
+        recipe, family, str(comparison), str(first) if first == last else f"{first}-{last}", comparison.pairing,
+        _mean(list(means.values())), low, high, len(means), unit, len(values), _mean(values), error,
     )  # fmt: skip
 
 
-def published(markers: Sequence[Marker], other: str, first: int, last: int) -> Published | None:
+def published_number(markers: Sequence[Marker], other: str, first: int, last: int) -> Published | None:
     """One number of the paper's Table 1 from the networks of one family; None where a side is empty.
 
     The individual AnB+ networks of the range are pooled (not the means per layer); ``other`` is "base", all bases

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transfer_caffe.analysis.costs import Costs
-from transfer_caffe.analysis.design import half_differences
-from transfer_caffe.analysis.effects import RANGES, Effect, groups_of, published
+from transfer_caffe.analysis.design import half_differences, ranges
+from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published
 from transfer_caffe.figures.cells import METRICS, Marker
 from transfer_caffe.summary import FAMILIES
 
@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 CAUSES = {
-    "lost co-adaptation": "BnB - base",
-    "specificity": "AnB - BnB",
-    "frozen transfer": "AnB - base",
+    "lost co-adaptation": ("BnB - base", "own base"),
+    "specificity": ("AnB - BnB", "same target"),
+    "both, same networks": ("AnB - base", "targets with BnB"),
+    "all frozen transfer": ("AnB - base", "own base"),
 }
 GAINS = {
-    "selffer, all learn": "BnB+ - base",
-    "transfer, all learn": "AnB+ - base",
-    "from the other half": "AnB+ - BnB+",
-    "random, frozen": "R - base",
+    "selffer, all learn": ("BnB+ - base", "own base"),
+    "transfer, all learn": ("AnB+ - base", "own base"),
+    "from the other half": ("AnB+ - BnB+", "same target"),
+    "random, frozen": ("R - base", "own base"),
 }
+BESIDE_TABLE_1 = {
+    "AnB+_own_base": ("AnB+ - base", "own base"),
+    "BnB+_own_base": ("BnB+ - base", "own base"),
+    "AnB+_BnB+_own_bases": ("AnB+ - BnB+", "own bases"),
+    "AnB+_BnB+_same_target": ("AnB+ - BnB+", "same target"),
+}
+"""The columns of table1.csv beside the published numbers: comparison and pairing."""
 METRIC_WORDS = {
     "final": "after the last iteration",
     "top10": "the mean of the ten highest tests of a training, as the paper plots: picked on the test set, so slightly "
@@ -57,10 +65,7 @@ def report_text(analyses: Sequence[Analysis]) -> str:
 
 def _recipe(analysis: Analysis) -> list[str]:
     name = f"Recipe {analysis.recipe}: " if analysis.recipe else ""
-    head = (
-        f"{name}{len(analysis.markers)} networks with {METRICS[analysis.metric]} "
-        f"({METRIC_WORDS[analysis.metric]})."
-    )
+    head = f"{name}{len(analysis.markers)} networks with {METRICS[analysis.metric]} ({METRIC_WORDS[analysis.metric]})."
     reduced = sum(row.images_per_class is not None for row in analysis.rows)
     without = len(analysis.rows) - len(analysis.markers) - reduced
     head += f" Without one: {without}." if without else ""
@@ -73,7 +78,7 @@ def _recipe(analysis: Analysis) -> list[str]:
             if table:
                 parts.append(f"{FAMILIES[family]}: {title}\n{table}")
     if rows := _table1_rows([analysis]):
-        parts.append("The paper's Table 1, points: AnB+ as published, and paired\n" + _table1_text(rows))
+        parts.append("The paper's Table 1: AnB+, as published (pooled means)\n" + _table1_text(rows))
     parts += [_findings(analysis), _costs(analysis.costs)]
     return [part for part in parts if part]
 
@@ -100,22 +105,30 @@ def _base_table(markers: Sequence[Marker]) -> str:
     return "Accuracy of the bases\n" + _aligned(lines) + note
 
 
-def _effect_table(effects: Sequence[Effect], columns: dict[str, str]) -> str:
-    cells = {(e.comparison, e.n): e for e in effects if e.pairing != "as published"}
-    names = {name: comparison for name, comparison in columns.items() if any(c == comparison for c, _ in cells)}
-    if not names:
+def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]) -> str:
+    columns = {
+        title: {e.n: e for e in effects if (e.comparison, e.pairing) == wanted} for title, wanted in titles.items()
+    }
+    both, everything = columns.get("both, same networks"), columns.get("all frozen transfer")
+    if (
+        both
+        and everything
+        and {n: e.networks for n, e in both.items()} == {n: e.networks for n, e in everything.items()}
+    ):
+        del columns["all frozen transfer"]  # it is the same
+    columns = {title: column for title, column in columns.items() if column}
+    if not columns:
         return ""
-    numbers = sorted({n for comparison, n in cells if comparison in names.values()}, key=lambda n: ("-" in n, n))
-    lines = [["n", *names], ["", *names.values()]]
-    for n in numbers:
-        lines.append([n, *(_cell(cells.get((comparison, n))) for comparison in names.values())])
-    return _aligned(lines)
+    lines = [["n", *columns], ["", *(titles[title][0] for title in columns)]]
+    for n in sorted({n for column in columns.values() for n in column}, key=lambda n: ("-" in n, n)):
+        lines.append([n, *(_cell(column.get(n)) for column in columns.values())])
+    sure = {title: [int(n) for n, e in column.items() if n.isdigit() and e.sure] for title, column in columns.items()}
+    told = [f"{title} at n = {ranges(numbers)}" for title, numbers in sure.items() if numbers]
+    return _aligned(lines) + (f"\nInterval without zero: {'; '.join(told)}" if told else "")
 
 
 def _cell(effect: Effect | None) -> str:
-    if effect is None:
-        return "-"
-    return f"{_points(effect.estimate):>6} {_interval(effect):>16} {_counts(effect)}"
+    return "-" if effect is None else f"{_points(effect.estimate):>6} {_interval(effect):>14} {_counts(effect)}"
 
 
 def _interval(effect: Effect) -> str:
@@ -133,44 +146,48 @@ def _table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
     rows = []
     for analysis in analyses:
         members = groups_of(analysis.markers).get((analysis.recipe, "random"), [])
-        paired = {(e.comparison, e.n): e for e in analysis.effects if e.family == "random" and e.pairing[0] != "a"}
+        paired = {(e.comparison, e.pairing, e.n): e for e in analysis.effects if e.family == "random"}
         for first, last in RANGES:
             base, selffer = (published(members, other, first, last) for other in ("base", "BnB+"))
             if base is not None:
                 n = f"{first}-{last}"
                 rows.append(
                     {"recipe": analysis.recipe, "layers": n, "base": base, "selffer": selffer}
-                    | {name: paired.get((name, n)) for name in ("AnB+ - base", "BnB+ - base", "AnB+ - BnB+")}
+                    | {name: paired.get((*wanted, n)) for name, wanted in BESIDE_TABLE_1.items()}
                 )
     return rows
 
 
 def _table1_text(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        ["layers", "over baseB", "of it halves", "over BnB+", "of it halves", "own base: AnB+", "own base: BnB+",
-         "same target: AnB+ - BnB+"],
-    ]  # fmt: skip
+    pooled = [["layers", "over baseB", "by easier halves", "remains", "over BnB+", "by easier halves", "remains"]]
+    paired = [
+        ["layers", *(title for title, _ in BESIDE_TABLE_1.values())],
+        ["", *(f"({how})" for _, how in BESIDE_TABLE_1.values())],
+    ]
     for row in rows:
         numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
-        lines.append([row["layers"], *(_points(each) or "-" for each in numbers)])
-        lines[-1] += [_cell(row[name]).strip() for name in ("AnB+ - base", "BnB+ - base", "AnB+ - BnB+")]
-    return _aligned(lines)
+        pooled.append([row["layers"], *(_points(each) or "-" for each in numbers)])
+        paired.append([row["layers"], *(_cell(row[name]) for name in BESIDE_TABLE_1)])
+    return f"{_aligned(pooled)}\n\nThe same layers, each network paired with one of its own target\n{_aligned(paired)}"
 
 
-def _published_parts(number: Any) -> tuple[float | None, float | None]:
-    return (None, None) if number is None else (number.difference, number.halves)
+def _published_parts(number: Published | None) -> tuple[float | None, float | None, float | None]:
+    """The difference, how much of it comes from easier halves, and the rest."""
+    if number is None or number.halves is None:
+        return number and number.difference, None, None
+    return number.difference, number.halves, number.difference - number.halves
 
 
 def table1_csv(analyses: Iterable[Analysis]) -> str:
     """The paper's Table 1 and the paired numbers, points; "" where no table has AnB+ networks of random splits."""
-    header = ["recipe", "layers", "over_baseB", "over_baseB_from_halves", "over_BnB+", "over_BnB+_from_halves"]
-    paired = {"AnB+ - base": "AnB+_own_base", "BnB+ - base": "BnB+_own_base", "AnB+ - BnB+": "AnB+_BnB+_same_target"}
-    header += [name + ending for name in paired.values() for ending in ("", "_low", "_high", "_clusters")]
+    header = ["recipe", "layers"]
+    header += [name + ending for name in ("over_baseB", "over_BnB+") for ending in ("", "_by_halves", "_remains")]
+    header += [name + ending for name in BESIDE_TABLE_1 for ending in ("", "_low", "_high", "_clusters")]
     lines = []
     for row in _table1_rows(analyses):
         numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
         line = [row["recipe"], row["layers"], *(_digits(number) for number in numbers)]
-        for name in paired:
+        for name in BESIDE_TABLE_1:
             effect = row[name]
             line += ["", "", "", ""] if effect is None else [*_triple(effect), effect.clusters]
         lines.append(line)
@@ -182,22 +199,19 @@ def table1_md(analyses: Iterable[Analysis]) -> str:
     rows = _table1_rows(analyses)
     if not rows:
         return ""
-    lines = [
-        "# Boost of AnB+, percentage points (the paper's Table 1)",
-        "",
-        "| layers | over baseB, as published | over BnB+, as published | AnB+ over its own base | BnB+ over its own base "
-        "| AnB+ over BnB+ of the same target |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ["layers", "over baseB, as published", "over BnB+, as published"]
+    columns += [f"{comparison} ({pairing})" for comparison, pairing in BESIDE_TABLE_1.values()]
+    lines = ["# Boost of AnB+, percentage points (the paper's Table 1)", ""]
+    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     several = len({row["recipe"] for row in rows}) > 1
     for row in rows:
         cells = [(row["recipe"] + " " if several else "") + row["layers"]]
         for name in ("base", "selffer"):
-            difference, halves = _published_parts(row[name])
+            difference, halves, _ = _published_parts(row[name])
             cells.append("-" if difference is None else f"{100 * difference:.1f}")
             if halves is not None:
                 cells[-1] += f" ({100 * halves + 0.0:.1f} of it: easier halves)"
-        for name in ("AnB+ - base", "BnB+ - base", "AnB+ - BnB+"):
+        for name in BESIDE_TABLE_1:
             effect = row[name]
             cells.append("no such pair" if effect is None else f"{_points(effect.estimate)} {_interval(effect)}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -275,8 +289,9 @@ def _csv(lines: Iterable[Sequence[Any]]) -> str:
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def _wrapped(text: str) -> str:
