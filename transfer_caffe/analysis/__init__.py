@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transfer_caffe.analysis.costs import Costs, costs_of
 from transfer_caffe.analysis.design import Finding, findings_of
-from transfer_caffe.analysis.effects import Effect, Published, effects_of, interval, published
+from transfer_caffe.analysis.effects import Effect, Published, effects_of, interval, published_number
 from transfer_caffe.analysis.text import effects_csv, findings_csv, report_text, table1_csv, table1_md
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.figures import add_metric
@@ -30,7 +30,7 @@ from transfer_caffe.results import Row, load
 
 __all__ = [
     "Analysis", "Costs", "Effect", "Finding", "Published", "analyse", "costs_of", "effects_of", "findings_of",
-    "interval", "main", "published", "write_analysis",
+    "interval", "main", "published_number", "write_analysis",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfer_caffe.analysis.costs import Costs
 from transfer_caffe.analysis.design import half_differences, ranges
-from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published
+from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
 from transfer_caffe.figures.cells import METRICS, Marker
 from transfer_caffe.summary import FAMILIES
 
@@ -109,13 +109,12 @@ def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]])
     columns = {
         title: {e.n: e for e in effects if (e.comparison, e.pairing) == wanted} for title, wanted in titles.items()
     }
-    both, everything = columns.get("both, same networks"), columns.get("all frozen transfer")
-    if (
-        both
-        and everything
-        and {n: e.networks for n, e in both.items()} == {n: e.networks for n, e in everything.items()}
-    ):
-        del columns["all frozen transfer"]  # it is the same
+    both, everything = (
+        {n: e.networks for n, e in columns.get(title, {}).items()}
+        for title in ("both, same networks", "all frozen transfer")
+    )
+    if both and both == everything:
+        del columns["all frozen transfer"]
     columns = {title: column for title, column in columns.items() if column}
     if not columns:
         return ""
@@ -148,7 +147,7 @@ def _table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
         members = groups_of(analysis.markers).get((analysis.recipe, "random"), [])
         paired = {(e.comparison, e.pairing, e.n): e for e in analysis.effects if e.family == "random"}
         for first, last in RANGES:
-            base, selffer = (published(members, other, first, last) for other in ("base", "BnB+"))
+            base, selffer = (published_number(members, other, first, last) for other in ("base", "BnB+"))
             if base is not None:
                 n = f"{first}-{last}"
                 rows.append(
@@ -160,10 +159,8 @@ def _table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
 
 def _table1_text(rows: Sequence[dict[str, Any]]) -> str:
     pooled = [["layers", "over baseB", "by easier halves", "remains", "over BnB+", "by easier halves", "remains"]]
-    paired = [
-        ["layers", *(title for title, _ in BESIDE_TABLE_1.values())],
-        ["", *(f"({how})" for _, how in BESIDE_TABLE_1.values())],
-    ]
+    titles, pairings = zip(*BESIDE_TABLE_1.values(), strict=True)
+    paired = [["layers", *titles], ["", *pairings]]
     for row in rows:
         numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
         pooled.append([row["layers"], *(_points(each) or "-" for each in numbers)])
