@@ -103,8 +103,10 @@ def _paired(recipe: str, family: str, comparison: Comparison, members: Sequence[
         freedom = len(means) - 1
         reasons[0] += f" ({_count(freedom, 'degree')} of freedom, t = {stdtrit(freedom, 0.975):.1f})"
     if len(found) < len(left):
-        where = "split" if pairing == "own bases" else "target"
+        where = "split and n" if pairing == "own bases" else "target"
         reasons.append(f"{len(left) - len(found)} {kind} networks have no {other} of their {where}")
+    if pairing == "own bases":
+        reasons.append("the two sides may be different halves: each is minus its own base")
     if unit == "split":
         if len(targets) == 1:
             reasons.append(f"all targets are half {targets[0]}, which costs precision only: random halves are alike")
