@@ -146,10 +146,10 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
             f"{_points(number.difference)}; what remains is {_points(number.difference - number.halves)}"
         )
     pairs = half_differences(members)
-    used = sorted({marker.split for marker in left} & set(pairs))
+    used = sorted({marker.split for marker in left} & set(pairs), key=natural)
     if used:
         each = [f"{split} B than {split} A {_points(sum(pairs[split]) / len(pairs[split]))} points" for split in used]
-        why += f"; easier by their bases: {', '.join(each)}"
+        why += f"; easier by their bases: {_few(each)}"
     return Finding(recipe, family, f"AnB+ - {other}", "as published", CONFOUNDED, why, to_train(members, "AnB+", other))
 
 
@@ -171,7 +171,10 @@ def _bases(recipe: str, family: str, members: Sequence[Marker]) -> Finding | Non
             lonely[key] = lonely.get(key, 0) + 1
     if not lonely:
         return None
-    listed = [f"{count} of {_place(*key)}" for key, count in sorted(lonely.items())]
+    listed = [
+        f"{count} of {_place(*key)}"
+        for key, count in sorted(lonely.items(), key=lambda item: (natural(item[0][0]), item[0]))
+    ]
     needs: dict[tuple[str, int], set[Treatment]] = {}
     for split, seed, target in lonely:
         needs.setdefault((split, seed), set()).add(Treatment("", 0, target, False))
@@ -226,9 +229,9 @@ def _treatment(kind: str, n: int, target: str) -> Treatment:
 def _named(needs: dict[tuple[str, int], set[Treatment]]) -> str:
     """Treatments by split and seed in the recipe's words: `random0, random1: A{1-7}B+; random2 seed 1: baseA`."""
     where: dict[str, list[str]] = {}
-    for (split, seed), treatments in sorted(needs.items()):
+    for (split, seed), treatments in sorted(needs.items(), key=lambda item: (natural(item[0][0]), item[0][1])):
         where.setdefault(patterns(treatments), []).append(split + (f" seed {seed}" if seed else ""))
-    return "; ".join(f"{_few(places)}: {what}" for what, places in where.items())
+    return "; ".join(f"{', '.join(places)}: {what}" for what, places in where.items())
 
 
 def patterns(treatments: Iterable[Treatment]) -> str:
@@ -263,7 +266,10 @@ def _uneven(markers: Sequence[Marker]) -> list[str]:
         numbers.setdefault(marker.split, set()).add(marker.n)
     if len({frozenset(each) for each in numbers.values()}) == 1:
         return []
-    listed = [f"{split} n = {ranges(sorted(each))}" for split, each in sorted(numbers.items())]
+    listed = [
+        f"{split} n = {ranges(sorted(each))}"
+        for split, each in sorted(numbers.items(), key=lambda item: natural(item[0]))
+    ]
     return [f"splits have different n, so that their means over a range are of different layers: {_few(listed)}"]
 
 
@@ -275,8 +281,13 @@ def _shares(markers: Sequence[Marker]) -> dict[tuple, float]:
 def _targets(markers: Sequence[Marker]) -> str:
     """`A (3) and B (4) of random0 and random1`."""
     halves = Counter(marker.treatment.target or "whole" for marker in markers)
-    splits = sorted({marker.split for marker in markers})
+    splits = sorted({marker.split for marker in markers}, key=natural)
     return f"{' and '.join(f'{half} ({count})' for half, count in sorted(halves.items()))} of {_few(splits)}"
+
+
+def natural(split: str) -> tuple[int, str]:
+    """A key for sorting that puts random2 before random10."""
+    return len(split), split
 
 
 def _place(split: str, seed: int, target: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transfer_caffe.analysis.costs import Costs
-from transfer_caffe.analysis.design import half_differences, ranges
+from transfer_caffe.analysis.design import half_differences, natural, ranges
 from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
 from transfer_caffe.figures.cells import METRICS, Marker
 from transfer_caffe.summary import FAMILIES
@@ -91,7 +91,7 @@ def _base_table(markers: Sequence[Marker]) -> str:
     if not bases:
         return "No base network has an accuracy: nothing can be compared with one."
     harder, lines = half_differences(markers), [["split", "A", "B", "B - A", "networks"]]
-    for split, halves in sorted(bases.items(), key=lambda item: (item[0][0] != "r", item[0])):
+    for split, halves in sorted(bases.items(), key=lambda item: (item[0][0] != "r", natural(item[0]))):
         mean = {half: sum(values) / len(values) for half, values in halves.items()}
         if "" in mean:
             lines.append([split, f"{mean['']:.4f}", "", "", f"{len(halves[''])}   error {100 * (1 - mean['']):.1f}%"])
@@ -239,7 +239,9 @@ def _findings(analysis: Analysis) -> str:
     for finding in analysis.findings:
         pairing = f" ({finding.pairing})" if finding.pairing else ""
         text = f"{finding.status.upper()}  {finding.family}: {finding.comparison}{pairing}: {finding.why}."
-        text += f" To settle it, train {finding.remedy}." if finding.remedy and finding.status != "supported" else ""
+        if finding.remedy and finding.status != "supported":
+            remedy = textwrap.shorten(finding.remedy, 400, placeholder=" ... (findings.csv has all)")
+            text += f" To settle it, train {remedy}."
         lines.append(textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  "))
     return "\n".join(lines)
 
