@@ -166,7 +166,11 @@ def test_paper_what_its_design_cannot_say_is_named_with_numbers(paper):
     assert "+1.38 points easier, of a difference of +1.38" in confounded.why
     assert "random0 B than random0 A +1.90 points" in confounded.why
     assert "random0: B{1-7}A+, B{1-7}B+; random1: A{1-2,4,7}A+, A{1,5-7}B+, B{1-7}A+, B{1-7}B+" in confounded.remedy
-    assert finding(paper, "AnB+ - base", "as published").status == "confounded"
+    base = finding(paper, "AnB+ - base", "as published")
+    assert base.status == "confounded" and "difference of +1.60; what remains is +0.97" in base.why
+    for comparison, family in (("AnB - base", "natman"), ("R - base", "whole")):
+        one_seed = finding(paper, comparison, family=family)
+        assert one_seed.status == "confounded" and "one seed" in one_seed.why
     assert finding(paper, "AnB+ - BnB+", "same target").status == "impossible"
     natman = finding(paper, "AnB - BnB", "same target", "natman")
     assert (natman.status, natman.remedy) == ("impossible", "natman: A{1-7}A, B{1-7}B")
@@ -321,7 +325,7 @@ def complete(split: str, level: float) -> list[tuple[str, str, int, float | None
     names = ["baseA", "baseB"] + [
         f"{source}3{target}{plus}" for source in "AB" for target in "AB" for plus in ("", "+")
     ]
-    return [(split, name, 0, level + 0.05 * (name[-1:] == "B") - 0.01 * ("3" in name)) for name in names]
+    return [(split, name, 0, level + 0.05 * ("B" in name.strip("+")[-1]) - 0.01 * ("3" in name)) for name in names]
 
 
 def test_a_complete_design_supports_every_comparison_and_needs_nothing():
@@ -331,6 +335,26 @@ def test_a_complete_design_supports_every_comparison_and_needs_nothing():
     assert {each.remedy for each in found.values()} == {""}
     assert ("AnB+ - BnB+", "own bases") not in found  # every one has its own control
     assert ("AnB+ - BnB+", "as published") in found
+
+
+def test_one_complete_split_supports_nothing_about_others_paired_or_not(tmp_path, capsys):
+    rows = rows_of(complete("random0", 0.5))
+    found = [each for each in analyse(rows)[0].findings if each.pairing]
+    assert {each.status for each in found} == {"confounded"} and len(found) == 8
+    (tmp_path / "results.csv").write_text(to_csv(rows))
+    assert run("--results", tmp_path / "results.csv") == 0
+    text = capsys.readouterr().out
+    assert text.count("peculiar to the classes of random0") == 1  # said once for all comparisons
+    assert "BnB - base (own base), AnB - BnB (same target)" in " ".join(text.split())
+    assert "intervals: about one" not in text
+
+
+def test_selffers_of_other_layers_are_no_fair_comparison_as_published():
+    networks = complete("random0", 0.5) + complete("random1", 0.5)
+    networks = [(each[0], each[1].replace("A3A+", "A5A+"), *each[2:]) for each in networks]
+    found = finding(analyse(rows_of(networks)), "AnB+ - BnB+", "as published")
+    assert found.status == "confounded" and "halves or n" in found.why
+    assert "random0, random1: A3A+" in found.remedy
 
 
 def test_networks_without_their_own_base_are_named_with_what_to_train():
@@ -466,6 +490,8 @@ def test_networks_without_times_are_taken_as_their_like():
     assert (costs.known, costs.networks, costs.full_days) == (3, 4, 1.0)
     assert costs.known_days == pytest.approx(1 + 0.5 + 1.5)
     assert costs.all_days == pytest.approx(3 + 1.0)  # the median of half a day and one and a half
+    reduced = row("whole", "base", 0, 0.1, images_per_class=5, seconds_per_iteration=9.0)
+    assert costs_of([reduced, rows[0]]).full == 0.02
     alone = costs_of([rows[0], row("random0", "A5A", 0, None, wall_seconds=None, seconds_per_iteration=math.nan)])
     assert alone.all_days is None and list(alone.frozen) == []
 
@@ -533,6 +559,32 @@ def test_the_report_says_everything_a_reader_needs(capsys):
     assert "To settle it, train natman: A{1-7}A, B{1-7}B." in words
     assert "9.9 days" in words
     assert max(map(len, text.splitlines())) < 150
+
+
+def test_the_report_gives_remedies_only_where_something_is_to_be_settled(capsys):
+    assert run("--results", "paper") == 0
+    text = capsys.readouterr().out
+    assert "error 42.5%" in text
+    supported = [each for each in text.split("\n- ") if each.startswith("SUPPORTED")]
+    assert len(supported) == 6
+    assert not [each for each in supported if "To settle it" in each]
+
+
+def test_a_complete_design_shows_one_column_of_frozen_transfer_and_seeds_are_marked(tmp_path, capsys):
+    networks = complete("random0", 0.5) + [(*each[:2], 1, (each[3] or 0) + 0.01) for each in complete("random0", 0.5)]
+    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
+    assert run("--results", tmp_path / "results.csv") == 0
+    text = capsys.readouterr().out
+    assert "both, same networks" in text and "all frozen transfer" not in text
+    assert "3     -1.00 [-1.00, -1.00] 2s/4" in text
+
+
+def test_table_1_is_about_random_splits_alone(tmp_path):
+    networks = complete("random0", 0.5) + [(each[0], each[1], each[2], 0.3) for each in complete("natman", 0.3)]
+    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
+    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
+    line = read(tmp_path / "out" / "table1.csv")[0]
+    assert (line["over_baseB"], line["AnB+_own_base"]) == ("-1.0000", "-1.0000")
 
 
 def test_the_analysis_runs_as_a_module():

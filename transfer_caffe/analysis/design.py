@@ -54,9 +54,8 @@ def findings_of(rows: Iterable[Row], markers: Sequence[Marker]) -> list[Finding]
     """
     planned: dict[tuple[str, str], set[str]] = {}
     for row in rows:
-        if row.images_per_class is None and not row.split.startswith("reduced"):
-            marker = Marker("", row.recipe, row.split, row.seed, Treatment.parse(row.treatment), 0.0)
-            planned.setdefault((row.recipe, marker.family), set()).add(marker.kind)
+        marker = Marker("", row.recipe, row.split, row.seed, Treatment.parse(row.treatment), 0.0)
+        planned.setdefault((row.recipe, marker.family), set()).add(marker.kind)
     findings = []
     for (recipe, family), members in groups_of(markers).items():
         kinds = planned.get((recipe, family), set())
@@ -136,10 +135,17 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
     left = [marker for marker in members if marker.kind == "AnB+"]
     right = [marker for marker in members if marker.kind == other]
     what = f"the {len(left)} AnB+ have {_targets(left)} as target, the {len(right)} {other} {_targets(right)}"
-    if _shares(left) == _shares(right):
-        why, status = f"{what}: the same halves in the same proportions; pairing makes it more precise", SUPPORTED
-        return Finding(recipe, family, f"AnB+ - {other}", "as published", status, why, "")
-    why = f"the treatment and the difficulty of the halves cannot be told apart: {what}"
+    layers = other != "base"  # selffers have an n as well
+    if _shares(left, layers) == _shares(right, layers):
+        paired = Comparison("AnB+", other, "own base" if other == "base" else "same target")
+        status, why = (
+            _paired(recipe, family, paired, members).status,
+            f"{what}: the same halves in the same proportions",
+        )
+        return Finding(
+            recipe, family, f"AnB+ - {other}", "as published", status, f"{why}, so that it is as good as paired", ""
+        )
+    why = f"the treatment and the halves{' or n' * layers} it was tried on cannot be told apart: {what}"
     if number.halves is not None:
         why += (
             f"; by their own bases the halves of AnB+ are {_points(number.halves)} points easier, of a difference of "
@@ -273,8 +279,9 @@ def _uneven(markers: Sequence[Marker]) -> list[str]:
     return [f"splits have different n, so that their means over a range are of different layers: {_few(listed)}"]
 
 
-def _shares(markers: Sequence[Marker]) -> dict[tuple, float]:
-    counts = Counter(marker.place for marker in markers)
+def _shares(markers: Sequence[Marker], layers: bool) -> dict[tuple, float]:
+    """How large a part of the networks each target is, each n of it apart if ``layers``."""
+    counts = Counter((marker.place, marker.n * layers) for marker in markers)
     return {place: round(count / len(markers), 9) for place, count in counts.items()}
 
 

@@ -57,7 +57,8 @@ def report_text(analyses: Sequence[Analysis]) -> str:
             "differences. A network is compared with one of its own target half, split and seed. Networks of a split "
             "share classes and bases, so that the interval counts splits (Student's t over the means of the splits), "
             "or where there is one split its seeds (marked s: about other trainings on the same classes alone). [none] "
-            f"is a single split and seed. There are {intervals} intervals: about one in twenty misses."
+            "is a single split and seed."
+            + (f" There are {intervals} intervals: about one in twenty misses." if intervals else "")
         )
     )
     return "\n\n".join(parts) + "\n"
@@ -235,15 +236,18 @@ def findings_csv(analyses: Iterable[Analysis]) -> str:
 
 
 def _findings(analysis: Analysis) -> str:
+    """The findings as a list; those that differ in nothing but their comparison are one entry."""
+    together: dict[tuple[str, str, str, str], list[str]] = {}
+    for each in analysis.findings:
+        name = each.comparison + (f" ({each.pairing})" if each.pairing else "")
+        together.setdefault((each.family, each.status, each.why, each.remedy), []).append(name)
     lines = ["What these networks can tell"]
-    for finding in analysis.findings:
-        pairing = f" ({finding.pairing})" if finding.pairing else ""
-        text = f"{finding.status.upper()}  {finding.family}: {finding.comparison}{pairing}: {finding.why}."
-        if finding.remedy and finding.status != "supported":
-            remedy = textwrap.shorten(finding.remedy, 400, placeholder=" ... (findings.csv has all)")
-            text += f" To settle it, train {remedy}."
+    for (family, status, why, remedy), names in together.items():
+        text = f"{status.upper()}  {family}: {', '.join(names)}: {why}."
+        if remedy and status != "supported":
+            text += f" To settle it, train {textwrap.shorten(remedy, 400, placeholder=' ... (findings.csv has all)')}."
         lines.append(textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  "))
-    return "\n".join(lines)
+    return "\n".join(lines) if analysis.findings else ""
 
 
 def _costs(costs: Costs) -> str:
