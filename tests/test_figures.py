@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfer_caffe import figures
+from transfer_caffe import analysis, figures
 from transfer_caffe.errors import UserError
 from transfer_caffe.figures import cells, curves, filters
 from transfer_caffe.figures.cells import Cell, Marker, cells_of, markers_of
@@ -160,6 +160,11 @@ def test_networks_on_reduced_data_have_a_figure_of_their_own(out):
 def test_a_table_of_reduced_data_alone_is_drawn(tmp_path):
     assert run(write_table(tmp_path, [*REDUCED, ("reduced9", "base", 0, 0.0)]), tmp_path / "out") == 0
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == ["figure1", "reduced"]
+
+
+def test_the_analysis_of_reduced_data_alone_is_an_error_that_says_so(tmp_path, capsys):
+    assert analysis.main(["--results", str(write_table(tmp_path, REDUCED))]) == 2
+    assert "reduced data aside" in capsys.readouterr().err
 
 
 def test_a_network_on_no_images_is_an_error_that_names_it(tmp_path, capsys):
