@@ -210,8 +210,8 @@ def splitting(folder: Path, rounds: int) -> str:
         fresh(whole)
     text = table(["whole database, encoded", "half of it as", "records", "records/s", "size"], rows)
     return (
-        f"{text}\n\nThe time that Python takes to start is not counted. It holds the comparison of a whole database of up "
-        f"to {CHECKED_BYTES >> 30} GiB with its checksum, and the checksum of the copy."
+        f"{text}\n\nThe time that Python takes to start is not counted. Counted are the checksum of the copy, and the "
+        f"comparison of the whole database with its own, where it has up to {CHECKED_BYTES >> 30} GiB."
     )
 
 
