@@ -30,7 +30,7 @@ from transfer_caffe.results import Row, load
 
 __all__ = [
     "Analysis", "Costs", "Effect", "Finding", "Published", "analyse", "costs_of", "effects_of", "findings_of",
-    "interval", "main", "published_number", "write_analysis",
+    "interval", "main", "published_number", "table1_csv", "table1_md", "write_analysis",
 ]  # fmt: skip
 
 

@@ -6,7 +6,8 @@
 
 figure1 (the paper's Figure 1, the treatments; needs no results), figure2_top, figure2_bottom (the paper's Figure 2),
 figure2_paired (each network minus its own base), figure3 (the paper's Figure 3), reduced (the supplement's), and from
-the networks' folders beside the table conv1_filters and curves. What the table has no networks for is left out.
+the networks' folders beside the table conv1_filters and curves. What the table has no networks for is left out. Beside
+them lie table1.csv and table1.md, the paper's Table 1 (its numbers are those of transfer_caffe.analysis).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transfer_caffe.figures.sources import Source
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.files import write_text
 from transfer_caffe.reference import CURVES, NETWORKS
-from transfer_caffe.results import Row, read_results
+from transfer_caffe.results import Row, load, read_results
 from transfer_caffe.snapshots import weights_path
 from transfer_caffe.treatment import LAYERS, Treatment
 
@@ -41,13 +42,6 @@ METRIC_WORDS = {
 NAMES = ("figure1", "figure2_bottom", "figure2_top", "figure2_paired", "figure3", "reduced", "conv1_filters", "curves")
 ENDINGS = ("png", "svg", "pdf", "csv")
 CAPTIONS = "captions.md"
-
-
-def load(name_or_path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a results table; the word `paper` is the authors' own table: the 148 networks whose logs survive."""
-    if name_or_path == "paper":
-        return [row for row in read_results(NETWORKS) if row.logged]
-    return read_results(name_or_path)
 
 
 def draw_figures(
@@ -63,7 +57,7 @@ def draw_figures(
 
     ``metric`` is one of `METRICS`; ``compare`` the paper's rows, to be drawn behind; ``treatments`` and ``layers`` are
     those of Figure 1. UserError if no network has an accuracy, or for another metric. Rows that are all the paper's are
-    drawn as the paper's. Table 1 is not made here: transfer_caffe.analysis has its numbers.
+    drawn as the paper's.
     """
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
@@ -117,6 +111,21 @@ def _write_captions(drawn: Sequence[Drawn], folder: Path) -> None:
         files = ", ".join(path.name for path in each.files)
         parts.append(f"## {each.title}\n\n{each.caption}\n\nFiles: {files}\n")
     write_text(folder / CAPTIONS, "\n".join(parts))
+
+
+def _write_table1(rows: Sequence[Row], metric: str, folder: Path) -> list[Path]:
+    """The paper's Table 1 as table1.csv and table1.md; nothing without AnB+ networks."""
+    from transfer_caffe.analysis import analyse, table1_csv, table1_md  # which reads its numbers from this package
+
+    whole = [row for row in rows if row.images_per_class is None and accuracy_of(row, metric) is not None]
+    analyses = analyse(whole, metric) if whole else []
+    texts = {"table1.csv": table1_csv(analyses), "table1.md": table1_md(analyses)} if analyses else {}
+    for name in ("table1.csv", "table1.md"):
+        if text := texts.get(name):
+            write_text(folder / name, text)
+        else:  # of an earlier table, and not true of this one
+            (folder / name).unlink(missing_ok=True)
+    return [folder / name for name, text in texts.items() if text]
 
 
 def add_metric(parser: ArgumentParser) -> None:
@@ -173,8 +182,9 @@ def main(argv: list[str] | None = None) -> int | None:
     paper = options.results == "paper"
     if paper and options.compare:
         raise UserError("--results paper --compare paper: both are the paper; give your own results.csv to --results")
+    rows = load(options.results)
     drawn = draw_figures(
-        load(options.results),
+        rows,
         options.out,
         options.metric,
         None if paper else Path(options.results).parent,
@@ -185,6 +195,8 @@ def main(argv: list[str] | None = None) -> int | None:
     for each in drawn:
         print(*each.files, sep="\n")
     print(Path(options.out) / CAPTIONS)
+    for path in _write_table1(rows, options.metric, Path(options.out)):
+        print(path)
     if {each.name for each in drawn} == {"figure1"}:
         raise UserError(
             f"{options.results}: no network of a random split, of natman, on reduced data, or with random filters, and "
