@@ -30,7 +30,7 @@ SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(C
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
 .PHONY: help setup caffe wordnet demo test fidelity bench lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
-        plan sweep results figures report proto
+        plan sweep results figures figures-paper analysis report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -105,6 +105,12 @@ results: $(READY)   ## the table of results of RECIPE
 
 figures: results    ## the figures of RECIPE
 	@"$(PY)" -m transfer_caffe.figures --results "$(NETWORKS)/results.csv" --out "$(REPORT)/figures"
+
+figures-paper: $(READY)  ## the paper's own figures and tables from its authors' logs, without any training
+	@"$(PY)" -m transfer_caffe.figures --results paper --metric top10 --out "$(REPORT)/paper"
+
+analysis: results   ## what the results of RECIPE say, with intervals, and what they cannot say
+	@"$(PY)" -m transfer_caffe.analysis --results "$(NETWORKS)/results.csv" --out "$(REPORT)/analysis"
 
 report: results     ## report/index.html
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"

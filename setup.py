@@ -22,6 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=[
         "transfer_caffe",
+        "transfer_caffe.analysis",
         "transfer_caffe.data_prep",
         "transfer_caffe.engine",
         "transfer_caffe.engine.layers",

@@ -1,4 +1,7 @@
-"""Figures: which networks each number is made of, pairing, gaps in the table, filters, curves, files."""
+"""Figures: which networks each number is made of, pairing, gaps in the table, filters, curves, files.
+
+Those of the paper's own table, and of it beside another, are in test_figures_paper.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from transfer_caffe.proto import array_to_blob, caffe_pb2, write_binary
 from transfer_caffe.results import Row, read_results, to_csv
 from transfer_caffe.treatment import Treatment
 
-# split, treatment, seed, accuracy_final
+# split (reduced5: all classes, 5 images each), treatment, seed, accuracy_final
 NETWORKS = [
     ("random0", "baseA", 0, 0.60), ("random0", "baseB", 0, 0.70), ("random0", "A3A", 0, 0.59),
     ("random0", "B3B", 0, 0.68), ("random0", "B3A", 0, 0.57), ("random0", "A3B", 0, 0.66),
@@ -29,6 +32,7 @@ NETWORKS = [
     ("natman", "baseA", 0, 0.50), ("natman", "baseB", 0, 0.65), ("natman", "A3B", 0, 0.55),
     ("natman", "B3A", 0, 0.45), ("whole", "base", 0, 0.50), ("whole", "R3", 0, 0.20),
 ]  # fmt: skip
+REDUCED = [("reduced5", "base", 0, 0.02), ("reduced50", "base", 0, 0.3), ("reduced50", "base", 1, 0.4)]
 
 
 def write_table(folder: Path, networks: Iterable[tuple[str, str, int, float | None]]) -> Path:
@@ -36,10 +40,11 @@ def write_table(folder: Path, networks: Iterable[tuple[str, str, int, float | No
     rows = []
     for split, name, seed, accuracy in networks:
         treatment = Treatment.parse(name)
+        images = int(split.removeprefix("reduced")) if split.startswith("reduced") else None
         row = Row(
-            network=f"{split}-{name}-s{seed}", split=split, treatment=name,
+            network=f"{split}-{name}-s{seed}", split="whole" if images is not None else split, treatment=name,
             source="random" if treatment.is_random else treatment.source, target=treatment.target or "whole",
-            n=treatment.n, finetuned=treatment.finetuned, images_per_class=None, target_classes=50, outputs=50,
+            n=treatment.n, finetuned=treatment.finetuned, images_per_class=images, target_classes=50, outputs=50,
             max_iter=1000, logged=True, accuracy_final=accuracy,
             accuracy_top10=None if accuracy is None else round(accuracy + 0.01, 6), accuracy_max=accuracy,
             iteration_of_max=1000, test_loss_final=1.5, train_loss_last1000=1.2, seconds_per_iteration=0.02,
@@ -65,9 +70,9 @@ def run(results: Path, out: Path, *more: str) -> int:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
-    """The figures of `NETWORKS`, one of which has a folder."""
+    """The figures of `NETWORKS` and `REDUCED`, one of which has a folder."""
     folder = tmp_path_factory.mktemp("figures")
-    results = write_table(folder / "runs", NETWORKS)
+    results = write_table(folder / "runs", [*NETWORKS, *REDUCED])
     add_folder(folder / "runs" / "random0-baseA-s0")
     assert run(results, folder / "out") == 0
     return folder / "out"
@@ -134,6 +139,73 @@ def test_the_csv_of_single_markers_gives_every_network_of_the_random_splits_once
     assert "random0-A3A-s0" not in figure3
 
 
+def test_the_means_of_figure_3_are_beside_it(out):
+    means = {(row["line"], row["n"]): row for row in table(out / "figure3.csv") if row["panel"] == "bottom"}
+    assert float(means["man-made/natural split", "3"]["gain"]) == pytest.approx((-0.10 - 0.05) / 2, abs=1e-6)
+    assert means["man-made/natural split", "3"]["networks"] == "2"
+    assert float(means["random A/B splits", "3"]["gain"]) == pytest.approx((-0.03 - 0.04 - 0.04) / 3, abs=1e-6)
+    assert float(means["random, untrained filters", "3"]["gain"]) == pytest.approx(-0.3, abs=1e-6)
+
+
+def test_networks_on_reduced_data_have_a_figure_of_their_own(out):
+    rows = table(out / "reduced.csv")
+    assert [(row["images_per_class"], row["accuracy"]) for row in rows] == [
+        ("5", "0.020000"), ("50", "0.300000"), ("50", "0.400000"), ("", "0.500000"),
+    ]  # fmt: skip
+    assert {row["chance"] for row in rows} == {"0.020000"}
+    assert "No better than that: k = 5." in (out / "captions.md").read_text()
+    assert not any("reduced" in row["network"] for row in table(out / "figure3.csv"))
+
+
+def test_a_table_of_reduced_data_alone_is_drawn(tmp_path):
+    assert run(write_table(tmp_path, [*REDUCED, ("reduced9", "base", 0, 0.0)]), tmp_path / "out") == 0
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == ["figure1", "reduced"]
+
+
+def test_a_network_on_no_images_is_an_error_that_names_it(tmp_path, capsys):
+    assert run(write_table(tmp_path, [("reduced0", "base", 0, 0.1)]), tmp_path / "out") == 2
+    assert "reduced0-base-s0: images_per_class is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("accuracy", [62.5, -0.1])
+@pytest.mark.parametrize("split", ["random0", "reduced5"])
+def test_an_accuracy_that_is_no_fraction_is_an_error_that_names_the_network(tmp_path, capsys, split, accuracy):
+    name = "base" if split == "reduced5" else "baseA"
+    assert run(write_table(tmp_path, [*NETWORKS[1:2], (split, name, 7, accuracy)]), tmp_path / "out") == 2
+    assert f"{split}-{name}-s7: accuracy_final is {accuracy:g}" in capsys.readouterr().err
+
+
+def test_columns_that_nobody_knows_do_no_harm(tmp_path):
+    path = write_table(tmp_path, NETWORKS[:2])
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\r\n".join([f"mood,{header}", *(f"fine,{line}" for line in lines)]) + "\r\n")
+    assert run(path, tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("content", ["", "\n", "a,b\n1,2\n"])
+def test_what_is_no_results_table_is_an_error_of_one_line(tmp_path, capsys, content):
+    (tmp_path / "results.csv").write_text(content)
+    assert run(tmp_path / "results.csv", tmp_path / "out") == 2
+    assert "not a results table" in capsys.readouterr().err
+
+
+def test_thousands_of_networks_are_drawn(tmp_path):
+    names = [
+        f"{source}{n}{target}{plus}" for source in "AB" for n in range(1, 8) for target in "AB" for plus in ("", "+")
+    ]
+    many = [(f"random{s}", name, 0, 0.5 + s / 1000) for s in range(70) for name in ("baseA", "baseB", *names)]
+    assert run(write_table(tmp_path, many), tmp_path / "out") == 0
+    assert len(table(tmp_path / "out" / "figure2_top.csv")) == 70 * 58
+
+
+def test_names_that_are_no_folders_are_not_looked_for(tmp_path):
+    path = write_table(tmp_path / "runs", NETWORKS[:2])
+    add_folder(tmp_path / "elsewhere")
+    path.write_text(path.read_text().replace("random0-baseA-s0", "../elsewhere"))
+    assert run(path, tmp_path / "out") == 0
+    assert not (tmp_path / "out" / "curves.png").exists()
+
+
 def test_the_papers_metric_is_drawn_when_asked_for(tmp_path):
     run(write_table(tmp_path, NETWORKS[:1]), tmp_path / "out", "--metric", "top10")
     assert {row["network"]: row["accuracy"] for row in table(tmp_path / "out" / "figure2_top.csv")}[
@@ -178,13 +250,28 @@ def test_few_networks_still_give_figures(tmp_path, networks):
 
 def test_bases_of_natman_alone_are_an_error_that_says_what_is_missing(tmp_path, capsys):
     assert run(write_table(tmp_path, [("natman", "baseA", 0, 0.6)]), tmp_path / "out") == 2
-    assert "nothing to draw" in capsys.readouterr().err
+    assert "nothing to draw but Figure 1" in capsys.readouterr().err
 
 
-def test_every_figure_is_written_as_png_and_svg(out):
+def test_every_figure_is_written_as_png_svg_and_pdf(out):
     for figure in figures.NAMES:
         assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (out / f"{figure}.svg").read_bytes()[:1000]
+        assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_captions_lie_beside_the_figures_and_name_their_files(out):
+    text = (out / "captions.md").read_text()
+    for path in out.iterdir():
+        assert path.name in ("captions.md", "table1.csv", "table1.md") or path.name in text
+    assert "the one after the last iteration" in text
+    assert "Yosinski" not in text  # these are not the paper's data
+
+
+def test_every_row_says_that_it_is_yours(out):
+    for path in out.glob("*.csv"):
+        if path.name not in ("figure1.csv", "table1.csv"):
+            assert {row["source"] for row in table(path)} == {"yours"}, path.name
 
 
 def test_the_same_table_gives_the_same_bytes_and_names_its_files(out, tmp_path, capsys):
@@ -200,7 +287,7 @@ def test_a_figure_of_an_earlier_table_does_not_stay(tmp_path):
     run(write_table(tmp_path, NETWORKS[-2:]), tmp_path / "out")
     assert (tmp_path / "out" / "figure3.png").exists()
     run(write_table(tmp_path, NETWORKS[:1]), tmp_path / "out")
-    assert not (tmp_path / "out" / "figure3.png").exists()
+    assert not list((tmp_path / "out").glob("figure3.*"))
 
 
 def test_two_networks_of_one_treatment_split_and_seed_are_an_error_that_names_them(tmp_path):

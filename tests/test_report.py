@@ -80,7 +80,7 @@ def test_the_page_needs_no_other_file_and_no_network(page):
 
 def test_every_picture_has_words_for_those_who_do_not_see_it(page):
     pictures = re.findall(r"<img[^>]*>", page)
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     assert all(re.search(r'alt="[^"]{30,}"', picture) for picture in pictures)
 
 
@@ -151,7 +151,7 @@ def test_text_from_files_is_escaped(runs, tmp_path):
 
 def test_the_same_runs_give_the_same_page_and_their_figures_beside_it(page, runs, tmp_path):
     assert page_of(runs, tmp_path / "out") == page
-    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 6
+    assert len(list((tmp_path / "out" / "figures").glob("*.png"))) == 7
 
 
 @pytest.mark.usefixtures("no_figures")

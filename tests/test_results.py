@@ -9,7 +9,7 @@ from transfer_caffe import results
 from transfer_caffe.errors import UserError
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.record import top10
-from transfer_caffe.results import COLUMNS, Row, collect, read_results, to_csv
+from transfer_caffe.results import COLUMNS, Row, collect, load, read_results, to_csv
 
 PAPER_COLUMNS = (
     "network,split,treatment,source,target,n,finetuned,images_per_class,target_classes,outputs,max_iter,logged,"
@@ -154,3 +154,13 @@ def test_no_runs_at_all_is_an_error_that_names_the_command(tmp_path, capsys):
 def test_top10_is_the_mean_of_the_ten_highest_or_of_all_where_there_are_fewer():
     assert top10([0.1 * number for number in range(11)]) == 0.55
     assert top10([0.2, 0.4]) == 0.3
+
+
+def test_the_word_paper_loads_the_papers_table_and_a_path_loads_that_file(tmp_path, monkeypatch, table):
+    rows = load("paper")
+    assert len(rows) == 170 and sum(row.logged for row in rows) == 148
+    assert all((row.accuracy_final is None) == (not row.logged) for row in rows)
+    assert load(table) == read_results(table)
+    monkeypatch.chdir(tmp_path)
+    table.rename("paper")
+    assert len(load("./paper")) == 4 and len(load("paper")) == 170

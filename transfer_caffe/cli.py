@@ -28,6 +28,10 @@ COMMANDS = {
     "driver": ("transfer_caffe.driver", "take one network from recipe to done"),
     "sweep": ("transfer_caffe.sweep", "plan and train all networks of a recipe"),
     "results": ("transfer_caffe.results", "write the table of results"),
+    "analysis": (
+        "transfer_caffe.analysis.__main__",
+        "what a results table says, with intervals, and what it cannot say",
+    ),
     "figures": ("transfer_caffe.figures.__main__", "draw the figures"),
     "report": ("transfer_caffe.report", "write the report, one HTML page"),
 }

@@ -102,15 +102,26 @@ class Cell:
         return None if self.sd is None else self.sd / math.sqrt(self.count)
 
 
-def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
+def accuracy_of(row: Row, metric: str) -> float | None:
+    """The accuracy of a network by one of `METRICS`; None if it is empty or NaN. UserError if it is no fraction."""
+    accuracy: float | None = getattr(row, METRICS[metric])
+    if accuracy is None or not math.isfinite(accuracy):
+        return None
+    if not 0 <= accuracy <= 1:
+        raise UserError(f"{row.network}: {METRICS[metric]} is {accuracy:g}; a fraction from 0 to 1 is expected")
+    return accuracy
+
+
+def markers_of(rows: Iterable[Row], metric: str, needed: bool = True) -> list[Marker]:
     """The networks that have an accuracy, each with its own base and control. Reduced data are another experiment.
 
-    UserError if none is left, or if two networks answer to the same recipe, split, seed and treatment.
+    UserError if none is left (and they are ``needed``), if an accuracy is no fraction, or if two networks answer to the
+    same recipe, split, seed and treatment.
     """
     found: dict[tuple[tuple[str, str, int, str], Treatment], Marker] = {}
     for row in rows:
-        accuracy = row.accuracy_final if metric == "final" else row.accuracy_top10
-        if accuracy is None or not math.isfinite(accuracy):
+        accuracy = accuracy_of(row, metric)
+        if accuracy is None:
             continue
         if row.images_per_class is not None or row.split.startswith("reduced"):
             continue
@@ -124,7 +135,7 @@ def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
                 f"{marker.split}, seed {marker.seed}: one network a row is expected; remove one of them"
             )
         found[key] = marker
-    if not found:
+    if not found and needed:
         raise UserError(f"no network has {METRICS[metric]}: nothing to draw; train networks first (make sweep)")
     return [_with_pairs(marker, found) for marker in found.values()]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.figures.cells import KINDS, Marker, limits
-from transfer_caffe.figures.style import LOOKS, Drawn, write_figure
+from transfer_caffe.figures.sources import CREDIT, Source, credit_words, is_paper, titled
+from transfer_caffe.figures.style import LOOKS, Drawn, credit, write_figure
 
 Curve = list[tuple[int, float]]
 _FAMILIES = {"random": "random splits", "natman": "man-made/natural", "whole": "all classes"}
@@ -39,10 +39,19 @@ def read_curve(path: Path) -> Curve:
     return curve
 
 
-def draw_curves(markers: Sequence[Marker], curves: dict[str, Curve], folder: Path) -> Drawn | None:
+def read_curves(path: Path) -> dict[str, Curve]:
+    """The curves of many networks by name, of a table with the columns network, iteration and test_accuracy."""
+    curves: dict[str, Curve] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            curves.setdefault(row["network"], []).append((int(row["iteration"]), float(row["test_accuracy"])))
+    return curves
+
+
+def draw_curves(source: Source, curves: dict[str, Curve], folder: Path) -> Drawn | None:
     """A panel a family and kind, a line a network, coloured by n. None where no network has a curve."""
     panels: dict[tuple[str, str], list[Marker]] = {}
-    for marker in sorted(markers, key=lambda m: (list(_FAMILIES).index(m.family), KINDS.index(m.kind), m.n)):
+    for marker in sorted(source.markers, key=lambda m: (list(_FAMILIES).index(m.family), KINDS.index(m.kind), m.n)):
         if curves.get(marker.network):
             panels.setdefault((marker.family, marker.kind), []).append(marker)
     if not panels:
@@ -85,13 +94,14 @@ def draw_curves(markers: Sequence[Marker], curves: dict[str, Curve], folder: Pat
             ["base" if n == 0 else f"n = {n}" for n in present],
             loc="upper center", ncol=8, frameon=False, handlelength=1.4, columnspacing=1.6,
         )  # fmt: skip
+        credit(figure, CREDIT if is_paper([source]) else "")
         return figure
 
     drawn = Drawn(
         "curves",
-        "Training curves",
+        titled("Training curves", [source]),
         "Test accuracy against iteration, a line a network, coloured by n (the number of layers "
-        "taken over); dashed where half B is the target. All panels share their axes.",
+        "taken over); dashed where half B is the target. All panels share their axes." + credit_words([source]),
         f"Line plots of test accuracy against training iteration for {len(drawn_names)} networks, a panel a treatment.",
     )
     return write_figure(make, folder, drawn)

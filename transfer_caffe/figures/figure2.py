@@ -1,253 +1,297 @@
 """Figure 2 of the paper, top and bottom, and the same networks each minus the base of its own target.
 
 Yosinski et al. (2014), figure 2: random splits only, all letters pooled: BnB is every selffer, AnB every transfer.
+The paper's own numbers are drawn on the paper's own axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from transfer_caffe.figures.cells import Cell, Marker, cells_of, limits
-from transfer_caffe.figures.style import LOOKS, Drawn, draw_markers, handle, legend_clear_of, signed, write_figure
+from transfer_caffe.figures.remarks import Points, between, draw_paper_remarks, draw_remarks
+from transfer_caffe.figures.sources import (
+    CREDIT,
+    Source,
+    compared,
+    credit_words,
+    is_paper,
+    kinds_of,
+    legend_of,
+    titled,
+)
+from transfer_caffe.figures.style import (
+    DARK,
+    LOOKS,
+    Drawn,
+    credit,
+    draw_line,
+    draw_markers,
+    legend_clear_of,
+    signed,
+    write_figure,
+)
 
 KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+")
 X_LABEL = "Layer n at which network is chopped and retrained"
 SHADES = (("base", "AnB+", "#ffeeee"), ("base", "BnB", "#eeeeff"), ("BnB", "AnB", "#ffcccc"))
-# number in the paper, the two lines whose area it names, where between them (0 to 1), words: what the area is, not
-# what the paper found in it, for these need not be the paper's data
-REMARKS = (
-    ("4", "BnB", "AnB", 0.5, "from BnB to AnB: features of the\nother half instead of one's own"),
-    ("2", "base", "BnB", 0.5, "from base to BnB: one's own features,\nfrozen, the layers above fresh"),
-    ("5", "base", "AnB+", 0.5, "from base to AnB$^+$: features of the\nother half, all layers trained on"),
-    ("3", "BnB", "BnB+", 0.75, "from BnB to BnB$^+$: one's own\nfeatures, no longer frozen"),
-)
-# the pale colours are too pale for thin lines
-_DARK = {"#0000ff": "#0000cc", "#aaaaff": "#7777ee", "#ff0000": "#dd0000", "#ffaaaa": "#ee7777"}
-Points = dict[str, list[tuple[int, Cell]]]
+PAPER_TOP, PAPER_BOTTOM = (0.52, 0.66), (0.54, 0.655)
+"""The y axes of the paper's figure."""
+_WIDE = (0.075, 0.105, 0.905, 0.865)
 
 
-def draw_top(markers: Sequence[Marker], folder: Path, metric_words: str) -> Drawn:
-    """Every network as one marker. ``markers`` are those of the random splits, without random features."""
-    kinds = [kind for kind in KINDS if any(marker.kind == kind for marker in markers)]
-    counts = ", ".join(f"{sum(m.kind == kind for m in markers)} {_plain(kind)}" for kind in kinds)
+@dataclass(frozen=True)
+class _Lines:
+    """What the bottom panel shows of one source: its cells, and the point at n = 0 from which its lines start."""
+
+    source: Source
+    cells: dict[tuple[str, int], Cell]
+    base: Cell | None
+
+    @property
+    def points(self) -> Points:
+        """The means of each kind by n."""
+        start = [] if self.base is None else [(0, self.base)]
+        kinds = [kind for kind in KINDS[1:] if any(each == kind for each, _ in self.cells)]
+        return {kind: start + [(n, cell) for (each, n), cell in self.cells.items() if each == kind] for kind in kinds}
+
+
+def draw_top(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn:
+    """Every network as one marker. ``sources`` hold the networks of the random splits, without random features."""
+    kinds = kinds_of(sources, KINDS)
+    alone = is_paper(sources)
 
     def make() -> Figure:
         figure = Figure(figsize=(15, 8))
-        axes = figure.add_axes((0.075, 0.105, 0.905, 0.865))
+        axes = figure.add_axes(_WIDE)
         points = []
-        for kind in kinds:
-            xy = [(marker.n + LOOKS[kind].shift, marker.accuracy) for marker in markers if marker.kind == kind]
-            draw_markers(axes, LOOKS[kind], [x for x, _ in xy], [y for _, y in xy])
-            points += xy
-        _n_axis(axes)
-        axes.set_ylim(limits([y for _, y in points], 0.01, 0.02))
+        for source in sources:
+            for kind in kinds_of([source], kinds):
+                look = source.look(LOOKS[kind])
+                xy = [(m.n + look.shift, m.accuracy) for m in source.markers if m.kind == kind]
+                draw_markers(axes, look, [x for x, _ in xy], [y for _, y in xy])
+                points += xy
+        _n_axis(axes, sources)
+        heights = [y for _, y in points]
+        axes.set_ylim(_paper_axis(PAPER_TOP, heights, sources) or limits(heights, 0.01, 0.02))
         axes.set_ylabel("Top-1 accuracy (higher is better)")
-        legend_clear_of(axes, [handle(LOOKS[kind]) for kind in kinds], [_label(kind) for kind in kinds], points)
+        legend_clear_of(axes, *legend_of(_entries(sources, kinds), sources), points)
+        credit(figure, CREDIT if alone else "")
         return figure
 
-    header = ("network", "split", "seed", "treatment", "kind", "n", "x", "accuracy", "accuracy_own_base", "gain")
+    header = (
+        "source",
+        "network",
+        "split",
+        "seed",
+        "treatment",
+        "kind",
+        "n",
+        "x",
+        "accuracy",
+        "accuracy_own_base",
+        "gain",
+    )
     table: list[Sequence[Any]] = [header]
-    for marker in sorted(markers, key=lambda m: (KINDS.index(m.kind), m.n)):
-        x = marker.n + LOOKS[marker.kind].shift
-        table.append(
-            (marker.network, marker.split, marker.seed, str(marker.treatment), marker.kind, marker.n, x,
-             marker.accuracy, marker.base, marker.gain)
-        )  # fmt: skip
+    for source in sources:
+        for marker in sorted(source.markers, key=lambda m: (KINDS.index(m.kind), m.n)):
+            x = marker.n + source.look(LOOKS[marker.kind]).shift
+            table.append(
+                (source.name, marker.network, marker.split, marker.seed, str(marker.treatment), marker.kind, marker.n,
+                 x, marker.accuracy, marker.base, marker.gain)
+            )  # fmt: skip
     drawn = Drawn(
         "figure2_top",
-        "Every network (the paper's Figure 2, top)",
-        f"Each marker is one network of the random splits: {counts}. {metric_words} Letters are pooled as in the "
-        "paper: BnB is every selffer, AnB every transfer, whichever half is the target, so a column mixes halves "
-        "of different difficulty. Markers of one n are shifted sideways so that they do not hide each other.",
-        f"Scatter plot of test accuracy against n, the layer at which a network is chopped, for {len(markers)} "
-        "networks, by treatment.",
+        titled("Every network (the paper's Figure 2, top)", sources),
+        f"Each marker is one network of the random splits: {_counts(sources, kinds)}. {metric_words} Letters are "
+        "pooled as in the paper: BnB is every selffer, AnB every transfer, whichever half is the target, so a column "
+        "mixes halves of different difficulty. Markers of one n are shifted sideways so that they do not hide each "
+        f"other.{credit_words(sources)}",
+        "Scatter plot of test accuracy against n, the layer at which a network is chopped, for "
+        f"{sum(len(source.markers) for source in sources)} networks, by treatment.",
     )
     return write_figure(make, folder, drawn, table)
 
 
-def draw_bottom(markers: Sequence[Marker], folder: Path, metric_words: str) -> Drawn:
+def draw_bottom(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn:
     """Lines through the means of each kind and n, all starting at the mean of the bases."""
-    cells = cells_of(markers, "accuracy")
-    base = cells.get(("base", 0))
-    title = "Means over networks (the paper's Figure 2, bottom)"
+    all_cells = [cells_of(source.markers, "accuracy") for source in sources]
+    lines = [_Lines(source, cells, cells.get(("base", 0))) for source, cells in zip(sources, all_cells, strict=True)]
+    if is_paper(sources):
+        errors = "Drawn without error bars; the table beside the figure has the standard errors."
+        remarks = "The numbered remarks are what the paper's authors read from the figure, in our words."
+    else:
+        errors = _errors_words([cell for (kind, _), cell in all_cells[0].items() if kind != "base"])
+        remarks = "The numbers are the paper's; what they stand for is written beside the figure."
     caption = (
-        "Random splits: lines through the mean of each treatment, all starting at the mean of the bases. "
-        f"{metric_words} "
-        + _errors_words([cell for (kind, _), cell in cells.items() if kind != "base"])
-        + " The numbers are the paper's; what they stand for is written beside the figure. "
-        + _balance_words(markers)
+        f"Random splits: lines through the mean of each treatment, all starting at the mean of the bases. "
+        f"{metric_words} {errors} {remarks} {_balance_words(sources[0].markers)}{credit_words(sources)}"
     )
-    alt = "Line plot of mean test accuracy against n for " + _kinds_words(cells) + "."
-    drawn = Drawn("figure2_bottom", title, caption, alt)
-    return write_figure(lambda: _lines(cells, base, [], False), folder, drawn, _table_of(cells))
+    drawn = Drawn(
+        "figure2_bottom",
+        titled("Means over networks (the paper's Figure 2, bottom)", sources),
+        caption,
+        f"Line plot of mean test accuracy against n for {_kinds_words(sources)}.",
+    )
+    return write_figure(lambda: _draw_lines(lines, False), folder, drawn, _table_of(lines))
 
 
-def draw_paired(markers: Sequence[Marker], folder: Path, metric_words: str) -> Drawn | None:
+def draw_paired(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn | None:
     """Every network minus the base of its own split, half and seed. None where no network has its base."""
-    cells = cells_of(markers, "gain")
-    if not cells:
+    lines = [_Lines(source, cells_of(source.markers, "gain"), Cell((0.0,))) for source in sources]
+    if not lines[0].cells:
         return None
-    left_out = sum(marker.kind != "base" and marker.gain is None for marker in markers)
+    left_out = sum(m.kind != "base" and m.gain is None for source in sources for m in source.markers)
     caption = (
-        f"Each network minus the base network of its own target (same split, half and seed), in percentage points: "
-        f"small markers are networks, lines go through their means. {metric_words} "
-        + _errors_words(list(cells.values()))
-        + " All networks of a half are compared with the same base, so that base's own luck moves them together."
+        "Each network minus the base network of its own target (same split, half and seed), in percentage points: "
+        "small markers are networks (their numbers are in figure2_top.csv), lines go through their means. "
+        f"{metric_words} {_errors_words(list(lines[0].cells.values()))}"
+        " All networks of a half are compared with the same base, so that base's own luck moves them together."
         + (f" Left out for want of their base: {left_out} networks." if left_out else "")
+        + credit_words(sources)
     )
     drawn = Drawn(
         "figure2_paired",
-        "Every network minus its own base",
+        titled("Every network minus its own base", sources),
         caption,
-        "Line plot of the difference in accuracy to the own base network against n, for " + _kinds_words(cells) + ".",
+        f"Line plot of the difference in accuracy to the own base network against n, for {_kinds_words(sources)}.",
     )
-    paired = [marker for marker in markers if marker.gain is not None]
-    zero = Cell((0.0,))
-    return write_figure(lambda: _lines(cells, zero, paired, True), folder, drawn, _table_of(cells))
+    return write_figure(lambda: _draw_lines(lines, True), folder, drawn, _table_of(lines))
 
 
-def _lines(cells: dict[tuple[str, int], Cell], base: Cell | None, networks: Sequence[Marker], gains: bool) -> Figure:
+def _draw_lines(lines: Sequence[_Lines], gains: bool) -> Figure:
     """The bottom panel: of accuracies, or of gains in points with the networks behind the means."""
     unit = 100.0 if gains else 1.0
-    start = [] if base is None else [(0, base)]
-    lines: Points = {
-        kind: start + [(n, cell) for (each, n), cell in cells.items() if each == kind]
-        for kind in KINDS[1:]
-        if any(each == kind for each, _ in cells)
-    }
+    sources = [each.source for each in lines]
+    as_paper = is_paper(sources) and not gains
     figure = Figure(figsize=(15, 8))
-    axes = figure.add_axes((0.085, 0.105, 0.6, 0.865))
-    _n_axis(axes)
-    ends = [unit * (cell.mean + side * (cell.se or 0)) for cell in cells.values() for side in (-1, 1)]
-    ends += [unit * base.mean] if base else []
-    ends += [unit * marker.gain for marker in networks if marker.gain is not None]
-    axes.set_ylim(limits(ends, 0.5 if gains else 0.005, 2.0 if gains else 0.02, 0.05))
-    if base is not None:
-        axes.axhline(unit * base.mean, color="black", linestyle="--", linewidth=1.5, zorder=1.5)
-        lines_and_base: Points = {"base": [(n, base) for n in range(8)], **lines}
-    else:
-        lines_and_base = lines
-    for first, second, colour in SHADES:
-        x, low, high = _between(lines_and_base, first, second)
+    axes = figure.add_axes(_WIDE if as_paper else (0.085, 0.105, 0.6, 0.865))
+    _n_axis(axes, sources)
+    ends = []
+    for each in lines:
+        bars = not (as_paper or each.source.behind)
+        ends += [unit * (c.mean + side * (c.se or 0) * bars) for c in each.cells.values() for side in (-1, 1)]
+        ends += [unit * each.base.mean] if each.base else []
+        ends += [unit * m.gain for m in _singles(each.source, gains) if m.gain is not None]
+    on_paper = _paper_axis(PAPER_BOTTOM, ends, sources) if as_paper else None
+    axes.set_ylim(on_paper or limits(ends, 0.5 if gains else 0.005, 2.0 if gains else 0.02, 0.05))
+    first = lines[0]
+    shaded: Points = {"base": [(n, first.base) for n in range(8)]} if first.base else {}
+    shaded |= first.points
+    for one, two, colour in SHADES:
+        x, low, high = between(shaded, one, two)
         axes.fill_between(x, [unit * y for y in low], [unit * y for y in high], color=colour, linewidth=0, zorder=1)
-    for marker in networks:
-        look = LOOKS[marker.kind]
-        x, y = marker.n + look.shift / 2, unit * (marker.gain or 0.0)
-        axes.plot(x, y, look.marker, markersize=5, markerfacecolor="white", markeredgecolor=_DARK[look.line], zorder=2)
-    for kind, each in lines.items():
-        look, x, y = LOOKS[kind], [n for n, _ in each], [unit * cell.mean for _, cell in each]
-        axes.plot(x, y, color=look.line, linewidth=2.5, zorder=2.5)
-        for n, cell in each[len(start) :]:
-            if cell.se is not None:
-                x_bar, colour = n + look.shift / 3, _DARK[look.line]
-                axes.errorbar(
-                    x_bar, unit * cell.mean, unit * cell.se, color=colour, linewidth=1.2, capsize=4, zorder=2.7
-                )
-        draw_markers(axes, look, x[len(start) :], y[len(start) :])
-    if base is not None:
-        draw_markers(axes, LOOKS["base"], [0], [unit * base.mean])
+    for each in reversed(lines):
+        if each.base is not None and not (gains and each.source.behind):
+            look = each.source.look(LOOKS["base"])
+            axes.axhline(unit * each.base.mean, color=look.line, linestyle="--", linewidth=1.5, zorder=1.5)
+        _draw_singles(axes, each.source, unit, gains)
+        _draw_means(axes, each, unit, bars=not (as_paper or each.source.behind))
     if gains:
         axes.set_ylabel("Top-1 accuracy minus own base (points)")
         axes.yaxis.set_major_formatter(FuncFormatter(signed))
     else:
         axes.set_ylabel("Top-1 accuracy (higher is better)")
-    _key_and_remarks(figure, axes, lines_and_base, unit, "own base" if gains else _label("base"))
+    kinds = [kind for kind in KINDS if any(kind in each.points or (kind == "base" and each.base) for each in lines)]
+    handles, labels = legend_of(_entries(sources, kinds, "own base" if gains else ""), sources, line=True)
+    if as_paper and on_paper:
+        axes.legend(handles, labels, loc="lower left", handlelength=2.6)
+        draw_paper_remarks(axes)
+    else:
+        legend = figure.legend(
+            handles, labels, loc="upper left", bbox_to_anchor=(0.695, 0.985), frameon=False, handlelength=2.6,
+            labelspacing=0.6,
+        )  # fmt: skip
+        bottom = legend.get_window_extent().transformed(figure.transFigure.inverted()).y0
+        draw_remarks(figure, axes, shaded, unit, bottom)
+    credit(figure, CREDIT if is_paper(sources) else "")
     return figure
 
 
-def _key_and_remarks(figure: Figure, axes: Axes, lines: Points, unit: float, base: str) -> None:
-    """Right of the axes: what the lines are, then the remarks; their numbers stand in the areas."""
-    kinds = [kind for kind in KINDS if kind in lines]
-    legend = figure.legend(
-        [handle(LOOKS[kind], line=True) for kind in kinds],
-        [base if kind == "base" else _label(kind) for kind in kinds],
-        loc="upper left", bbox_to_anchor=(0.695, 0.985), frameon=False, handlelength=2.6, labelspacing=0.6,
-    )  # fmt: skip
-    bottom = legend.get_window_extent().transformed(figure.transFigure.inverted()).y0
-    taken: list[tuple[float, float]] = []
-    placed: list[tuple[str, str]] = []
-    for number, first, second, where, words in REMARKS:
-        spot = _widest(axes, lines, (first, second, where), taken, unit)
-        if spot is None:
-            continue
-        x, y = axes.transData.transform(spot)
-        taken.append((float(x), float(y)))
-        axes.text(*spot, number, zorder=5, **_BADGE)
-        placed.append((number, words))
-    for row, (number, words) in enumerate(sorted(placed)):
-        y = bottom - 0.06 - 0.105 * row
-        figure.text(0.712, y, number, **_BADGE)
-        figure.text(0.732, y, words, va="center", fontsize=14, linespacing=1.35, color="#222222")
+def _singles(source: Source, gains: bool) -> list[Marker]:
+    """The networks that are shown behind the means."""
+    return [m for m in source.markers if m.gain is not None] if gains and not source.behind else []
 
 
-_BADGE: dict[str, Any] = {
-    "ha": "center",
-    "va": "center_baseline",
-    "fontsize": 15,
-    "fontweight": "bold",
-    "bbox": {"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": "#555555", "linewidth": 1.0},
-}
+def _draw_singles(axes: Axes, source: Source, unit: float, gains: bool) -> None:
+    singles = _singles(source, gains)
+    for kind in kinds_of([source], KINDS):
+        look = LOOKS[kind]
+        x, y = [m.n + look.shift / 2 for m in singles if m.kind == kind], [m.gain for m in singles if m.kind == kind]
+        axes.plot(
+            x, [unit * (each or 0.0) for each in y], look.marker, markersize=5, markerfacecolor="white",
+            markeredgecolor=DARK.get(look.line, look.line), zorder=2, linestyle="none",
+        )  # fmt: skip
 
 
-def _between(lines: Points, first: str, second: str) -> tuple[list[int], list[float], list[float]]:
-    """n, and the means of two kinds, where both have one; empty if either is missing."""
-    one, two = dict(lines.get(first, [])), dict(lines.get(second, []))
-    common = sorted(set(one) & set(two))
-    return common, [one[n].mean for n in common], [two[n].mean for n in common]
+def _draw_means(axes: Axes, lines: _Lines, unit: float, bars: bool) -> None:
+    """The lines of one source, from its base on, with markers at the means and standard errors beside them."""
+    for kind, each in lines.points.items():
+        look = lines.source.look(LOOKS[kind])
+        x, y = [n for n, _ in each], [unit * cell.mean for _, cell in each]
+        start = int(lines.base is not None)
+        draw_line(axes, look, x, y)
+        for n, cell in each[start:]:
+            if bars and cell.se is not None:
+                axes.errorbar(
+                    n + look.shift / 3, unit * cell.mean, unit * cell.se, color=DARK[look.line], linewidth=1.2,
+                    capsize=4, zorder=2.7,
+                )  # fmt: skip
+        draw_markers(axes, look, x[start:], y[start:])
+    if lines.base is not None:
+        draw_markers(axes, lines.source.look(LOOKS["base"]), [0], [unit * lines.base.mean])
 
 
-def _widest(
-    axes: Axes, lines: Points, remark: tuple[str, str, float], taken: list[tuple[float, float]], unit: float
+def _paper_axis(
+    axis: tuple[float, float], heights: Sequence[float], sources: Sequence[Source]
 ) -> tuple[float, float] | None:
-    """The place in an area for its number: where it is wide, upon no line and no other number. None for no area."""
-    first, second, where = remark
-    x, low, high = _between(lines, first, second)
-    best, spot = -1e9, None
-    for left in range(len(x) - 1):
-        for part in (0.35, 0.5, 0.65):
-            at = x[left] + part * (x[left + 1] - x[left])
-            ends = [unit * float(np.interp(at, x, y)) for y in (low, high)]
-            here = (at, ends[0] + where * (ends[1] - ends[0]))
-            pixel, (_, one), (_, two) = axes.transData.transform([here, (at, ends[0]), (at, ends[1])])
-            near = min((max(abs(pixel[0] - a), abs(pixel[1] - b)) for a, b in taken), default=1e9)
-            others = [
-                axes.transData.transform(
-                    (at, unit * float(np.interp(at, [n for n, _ in each], [c.mean for _, c in each])))
-                )
-                for each in lines.values()
-            ]
-            line = min(abs(pixel[1] - other[1]) for other in others)
-            # a number's circle is about 30 pixels wide
-            score = min(abs(one - two), 120) - 4 * max(0, 45 - near) - 3 * max(0, 20 - line)
-            if score > best:
-                best, spot = score, here
-    return spot
+    """The paper's own axis, if the paper's networks are all there is and fit on it."""
+    return axis if is_paper(sources) and axis[0] < min(heights) and max(heights) < axis[1] else None
 
 
-def _n_axis(axes: Axes) -> None:
-    axes.set_xlim(-0.2, 7.3)
+def _n_axis(axes: Axes, sources: Sequence[Source]) -> None:
+    axes.set_xlim(-0.2, 7.4 if compared(sources) else 7.3)
     axes.set_xticks(range(8))
     axes.set_xlabel(X_LABEL)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _label(kind: str) -> str:
-    return "base (baseA, baseB)" if kind == "base" else LOOKS[kind].label
+def _entries(sources: Sequence[Source], kinds: Sequence[str], base: str = "") -> list[tuple]:
+    """For `legend_of`: each kind's look, its label and who has it."""
+    words = {"base": base or ("baseB" if is_paper(sources) else "base (baseA, baseB)")}
+    return [
+        (
+            LOOKS[kind],
+            words.get(kind, LOOKS[kind].label),
+            [s for s in sources if any(m.kind == kind for m in s.markers)],
+        )
+        for kind in kinds
+    ]
 
 
 def _plain(kind: str) -> str:
     return {"base": "bases", "R": "with random filters"}.get(kind, kind)
 
 
-def _kinds_words(cells: dict[tuple[str, int], Cell]) -> str:
-    return ", ".join(dict.fromkeys(_plain(kind) for kind, _ in cells))
+def _counts(sources: Sequence[Source], kinds: Sequence[str]) -> str:
+    """How many networks of each kind: "8 bases, 28 BnB"; of each source, if there are two."""
+    parts = []
+    for source in sources:
+        counts = {kind: sum(m.kind == kind for m in source.markers) for kind in kinds}
+        words = ", ".join(f"{count} {_plain(kind)}" for kind, count in counts.items() if count)
+        parts.append(f"{words} ({source.name})" if compared(sources) else words)
+    return "; ".join(parts)
+
+
+def _kinds_words(sources: Sequence[Source]) -> str:
+    return ", ".join(_plain(kind) for kind in kinds_of(sources, KINDS))
 
 
 def _errors_words(cells: Sequence[Cell]) -> str:
@@ -281,6 +325,8 @@ def _balance_words(markers: Sequence[Marker]) -> str:
     )
 
 
-def _table_of(cells: dict[tuple[str, int], Cell]) -> list[Sequence[Any]]:
-    table: list[Sequence[Any]] = [("kind", "n", "networks", "mean", "standard_deviation", "standard_error")]
-    return table + [(kind, n, cell.count, cell.mean, cell.sd, cell.se) for (kind, n), cell in cells.items()]
+def _table_of(lines: Sequence[_Lines]) -> list[Sequence[Any]]:
+    table: list[Sequence[Any]] = [("source", "kind", "n", "networks", "mean", "standard_deviation", "standard_error")]
+    for each in lines:
+        table += [(each.source.name, kind, n, c.count, c.mean, c.sd, c.se) for (kind, n), c in each.cells.items()]
+    return table

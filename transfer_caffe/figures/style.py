@@ -1,16 +1,20 @@
-"""What the figures share: the paper's markers and colours, saving with the same bytes every time, captions."""
+"""What the figures share: the paper's markers and colours, saving with the same bytes every time, captions.
+
+write_figure(make, folder, Drawn("name", "title", "caption", "alt"), table)     name.png, .svg, .pdf and .csv
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -40,13 +44,17 @@ RC: Any = {
     "savefig.facecolor": "white",
     "svg.hashsalt": "transfer_caffe",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,
     "path.simplify": True,
 }
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a kind is drawn: marker, face and line colour, a plus on it or not, shift along n, and its name."""
+    """How a kind is drawn: marker, face and line colour, a plus on it or not, shift along n, its name, size in points;
+
+    colour of edge and plus, style and width of the line, and the order among what is drawn.
+    """
 
     marker: str
     face: str
@@ -55,10 +63,14 @@ class Look:
     shift: float
     label: str
     size: float = 10
+    edge: str = "black"
+    dash: Any = "-"
+    width: float = 2.5
+    order: float = 3
 
 
 LOOKS = {
-    "base": Look("o", "white", "black", False, 0.0, "base"),
+    "base": Look("o", "white", "black", False, 0.0, "base", dash="--", width=1.5),
     "BnB": Look("o", "#0000ff", "#0000ff", False, -0.25, "selffer BnB"),
     "BnB+": Look("o", "#aaaaff", "#aaaaff", True, -0.09, "selffer BnB$^+$"),
     "AnB": Look("D", "#ff0000", "#ff0000", False, 0.09, "transfer AnB", 9),
@@ -67,9 +79,24 @@ LOOKS = {
 }
 
 
+DARK = {"#0000ff": "#0000cc", "#aaaaff": "#7777ee", "#ff0000": "#dd0000", "#ffaaaa": "#ee7777"}
+"""The pale colours are too pale for thin lines: what stands for them there."""
+
+
+def ghost(look: Look) -> Look:
+    """The same kind as drawn behind another: hollow, smaller, paler, a little to the right, on a dashed line."""
+    dark = to_rgb(DARK.get(look.line, look.line))
+    red, green, blue = (0.6 * part + 0.4 for part in dark)
+    pale = to_hex((red, green, blue))
+    return replace(
+        look, face="white", line=pale, edge=pale, shift=look.shift + 0.08, size=look.size * 0.8, width=1.6,
+        dash=(0, (4, 2)) if look.dash == "-" else look.dash, order=2.2,
+    )  # fmt: skip
+
+
 @dataclass
 class Drawn:
-    """A figure that was written: name.png, name.svg and, where it has numbers, name.csv."""
+    """A figure that was written: name.png, name.svg, name.pdf and, where it has numbers, name.csv."""
 
     name: str
     title: str
@@ -79,32 +106,41 @@ class Drawn:
 
 
 def draw_markers(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float], clip: bool = False) -> None:
-    """The markers of one kind; a fine-tuned kind has a black plus on each. Without ``clip`` they may stick out."""
+    """The markers of one kind; a fine-tuned kind has a plus on each. Without ``clip`` they may stick out."""
     size = look.size
     axes.plot(
-        x, y, look.marker, markersize=size, markerfacecolor=look.face, markeredgecolor="black", markeredgewidth=0.8,
-        linestyle="none", zorder=3, clip_on=clip,
+        x, y, look.marker, markersize=size, markerfacecolor=look.face, markeredgecolor=look.edge, markeredgewidth=0.8,
+        linestyle="none", zorder=look.order, clip_on=clip,
     )  # fmt: skip
     if look.plus:
         axes.plot(
-            x, y, "+", markersize=size * 0.8, color="black", markeredgewidth=1.2, linestyle="none", zorder=3.1,
-            clip_on=clip,
+            x, y, "+", markersize=size * 0.8, color=look.edge, markeredgewidth=1.2, linestyle="none",
+            zorder=look.order + 0.1, clip_on=clip,
         )  # fmt: skip
+
+
+def draw_line(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float]) -> None:
+    """The line of one kind, under its markers."""
+    axes.plot(x, y, color=look.line, linewidth=look.width, linestyle=look.dash, zorder=look.order - 0.5)
 
 
 def handle(look: Look, line: bool = False) -> Any:
     """A kind's entry for a legend: its marker, the plus on it, and its line if there is one."""
     marker = Line2D(
-        [], [], marker=look.marker, markersize=look.size, markerfacecolor=look.face, markeredgecolor="black",
-        markeredgewidth=0.8, color=look.line, linewidth=1.5 if look.face == "white" else 2.5,
-        linestyle="none" if not line else "--" if look.face == "white" else "-",
+        [], [], marker=look.marker, markersize=look.size, markerfacecolor=look.face, markeredgecolor=look.edge,
+        markeredgewidth=0.8, color=look.line, linewidth=look.width, linestyle=look.dash if line else "none",
     )  # fmt: skip
-    plus = Line2D([], [], marker="+", markersize=look.size * 0.8, color="black", markeredgewidth=1.2, linestyle="none")
+    plus = Line2D(
+        [], [], marker="+", markersize=look.size * 0.8, color=look.edge, markeredgewidth=1.2, linestyle="none"
+    )
     return (marker, plus) if look.plus else (marker,)
 
 
 def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], points: Sequence[tuple[float, float]]):
-    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points."""
+    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points.
+
+    To keep it off lines as well, give the points of `along` too.
+    """
     figure = axes.get_figure()
     assert figure is not None
     for place in ("lower left", "lower right", "upper right", "upper left", "lower center", "upper center"):
@@ -120,11 +156,28 @@ def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], p
     return axes.legend(handles, labels, loc="lower left", borderpad=0.6, labelspacing=0.5, handletextpad=0.6)
 
 
+def along(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
+    """Points along the line through those of ``x`` and ``y``, ten a piece."""
+    parts = [each / 10 for each in range(10)]
+    return [
+        (x[i] + part * (x[i + 1] - x[i]), y[i] + part * (y[i + 1] - y[i])) for i in range(len(x) - 1) for part in parts
+    ]
+
+
 def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: Iterable[Sequence[Any]] = ()) -> Drawn:
-    """Draw under the shared style and write PNG, SVG and the table of numbers; the same data give the same bytes."""
+    """Draw under the shared style and write PNG, SVG, PDF and the table of numbers; the same data give the same bytes.
+
+    Title and caption are in the pictures' metadata too, so that a picture that goes elsewhere still says whose it is.
+    """
+    title, caption = drawn.title, drawn.caption
+    formats: dict[str, dict[str, Any]] = {
+        "png": {"Software": None, "Title": title, "Description": caption},
+        "svg": {"Date": None, "Creator": None, "Title": title, "Description": caption},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title, "Subject": caption},
+    }
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **RC}):
         figure = make()
-        for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        for ending, metadata in formats.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, dpi=100, metadata=metadata)
             path = folder / f"{drawn.name}.{ending}"
@@ -138,6 +191,12 @@ def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: 
         write_text(path, text.getvalue())
         drawn.files.append(path)
     return drawn
+
+
+def credit(figure: Figure, words: str) -> None:
+    """Small words in the lower right corner: whose data these are."""
+    if words:
+        figure.text(0.995, 0.008, words, ha="right", va="bottom", fontsize=10, color="#666666")
 
 
 def signed(value: float, _position: int = 0) -> str:

@@ -1,0 +1,205 @@
+"""Figure 1 of the paper: the treatments as rows of layers, from the treatment grammar alone.
+
+    python -m transfer_caffe.figures --treatments "baseA,baseB,A3B,B3B,A3B+,B3B+" --n 3 --out figures
+
+Yosinski et al. (2014), figure 1: a box is a layer's weights, its colour where they come from; a padlock means frozen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Arc, FancyBboxPatch, Rectangle
+
+from transfer_caffe.errors import UserError
+from transfer_caffe.figures.style import Drawn, write_figure
+from transfer_caffe.treatment import LAYERS, Treatment, expand
+
+TREATMENTS = "baseA,baseB,AnB,BnB,AnB+,BnB+"
+COLOURS = {"A": "#f4b0a4", "B": "#a9bdf5", "": "#cfcfcf", "random": "#dcdc9a", "fresh": "white"}
+_NAMES = {"A": "A", "B": "B", "": "all"}
+_PITCH, _LEFT, _END, _RIGHT = 1.12, 4.05, 1.0, 14.85  # inches: a row, where boxes begin, an end, where all ends
+
+
+def treatments_of(text: str, n: int | None = None, layers: int = LAYERS) -> list[Treatment]:
+    """The treatments of a list with commas, each once: `baseA,A3B,A{1-7}B+`, and `AnB`, whose n is ``n`` (3 if None).
+
+    UserError for what is no treatment, for an ``n`` that no name of the list takes, and for an n of ``layers`` or more.
+    """
+    names = [each.strip() for each in re.split(r",(?![^{]*\})", text) if each.strip()]
+    if not names:
+        raise UserError("--treatments: the list is empty; as an example, baseA,A3B,B3B+")
+    found: list[Treatment] = []
+    for name in names:
+        found += expand(re.sub(r"^([ABR])n(?=[AB]?\+?$)", rf"\g<1>{3 if n is None else n}", name))
+    if n is not None and n not in {each.n for each in found}:
+        raise UserError(f"--n {n}: no treatment of the list has it; write AnB for one that takes n from there")
+    if too_deep := next((each for each in found if each.n >= layers), None):
+        raise UserError(f"treatment {too_deep}: a network of {layers} layers has no layer left to draw afresh")
+    return list(dict.fromkeys(found))
+
+
+def draw_figure1(treatments: Sequence[Treatment], folder: Path, layers: int = LAYERS) -> Drawn:
+    """A row a treatment: its images, ``layers`` boxes, its labels."""
+    table: list[Sequence[Any]] = [("treatment", "layer", "weights", "learns", "images", "labels")]
+    for each in treatments:
+        data = _NAMES[each.target]
+        for layer in range(1, layers + 1):
+            start = weights_of(each, layer)
+            table.append((str(each), layer, start or "all", int(layer > each.frozen), data, data))
+
+    drawn = Drawn(
+        "figure1",
+        "Overview of the treatments (the paper's Figure 1)",
+        "Each row is a network, each box the weights of a layer, counted from the image. Colour: where the weights "
+        "come from, a base network learned on A or B, or drawn afresh; the base rows are where the others take theirs. "
+        "Padlock: frozen; round arrow: learning, on the row's own images and labels. A selffer takes over its own "
+        "features and is the control for the transfer network of the same target; + means that the layers taken over "
+        "learn on.",
+        "Diagram: a row of boxes, the layers, for each of the treatments " + ", ".join(map(str, treatments)) + ".",
+    )
+    return write_figure(lambda: _draw(treatments, layers), folder, drawn, table)
+
+
+def weights_of(treatment: Treatment, layer: int) -> str:
+    """Where a layer's weights come from: "A", "B", "" (a base of all classes), "random" (never trained) or "fresh"."""
+    if treatment.is_base:
+        return treatment.target
+    if layer > treatment.n:
+        return "fresh"
+    return "random" if treatment.is_random else treatment.source
+
+
+def _draw(treatments: Sequence[Treatment], layers: int) -> Figure:
+    height = _PITCH * len(treatments) + 1.3
+    figure = Figure(figsize=(15, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, 15)
+    axes.set_ylim(0, height)
+    axes.axis("off")
+    first = _LEFT + _END + 0.25
+    pitch = (_RIGHT - _END - 0.15 - first) / layers
+    for layer in range(1, layers + 1):
+        axes.text(first + (layer - 0.55) * pitch, height - 0.32, f"{layer}", ha="center", va="center", fontsize=14)
+    axes.text(first - 0.2, height - 0.32, "layer", ha="right", va="center", fontsize=14)
+    for row, treatment in enumerate(treatments):
+        middle = height - 0.6 - _PITCH * (row + 0.5)
+        name = str(treatment).replace("+", "$^+$")
+        kind, words = _words(treatment)
+        axes.text(0.25, middle, name, ha="left", va="center", fontsize=20, fontweight="bold")
+        axes.text(1.45, middle + 0.16, kind, ha="left", va="center", fontsize=13)
+        axes.text(1.45, middle - 0.16, words, ha="left", va="center", fontsize=11, color="#444444")
+        axes.plot([_LEFT + _END, _RIGHT - _END], [middle, middle], color="#777777", linewidth=1.5, zorder=1)
+        for x, what in ((_LEFT, "images"), (_RIGHT - _END, "labels")):
+            _draw_end(axes, x, middle, what, treatment.target)
+        for layer in range(1, layers + 1):
+            _draw_box(axes, first + (layer - 1) * pitch, middle, pitch * 0.9, treatment, layer)
+    _draw_legend(axes, treatments)
+    return figure
+
+
+def _draw_end(axes: Axes, x: float, middle: float, what: str, target: str) -> None:
+    """The images a row learns on, or their labels."""
+    axes.add_patch(
+        FancyBboxPatch(
+            (x + 0.08, middle - 0.3),
+            _END - 0.16,
+            0.6,
+            boxstyle="round,pad=0,rounding_size=0.22",
+            facecolor=COLOURS[target],
+            edgecolor="#555555",
+            linewidth=1.2,
+            zorder=2,
+        )
+    )
+    axes.text(x + _END / 2, middle, f"{what}\n{_NAMES[target]}", ha="center", va="center", fontsize=11, zorder=3)
+
+
+def _draw_box(axes: Axes, x: float, middle: float, width: float, treatment: Treatment, layer: int) -> None:
+    """A layer: its colour and letters, and below them the padlock or the arrow."""
+    start = weights_of(treatment, layer)
+    axes.add_patch(
+        Rectangle(
+            (x, middle - 0.43),
+            width,
+            0.86,
+            facecolor=COLOURS[start],
+            edgecolor="#555555",
+            linewidth=1.2,
+            zorder=2,
+            linestyle="--" if start == "fresh" else "-",
+        )
+    )
+    if width > 0.5:
+        words = {"fresh": "afresh", "random": "random"}.get(start, f"$W_{{{start}{layer}}}$")
+        size = 15 if words.startswith("$") else min(12, 15 * width)
+        axes.text(x + width / 2, middle + 0.17, words, ha="center", va="center", fontsize=size, zorder=3)
+    _draw_state(axes, x + width / 2, middle - 0.2, layer <= treatment.frozen, min(1.0, width / 0.45))
+
+
+def _draw_state(axes: Axes, x: float, y: float, frozen: bool, size: float = 1.0) -> None:
+    """A padlock for frozen weights, a round arrow for learning ones; ``x``, ``y`` are the middle, in inches."""
+    if not frozen:
+        axes.text(x, y, "\N{CLOCKWISE OPEN CIRCLE ARROW}", ha="center", va="center", fontsize=17 * size, zorder=4)
+        return
+    axes.add_patch(
+        Rectangle(
+            (x - 0.1 * size, y - 0.13 * size), 0.2 * size, 0.16 * size, facecolor="#222222", linewidth=0, zorder=4
+        )
+    )
+    axes.add_patch(
+        Arc(
+            (x, y + 0.03 * size),
+            0.13 * size,
+            0.2 * size,
+            theta1=0,
+            theta2=180,
+            edgecolor="#222222",
+            linewidth=2.2 * size,
+            zorder=4,
+        )
+    )
+
+
+def _draw_legend(axes: Axes, treatments: Sequence[Treatment]) -> None:
+    """What the colours and signs mean, of those that are there."""
+    starts = {weights_of(each, layer) for each in treatments for layer in (1, LAYERS)}
+    words = {
+        "A": "learned on half A", "B": "learned on half B", "": "learned on all", "random": "random, never trained",
+        "fresh": "drawn afresh",
+    }  # fmt: skip
+    x, y = 0.3, 0.36
+    for start in (each for each in words if each in starts):
+        axes.add_patch(
+            Rectangle(
+                (x, y - 0.14),
+                0.34,
+                0.28,
+                facecolor=COLOURS[start],
+                edgecolor="#555555",
+                linestyle="--" if start == "fresh" else "-",
+            )
+        )
+        axes.text(x + 0.46, y, words[start], ha="left", va="center", fontsize=13)
+        x += 0.46 + 0.09 * len(words[start]) + 0.38
+    for frozen, label in ((True, "frozen"), (False, "learning")):
+        _draw_state(axes, x + 0.12, y, frozen)
+        axes.text(x + 0.36, y, label, ha="left", va="center", fontsize=13)
+        x += 0.36 + 0.09 * len(label) + 0.38
+
+
+def _words(treatment: Treatment) -> tuple[str, str]:
+    """What a treatment is, and what it takes over."""
+    if treatment.is_base:
+        return "base", "learns from random weights"
+    layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
+    if treatment.is_random:
+        return "random filters", f"{layers} never trained"
+    kind = "selffer" if treatment.is_selffer else "transfer"
+    after = "learning on" if treatment.finetuned else "frozen"
+    return kind + (", fine-tuned" if treatment.finetuned else ""), f"{layers} of {treatment.base}, {after}"
