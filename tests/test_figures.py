@@ -290,6 +290,24 @@ def test_a_figure_of_an_earlier_table_does_not_stay(tmp_path):
     assert not list((tmp_path / "out").glob("figure3.*"))
 
 
+def test_table_1_is_written_where_there_are_fine_tuned_transfer_networks_and_does_not_stay(tmp_path, capsys):
+    run(write_table(tmp_path, NETWORKS), tmp_path / "out")
+    tables = [tmp_path / "out" / name for name in ("table1.csv", "table1.md")]
+    assert capsys.readouterr().out.split("\n")[-3:-1] == [str(path) for path in tables]
+    (line,) = [row for row in table(tables[0]) if row["layers"] == "1-7"]
+    assert float(line["AnB+_own_base"]) == pytest.approx(1)  # A3B+ 0.71, baseB 0.70
+    assert run(write_table(tmp_path, [each for each in NETWORKS if each[1] != "A3B+"]), tmp_path / "out") == 0
+    assert not any(path.exists() for path in tables)
+
+
+def test_table_1_is_of_the_metric_that_is_drawn(tmp_path):
+    results = write_table(tmp_path, [*NETWORKS, ("random0", "A5B+", 0, None)])
+    results.write_text(results.read_text().replace("0.71,0.72", "0.71,0.75"))  # A3B+: accuracy_final, accuracy_top10
+    run(results, tmp_path / "out", "--metric", "top10")
+    (line,) = [row for row in table(tmp_path / "out" / "table1.csv") if row["layers"] == "1-7"]
+    assert float(line["AnB+_own_base"]) == pytest.approx(4)
+
+
 def test_two_networks_of_one_treatment_split_and_seed_are_an_error_that_names_them(tmp_path):
     twice = [("random0", "baseA", 0, 0.6), ("random0", "baseA", 0, 0.7)]
     with pytest.raises(UserError, match="random0-baseA-s0"):

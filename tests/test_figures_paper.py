@@ -90,11 +90,29 @@ def points(axes: Axes, face: str, marker: str = "oDhvs") -> list[tuple[float, fl
     return sorted((float(x), float(y)) for x, y in found)
 
 
-def test_the_word_paper_is_the_148_networks_whose_logs_survive():
+def test_the_word_paper_is_the_authors_170_networks_of_which_148_have_accuracies():
     rows = figures.load("paper")
     assert len(rows) == 170
     assert [row.accuracy_top10 is not None for row in rows] == [row.logged for row in rows]
     assert sum(row.logged for row in rows) == 148
+
+
+def test_table_1_lies_beside_the_papers_figures_with_the_published_numbers(paper):
+    rows = paper.table("table1")
+    assert [row["layers"] for row in rows] == ["1-7", "3-7", "5-7"]
+    assert [round(float(row["over_baseB"]), 1) for row in rows] == [1.6, 1.8, 2.1]
+    assert [round(float(row["over_BnB+"]), 1) for row in rows] == [1.4, 1.4, 1.7]
+    assert (
+        "| 5-7 | 2.1 (0.9 of it: easier halves) | 1.7 (1.6 of it: easier halves) |"
+        in (paper.folder / "table1.md").read_text()
+    )
+
+
+def test_table_1_beside_both_is_of_ones_own_networks_alone(both):
+    (row, *_) = both.table("table1")
+    assert row["recipe"] == "demo"
+    assert {row["recipe"] for row in both.table("table1")} == {"demo"}
+    assert float(row["over_baseB"]) == pytest.approx(100 * (0.71 - (0.60 + 0.62 + 0.70) / 3))
 
 
 def test_figure_2_top_shows_the_papers_112_markers_at_their_accuracy_and_place(paper):

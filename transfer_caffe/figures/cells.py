@@ -136,7 +136,9 @@ def markers_of(rows: Iterable[Row], metric: str, needed: bool = True) -> list[Ma
             )
         found[key] = marker
     if not found and needed:
-        raise UserError(f"no network has {METRICS[metric]}: nothing to draw; train networks first (make sweep)")
+        raise UserError(
+            f"no network has {METRICS[metric]} (those on reduced data aside); train networks first (make sweep)"
+        )
     return [_with_pairs(marker, found) for marker in found.values()]
 
 
