@@ -224,3 +224,11 @@ def test_a_key_twice_is_refused_by_file_and_line(tmp_path: Path) -> None:
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"recipe papr: neither a file nor .*demo.*paper"):
         load_recipe("papr")
+
+
+def test_the_balanced_recipe_has_every_treatment_on_every_half_with_its_own_mean_and_outputs() -> None:
+    recipe = load_recipe("balanced")
+    assert (recipe.outputs, recipe.mean, recipe.test_images) == (None, "target", None) and len(recipe.seeds) > 1
+    kinds = {f"{s}{n}{t}{plus}" for n in range(1, 8) for s in "AB" for t in "AB" for plus in ("", "+")}
+    for split, treatments in recipe.treatments.items():
+        assert {str(each) for each in treatments} == kinds | {"baseA", "baseB"}, split

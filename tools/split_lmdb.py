@@ -145,8 +145,7 @@ def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any], 
                 writer.state = {"place": place + 1}
                 record = relabelled(value, label, f"{whole.path}: record {key.decode(errors='backslashreplace')!r}")
                 writer.put(b"%08d_" % place + key.partition(b"_")[2], record)
-            writer.flush()
-            sound.result()
+            writer.require = sound.result
             write_json(writer.folder / "build.json", made)
     finally:
         if writer.kept:

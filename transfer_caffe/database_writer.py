@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +42,8 @@ class DatabaseWriter:
 
     With a ``job`` (JSON values) the work can be resumed: `state` is then what the caller had in ``state`` at the last
     record that is safe on the disk, or empty. Leaving by an error keeps what was written, if there is any (`kept`);
-    without a job it leaves nothing. `started_over` tells that there was unfinished work of another job.
+    without a job it leaves nothing. `started_over` tells that there was unfinished work of another job. `require` is
+    called when all is written, before the database gets its name: an error in it keeps it from that.
     """
 
     def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None, size: int = 0) -> None:
@@ -50,6 +52,7 @@ class DatabaseWriter:
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         self.kept = self.started_over = False
         self.state: dict[str, Any] = {}
+        self.require: Callable[[], object] = lambda: None
         self._job, self._size = job, size
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = self._batch_bytes = 0
@@ -227,6 +230,7 @@ class DatabaseWriter:
         self._syncer.shutdown()
         for file in self.folder.iterdir():
             _sync(file)
+        self.require()
         # refuse what another program has put there meanwhile: a rename would replace an empty folder
         self._refuse_existing()
         os.rename(self.folder, self.path)
