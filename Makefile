@@ -77,7 +77,8 @@ ilsvrc: $(READY)    ## image lists out of ImageNet's ARCHIVES (the folder with I
 
 imagenet: ilsvrc    ## from ImageNet's ARCHIVES to every split of the paper, its databases and means
 	@$(MAKE) --no-print-directory data RECIPE=paper
-	-@$(MAKE) --no-print-directory verify
+	@"$(PY)" -m data_prep.verify "$(DATA)/ilsvrc2012" || \
+	  echo "What differs is not made of the authors' lists. With all of ImageNet's images nothing does."
 
 verify: $(READY)    ## compare the lists of all splits with the authors' checksums
 	@"$(PY)" -m data_prep.verify "$(DATA)/ilsvrc2012"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, named_path
 from transfer_caffe.files import read_text, whole_folder
 
 from .lists import GROUPS, Class, Line, write_class_names, write_classes, write_list
@@ -140,7 +140,7 @@ def _say_others(root: Path, others: list[str]) -> None:
     print(f"warning: {root}: {len(others)} files are no images by their endings ({counted}): {first}", file=sys.stderr)
 
 
-def _folder(given: str) -> Path:
+def _folder(given: str | Path) -> Path:
     path = Path(given).absolute()
     if not path.is_dir():
         raise UserError(f"{given}: no such folder; it should hold a folder of images for each class")
@@ -153,8 +153,8 @@ def _parser() -> ArgumentParser:
         description="A folder of images for each class to Caffe's image lists.",
         epilog="example: python -m data_prep.folders ~/birds --out data/birds --val-images-per-class 50",
     )
-    parser.add_argument("images", metavar="IMAGES", help="folder with a folder of images for each class")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the dataset's folder, to be made: data/NAME")
+    parser.add_argument("images", type=named_path, metavar="IMAGES", help="a folder of images for each class")
+    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="the folder to be made: data/NAME")
     validation = parser.add_mutually_exclusive_group(required=True)
     validation.add_argument("--val", metavar="VAL", help="folder with the validation images, of the same classes")
     validation.add_argument(
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int | None:
         f"{args.out}: {len(lists['train'])} training and {len(lists['val'])} validation images in {len(names)} classes"
     )
     extra = f", val_root: {VAL_IMAGES}" if args.val else ""
-    dataset = args.out.removeprefix("data/").rstrip("/")
+    dataset = strstr(args.out).removeprefix("data/").rstrip("/")
     print(f"in a recipe: dataset: {dataset} and images: {{root: {IMAGES}{extra}, resize: ...}}")
     return 0
 

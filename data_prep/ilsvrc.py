@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, named_path
 from transfer_caffe.files import write_text
 
 from .devkit import VAL_IMAGES, Truth, read_devkit, read_val_list
@@ -218,7 +218,11 @@ def main(argv: list[str] | None = None) -> int | None:
         "--out data/ilsvrc2012",
     )
     parser.add_argument(
-        "archives", metavar="ARCHIVES", nargs="?", type=Path, help=f"folder with {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}"
+        "archives",
+        metavar="ARCHIVES",
+        nargs="?",
+        type=named_path,
+        help=f"folder with {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}",
     )
     parser.add_argument("--train", type=Path, metavar="PATH", help="training archive, or folder of class folders")
     parser.add_argument(
@@ -229,7 +233,9 @@ def main(argv: list[str] | None = None) -> int | None:
     classes.add_argument(
         "--val-list", type=Path, metavar="LIST", help="Caffe's val.txt, instead of the development kit"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the dataset's folder: data/ilsvrc2012")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="the dataset's folder: data/ilsvrc2012"
+    )
     args = parser.parse_args(argv)
     if args.archives and not args.archives.is_dir():
         raise UserError(f"{args.archives}: no such folder; it should hold {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}")

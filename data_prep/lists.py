@@ -31,6 +31,8 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
 
     UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: not a file, and a list is read twice; write it to a file first")
     text = read_text(path).rstrip()
     if not text:
         raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")

@@ -205,6 +205,7 @@ def test_damage_that_the_decoder_only_mentions_is_named(images):
         ("-jpeg_quality=0", "from 1 to 100"),
         ("-scaled_decode", "give --resize_height"),
         ("-jobs=0", "at least one thread"),
+        ("-encode_type=gif", "gif"),
     ],
 )
 def test_bad_flags_and_sizes_are_errors(images, capsys, flags, message):
@@ -373,3 +374,9 @@ def test_the_quality_of_encoded_images_is_chosen_and_recorded(images):
     size = {quality: len(records(f"db{quality}")[1][1]) for quality in (95, 50)}
     assert size[50] < size[95]
     assert [json.loads((images / f"db{q}/build.json").read_text())["jpeg_quality"] for q in (95, 50)] == [95, 50]
+
+
+def test_a_list_through_a_pipe_and_an_empty_name_are_errors(images, capsys):
+    os.mkfifo("pipe")
+    assert "pipe: not a file" in error_of(capsys, "img/", "pipe", "db")
+    assert "'' is no name for a database" in error_of(capsys, "img/", "two.txt", "")

@@ -151,3 +151,11 @@ def test_several_means_are_written_by_one_command(folder, capsys):
     assert "named twice" in error_of(capsys, "a", "x", "b", "./x")
     assert "exists already" in error_of(capsys, "a", "x", "b", "b.mean")
     assert not (folder / "x").exists()
+
+
+def test_a_mean_is_not_written_over_a_file_of_a_database(folder, capsys):
+    many()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for file in ("whole/data.mdb", "a/view.json", "a/records.npy", "whole/new"):
+        assert "in the folder of a database" in error_of(capsys, "--force", "whole", file)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

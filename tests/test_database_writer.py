@@ -144,3 +144,11 @@ def test_a_disk_that_is_too_small_is_told_of_before_the_work():
     with pytest.raises(UserError, match=r"db: needs 1e\+06 GB, and .* GB are free"), DatabaseWriter("db", JOB, 10**15):
         pass
     assert os.listdir() == []
+
+
+def test_what_a_kill_left_of_a_checksum_is_not_in_the_finished_database():
+    stop(203)
+    for name in (".data.mdb.sha256.0123abcd.tmp", "checkpoint.json.new"):
+        Path(PARTIAL, name).write_text("half")
+    assert write() > 0
+    assert sorted(os.listdir("db")) == ["data.mdb", "data.mdb.sha256"]

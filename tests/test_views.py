@@ -170,7 +170,8 @@ def test_images_that_the_whole_left_out_are_left_out_and_named(capsys):
 
 def test_an_image_twice_in_the_list_needs_to_be_twice_in_the_whole(capsys):
     Path("half.txt").write_text("1.png 0\n3.png 0\n1.png 0\n")
-    assert "line 3: 1.png is not in whole" in error_of(capsys, "whole", "half.txt", "out")
+    said = error_of(capsys, "whole", "half.txt", "out")
+    assert "half.txt: line 3 is the image of line 1 once more, and whole has it once only" in said
     build("img/", "half.txt", "twice", Settings())
     assert split_lmdb.main(["twice", "half.txt", "out"]) == 0
     assert [key for key, _, _ in Database("out")] == [b"00000000_1.png", b"00000001_3.png", b"00000002_1.png"]
@@ -181,6 +182,8 @@ def test_what_exists_is_refused_and_a_view_of_a_view_too(capsys):
     assert "exists already" in error_of(capsys, "whole", "half.txt", "view")
     assert "is itself a view; take" in error_of(capsys, "view", "half.txt", "out")
     assert "no such database" in error_of(capsys, "nothing", "half.txt", "out")
+    for flags in ([], ["--view"]):
+        assert "'' is no name for a" in error_of(capsys, *flags, "whole", "half.txt", "")
 
 
 def test_keys_that_name_no_image_are_an_error(capsys):

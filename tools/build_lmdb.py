@@ -9,7 +9,8 @@ ReadImageToDatum in src/caffe/util/io.cpp). Different from it:
 - The order that --shuffle gives follows from --seed.
 - Images are decoded by as many threads as there are cores (--jobs); the database is the same for any number of them.
 - The database appears when it is complete, or not at all, and holds a file build.json that says how it was made. After
-  a kill, a full disk, or a broken image the same command goes on where it was.
+  a kill, a full disk, or a broken image the same command goes on where it was; images that are stored already are
+  not looked at again.
 - LMDB only.
 """
 
@@ -54,8 +55,8 @@ class _Builder:
 
     def __init__(self, root: str, image_list: str, settings: Settings, on_error: str) -> None:
         self.root, self.image_list, self.settings, self.on_error = root, image_list, settings, on_error
-        self.list_sha256 = sha256(image_list)
         self.lines = read_list(image_list)
+        self.list_sha256 = sha256(image_list)
         if root and not os.path.isdir(root):
             raise UserError(f"{root}: no such folder; the image list's paths should start there")
         self.order = np.arange(len(self.lines))
@@ -137,16 +138,19 @@ def build(
                     problem = f"the path is longer than the {MAX_KEY - 9} bytes that LMDB takes"
                 if problem:
                     if on_error == "fail":
-                        hint = "repair the image or the list, or leave such images out with --on_error skip (or caffe)"
+                        hint = (
+                            "repair the image, the list, or the folder that its paths start from; or leave such images "
+                            "out with --on_error skip (in a recipe `images: {on_error: skip}`)"
+                        )
                         raise UserError(f"{where}: {problem}; {hint}")
                     result.skipped.append({"line": line + 1, "path": name, "reason": problem})
                     _say(f"left out: {where}: {problem}")
                     continue
-                if made.heard:
+                if made.heard and not made.damage:
                     result.warnings.append({"line": line + 1, "path": name, "message": made.heard})
                     _say(f"warning: {where}: stored, but its decoder says: {made.heard}")
                 if made.damage:
-                    message = f"damaged, stored as far as it could be decoded ({made.damage})"
+                    message = f"damaged, stored as far as it could be decoded ({made.heard or made.damage})"
                     result.warnings.append({"line": line + 1, "path": name, "message": message})
                     _say(f"warning: {where}: {message}")
                 if settings.check_size:

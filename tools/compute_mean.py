@@ -227,6 +227,12 @@ def main(argv: list[str] | None = None) -> int | None:
     files = [options.mean, *options.more[1::2]] if options.mean else []
     if len({os.path.realpath(file) for file in files}) < len(files):
         raise UserError("a file to write is named twice")
+    for file in files:
+        there = os.path.dirname(os.path.realpath(file))
+        if os.path.basename(file) != "mean.binaryproto" and any(
+            os.path.exists(os.path.join(there, name)) for name in ("data.mdb", "view.json")
+        ):
+            raise UserError(f"{file}: this is in the folder of a database; name a file outside of it")
     if not options.force:
         for file in files:
             refuse_existing(file, "choose another name, or write over it with --force")

@@ -81,6 +81,8 @@ def cores() -> int:
 
 
 def _can_encode(kind: str) -> bool:
+    if kind.lower() in ("gif", "avif"):  # which OpenCV 5 knows, and that of Caffe does not
+        return False
     try:
         return cv2.haveImageWriter(f"x.{kind}")
     except cv2.error:

@@ -56,6 +56,12 @@ def select(whole: Database, lines: Sequence[Line], image_list: str) -> tuple[np.
     broken = {each["path"] for each in made_from(whole.path).get("skipped", [])}
     if unknown := [number for number in missing if lines[number][0] not in broken]:
         name = lines[unknown[0]][0]
+        first = next(number for number, (each, _) in enumerate(lines) if each == name)
+        if first != unknown[0]:
+            raise UserError(
+                f"{image_list}: line {unknown[0] + 1} is the image of line {first + 1} once more, and {whole.path} has "
+                "it once only; take one of the two lines out"
+            )
         more = f" ({len(unknown)} of the list's {len(lines)} images are not)" if len(unknown) > 1 else ""
         raise UserError(
             f"{image_list}: line {unknown[0] + 1}: {name} is not in {whole.path}{more}; the whole database must be "
@@ -91,8 +97,8 @@ def split(source: str | os.PathLike[str], image_list: str, out: str, view: bool 
     exists.
     """
     refuse_existing(out, "choose another name, or remove it to make it again")
-    digest = sha256(image_list)
     lines = read_list(image_list)
+    digest = sha256(image_list)
     if is_view(source):
         raise UserError(f"{source}: this is itself a view; take the database under it, {whole_of(source)}")
     whole = Database(source, checked=False)

@@ -49,6 +49,8 @@ class DatabaseWriter:
     def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None, size: int = 0) -> None:
         """Nothing happens on the disk before the writer is entered. ``size``: bytes that it will come to, if known."""
         self.path = Path(path)
+        if not self.path.name:
+            raise UserError(f"{os.fspath(path)!r} is no name for a database; is a variable of the shell unset?")
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         self.kept = self.started_over = False
         self.state: dict[str, Any] = {}
@@ -78,8 +80,6 @@ class DatabaseWriter:
         return self
 
     def _refuse_existing(self) -> None:
-        if not self.path.name:
-            raise UserError(f"{os.fspath(self.path)!r} is no name for a database")
         refuse_existing(self.path, "choose another name, or remove it to build it again")
 
     def _make_folder(self) -> None:
@@ -229,7 +229,10 @@ class DatabaseWriter:
         self._writer.shutdown()
         self._syncer.shutdown()
         for file in self.folder.iterdir():
-            _sync(file)
+            if file.name.startswith(".") or file.suffix == ".new":
+                file.unlink()  # by whole_file, or of a checkpoint, when it was killed
+            else:
+                _sync(file)
         self.require()
         # refuse what another program has put there meanwhile: a rename would replace an empty folder
         self._refuse_existing()

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -25,6 +26,13 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError where argparse would print the whole usage before the error."""
         raise UserError(f"{message}; --help shows what this command takes")
+
+
+def named_path(text: str) -> Path:
+    """A path of the command line: argparse's ``type`` for paths that must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
+    return Path(text)
 
 
 _OS_HINTS = {

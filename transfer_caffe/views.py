@@ -105,6 +105,8 @@ class View:
 
 def write_view(path: str | os.PathLike[str], whole: Database, entries: np.ndarray, made: dict[str, Any]) -> None:
     """Write a view of the records ``entries`` (records x 2: number, label); ``made`` goes into view.json, too."""
+    if not Path(path).name:
+        raise UserError(f"{os.fspath(path)!r} is no name for a view; is a variable of the shell unset?")
     refuse_existing(path, "choose another name, or remove it to make it again")
     with whole_folder(path) as folder:
         np.save(folder / RECORDS, entries.astype(np.int32))
