@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int | None:
         f"{args.out}: {len(lists['train'])} training and {len(lists['val'])} validation images in {len(names)} classes"
     )
     extra = f", val_root: {VAL_IMAGES}" if args.val else ""
-    dataset = strstr(args.out).removeprefix("data/").rstrip("/")
+    dataset = str(args.out).removeprefix("data/").rstrip("/")
     print(f"in a recipe: dataset: {dataset} and images: {{root: {IMAGES}{extra}, resize: ...}}")
     return 0
 
