@@ -59,7 +59,7 @@ setup: $(READY)     ## make .venv with pinned packages
 
 caffe:              ## real Caffe 1.0 into .caffe, without root (Debian 11's packages, from MIRROR; fetches 160 MB)
 	@$(PYTHON_IS_NEW)
-	@"$(PYTHON)" tools/install_caffe.py
+	@"$(PYTHON)" -P tools/install_caffe.py
 
 wordnet:            ## WordNet 3.0's nouns into .wordnet, without root (Debian's wordnet-base; fetches 6 MB)
 	@.ci/wordnet

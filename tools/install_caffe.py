@@ -1,7 +1,7 @@
 """Install real Caffe 1.0 (CPU: programs and pycaffe) from Debian 11's packages into one folder, without root.
 
-    python tools/install_caffe.py [DEST]       DEST: .caffe of the project
-    MIRROR=http://... python tools/install_caffe.py
+    python -P tools/install_caffe.py [DEST]       DEST: .caffe of the project
+    MIRROR=http://... python -P tools/install_caffe.py
 
 The packages come with all that they depend on, the C library too, so that nothing of this system is used or changed:
 
