@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import subprocess
-import sys
-from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
+from analysis_tables import complete, effect, finding, row, rows_of, run
 from scipy.special import stdtrit
 from scipy.stats import ttest_1samp
 
-from transfer_caffe import analysis
-from transfer_caffe.analysis import Analysis, Effect, Finding, analyse, costs_of, effects_of, interval, published_number
+from transfer_caffe.analysis import Analysis, Effect, analyse, costs_of, effects_of, interval, published_number
 from transfer_caffe.analysis.design import half_differences, patterns, to_train
-from transfer_caffe.errors import UserError
 from transfer_caffe.figures.cells import Marker, cells_of, markers_of
-from transfer_caffe.results import Row, load, to_csv
+from transfer_caffe.results import load, to_csv
 from transfer_caffe.treatment import Treatment, expand
-
-
-def row(split: str, name: str, seed: int, accuracy: float | None, recipe: str = "demo", **other) -> Row:
-    """A row as the results module makes it; accuracy_top10 is 0.01 above accuracy_final."""
-    treatment = Treatment.parse(name)
-    return Row(
-        **{
-            "network": f"{split}-{name}-s{seed}", "split": split, "treatment": name,
-            "source": "random" if treatment.is_random else treatment.source, "target": treatment.target or "whole",
-            "n": treatment.n, "finetuned": treatment.finetuned, "images_per_class": None, "target_classes": 50,
-            "outputs": 50, "max_iter": 1000, "logged": accuracy is not None, "accuracy_final": accuracy,
-            "accuracy_top10": None if accuracy is None else accuracy + 0.01, "accuracy_max": accuracy,
-            "iteration_of_max": 1000, "test_loss_final": 1.5, "train_loss_last1000": 1.2,
-            "seconds_per_iteration": 0.02, "seconds_per_test": 0.5, "recipe": recipe, "seed": seed,
-            "wall_seconds": 20.0,
-        }
-        | other
-    )  # fmt: skip
-
-
-def rows_of(networks: Iterable[tuple[str, str, int, float | None]]) -> list[Row]:
-    return [row(*network) for network in networks]
-
-
-def effect(analyses: list[Analysis], comparison: str, n: str, pairing: str = "own base", family: str = "random"):
-    (found,) = [
-        each
-        for one in analyses
-        for each in one.effects
-        if (each.comparison, each.n, each.pairing, each.family) == (comparison, n, pairing, family)
-    ]
-    return found
-
-
-def finding(analyses: list[Analysis], comparison: str, pairing: str = "own base", family: str = "random") -> Finding:
-    (found,) = [
-        each
-        for one in analyses
-        for each in one.findings
-        if (each.comparison, each.pairing, each.family) == (comparison, pairing, family)
-    ]
-    return found
-
-
-def run(*arguments: str | Path) -> int:
-    return analysis.main([str(each) for each in arguments])
-
 
 # The paper's own table
 
@@ -321,13 +268,6 @@ def test_gains_over_own_bases_compare_where_no_target_has_both():
     assert finding(analyses, "AnB+ - BnB+", "same target").status == "impossible"
 
 
-def complete(split: str, level: float) -> list[tuple[str, str, int, float | None]]:
-    names = ["baseA", "baseB"] + [
-        f"{source}3{target}{plus}" for source in "AB" for target in "AB" for plus in ("", "+")
-    ]
-    return [(split, name, 0, level + 0.05 * ("B" in name.strip("+")[-1]) - 0.01 * ("3" in name)) for name in names]
-
-
 def test_a_complete_design_supports_every_comparison_and_needs_nothing():
     analyses = analyse(rows_of(complete("random0", 0.5) + complete("random1", 0.6)))
     found = {(each.comparison, each.pairing): each for each in analyses[0].findings if each.pairing}
@@ -385,95 +325,12 @@ def test_treatments_are_named_as_a_recipe_takes_them():
     assert {each for name in ("baseA", "B7A", "R3", "A{1-3,5}B+") for each in expand(name)} == set(treatments)
 
 
-def test_long_lists_of_what_to_train_are_cut_in_the_report_alone(capsys, tmp_path):
-    networks = [(f"random{split}", name, 0, 0.5) for split in range(24) for name in ("baseA", "baseB", "A7A")]
-    networks += [(f"random{split}", f"A{n}A", 0, 0.5) for split in range(24) for n in range(1, 6) if split >> n - 1 & 1]
-    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
-    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
-    text = " ".join(capsys.readouterr().out.split("What these networks can tell")[1].split())
-    assert "random23" not in text and "... (findings.csv has all)." in text
-    (line,) = [line for line in read(tmp_path / "out" / "findings.csv") if line["comparison"] == "AnB - BnB"]
-    assert "random23: " in line["remedy"] and line["remedy"].startswith("random0")
-    assert line["remedy"].index("random2") < line["remedy"].index("random10")
-
-
 def test_what_to_train_are_the_halves_that_are_not_there():
     markers = markers_of(rows_of([("random0", "baseA", 0, 0.6), ("random0", "B3A", 0, 0.5)]), "final")
     assert to_train(markers, "AnB", "base") == "random0: baseB, A3B"
     assert to_train(markers, "AnB", "BnB") == "random0: A3A, A3B, B3B"
     whole = markers_of(rows_of([("whole", "base", 0, 0.6), ("whole", "R3", 0, 0.5)]), "final")
     assert to_train(whole, "R", "base") == ""
-
-
-# Odd tables
-
-
-@pytest.mark.parametrize(
-    "networks",
-    [
-        [("random0", "baseA", 0, 0.6)],
-        [("random0", "A3B", 0, 0.6)],
-        [("random0", "A3B+", 0, 0.6), ("random1", "B3B+", 2, 0.6)],
-        [("natman", "A3B", 0, 0.0), ("natman", "baseB", 0, 1.0)],
-        [("whole", "R7", 0, 0.0)],
-        [("random0", "R7A", 0, 0.1), ("random0", "baseA", 0, 0.2), ("random0", "A1A", 0, math.nan)],
-        [("random0", "baseA", 0, math.nan), ("random0", "B3A", 0, 0.5), ("random0", "A3A", 0, math.inf)],
-    ],
-)
-def test_few_networks_still_give_a_report(tmp_path, capsys, networks):
-    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
-    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
-    text = capsys.readouterr().out
-    assert "nan" not in text.lower().replace("natman", "")
-    assert "networks with accuracy_final" in text
-
-
-def test_reduced_data_and_recipes_without_accuracies_are_told_apart(tmp_path, capsys):
-    rows = rows_of([("random0", "baseA", 0, 0.6), ("random0", "B1A", 0, None)])
-    rows += [row("whole", "base", 0, 0.1, images_per_class=5), row("random0", "baseA", 0, None, "later")]
-    (tmp_path / "results.csv").write_text(to_csv(rows))
-    assert run("--results", tmp_path / "results.csv") == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Recipe demo: 1 networks with accuracy_final (after the last iteration). Without one: 1." in text
-    assert "another experiment: 1." in text
-    assert "Recipe later: no network has accuracy_final." in text
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([row("random0", "baseA", 0, None)], "no network has accuracy_final"),
-        ([row("random0", "baseA", 0, 61.5)], "random0-baseA-s0: accuracy_final is 61.5: a fraction from 0 to 1"),
-        ([row("random0", "baseA", 0, 0.5)] * 2, "are both treatment baseA of split random0"),
-        ([row("halves", "baseA", 0, 0.5)], "there is no split 'halves'"),
-        ([], "no networks in it"),
-    ],
-)
-def test_what_cannot_be_analysed_is_one_line(tmp_path, capsys, rows, message):
-    (tmp_path / "results.csv").write_text(to_csv(rows))
-    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_unknown_metric_names_the_known_ones(capsys):
-    with pytest.raises(UserError, match=r"best.*final, top10"):
-        analyse([], "best")
-    assert run("--results", "paper", "--metric", "best") == 2
-
-
-def test_a_missing_table_is_one_line_that_names_it(tmp_path, capsys):
-    assert run("--results", tmp_path / "no such.csv") == 2
-    assert "no such.csv: no such file" in capsys.readouterr().err
-
-
-def test_columns_of_others_are_passed_over(tmp_path, capsys):
-    lines = to_csv(rows_of([("random0", "baseA", 0, 0.6)])).splitlines()
-    text = "\r\n".join(line + "," + ("remark" if index == 0 else "grün") for index, line in enumerate(lines))
-    (tmp_path / "mit Umlaut ü.csv").write_bytes(text.encode())
-    assert run("--results", tmp_path / "mit Umlaut ü.csv") == 0
-    assert "random0  0.6000" in capsys.readouterr().out
 
 
 # Times
@@ -494,104 +351,6 @@ def test_networks_without_times_are_taken_as_their_like():
     assert costs_of([reduced, rows[0]]).full == 0.02
     alone = costs_of([rows[0], row("random0", "A5A", 0, None, wall_seconds=None, seconds_per_iteration=math.nan)])
     assert alone.all_days is None and list(alone.frozen) == []
-
-
-# Files
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_the_command_writes_tables_with_the_papers_digits(tmp_path, capsys):
-    out = tmp_path / "a b"
-    assert run("--results", "paper", "--metric", "top10", "--out", out) == 0
-    text = capsys.readouterr().out
-    assert "Mean of the 8 bases of random halves: 0.6251" in text and str(out / "effects.csv") in text
-    table1 = read(out / "table1.csv")
-    assert [line["layers"] for line in table1] == ["1-7", "3-7", "5-7"]
-    assert [round(float(line["over_baseB"]), 1) for line in table1] == [1.6, 1.8, 2.1]
-    assert [round(float(line["over_BnB+"]), 1) for line in table1] == [1.4, 1.4, 1.7]
-    assert table1[0]["over_BnB+_by_halves"] == "1.3833" and table1[0]["over_BnB+_remains"] == "-0.0002"
-    assert table1[0]["AnB+_own_base_clusters"] == "2" and table1[0]["AnB+_BnB+_same_target"] == ""
-    assert table1[2]["AnB+_own_base"] == "1.1626" and table1[2]["AnB+_own_base_low"] == ""
-    markdown = (out / "table1.md").read_text()
-    assert (
-        "| 1-7 | 1.6 (0.6 of it: easier halves) | 1.4 (1.4 of it: easier halves) | +0.95 [+0.31, +1.60] |" in markdown
-    )
-    effects = {
-        (line["family"], line["comparison"], line["n"], line["pairing"]): line for line in read(out / "effects.csv")
-    }
-    line = effects["random", "AnB - BnB", "7", "same target"]
-    assert (line["estimate"], line["clusters"], line["cluster_unit"], line["networks"]) == (
-        "-8.2429",
-        "4",
-        "split",
-        "4",
-    )
-    assert float(line["low"]) < -8.2429 < float(line["high"]) < 0
-    line = effects["natman", "AnB - base", "7", "own base"]
-    assert (line["low"], line["high"], line["clusters"], line["networks"]) == ("", "", "1", "2")
-    statuses = {line["status"] for line in read(out / "findings.csv")}
-    assert statuses == {"supported", "confounded", "impossible"}
-
-
-def test_a_table_1_of_another_table_does_not_stay(tmp_path):
-    assert run("--results", "paper", "--out", tmp_path / "out") == 0
-    (tmp_path / "out" / "mine.txt").write_text("mine")
-    (tmp_path / "results.csv").write_text(to_csv(rows_of([("random0", "baseA", 0, 0.6)])))
-    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"effects.csv", "findings.csv", "mine.txt"}
-
-
-def test_the_report_says_everything_a_reader_needs(capsys):
-    assert run("--results", "paper", "--metric", "top10") == 0
-    text = capsys.readouterr().out
-    words = " ".join(text.split())
-    assert "136 networks with accuracy_top10" in text and "Without one: 22." in words
-    assert "random0 0.6151 0.6341 +1.90 2" in words
-    assert "4 -1.85 [-2.15, -1.55] 4/4 -0.62 [-1.06, -0.19] 4/4 -2.47 [-2.86, -2.08] 4/4" in words
-    assert "Interval without zero: lost co-adaptation at n = 4-6; specificity at n = 4-7;" in words
-    assert "1-7 +1.60 +0.63 +0.97 +1.38 +1.38 +0.00" in words
-    assert "CONFOUNDED random: AnB+ - BnB+ (as published)" in words
-    assert "To settle it, train natman: A{1-7}A, B{1-7}B." in words
-    assert "9.9 days" in words
-    assert max(map(len, text.splitlines())) < 150
-
-
-def test_the_report_gives_remedies_only_where_something_is_to_be_settled(capsys):
-    assert run("--results", "paper") == 0
-    text = capsys.readouterr().out
-    assert "error 42.5%" in text
-    supported = [each for each in text.split("\n- ") if each.startswith("SUPPORTED")]
-    assert len(supported) == 6
-    assert not [each for each in supported if "To settle it" in each]
-
-
-def test_a_complete_design_shows_one_column_of_frozen_transfer_and_seeds_are_marked(tmp_path, capsys):
-    networks = complete("random0", 0.5) + [(*each[:2], 1, (each[3] or 0) + 0.01) for each in complete("random0", 0.5)]
-    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
-    assert run("--results", tmp_path / "results.csv") == 0
-    text = capsys.readouterr().out
-    assert "both, same networks" in text and "all frozen transfer" not in text
-    assert "3     -1.00 [-1.00, -1.00] 2s/4" in text
-
-
-def test_table_1_is_about_random_splits_alone(tmp_path):
-    networks = complete("random0", 0.5) + [(each[0], each[1], each[2], 0.3) for each in complete("natman", 0.3)]
-    (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
-    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
-    line = read(tmp_path / "out" / "table1.csv")[0]
-    assert (line["over_baseB"], line["AnB+_own_base"]) == ("-1.0000", "-1.0000")
-
-
-def test_the_analysis_runs_as_a_module():
-    done = subprocess.run(
-        [sys.executable, "-m", "transfer_caffe.analysis", "--results", "none.csv"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith("python -m transfer_caffe.analysis: error: none.csv")
 
 
 def test_effects_tell_whether_their_interval_leaves_zero_out():

@@ -166,7 +166,7 @@ def _table1_text(rows: Sequence[dict[str, Any]]) -> str:
         numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
         pooled.append([row["layers"], *(_points(each) or "-" for each in numbers)])
         paired.append([row["layers"], *(_cell(row[name]) for name in BESIDE_TABLE_1)])
-    return f"{_aligned(pooled)}\n\nThe same layers, each network paired with one of its own target\n{_aligned(paired)}"
+    return f"{_aligned(pooled)}\n\nThe same layers, paired\n{_aligned(paired)}"
 
 
 def _published_parts(number: Published | None) -> tuple[float | None, float | None, float | None]:
