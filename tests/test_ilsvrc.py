@@ -416,10 +416,11 @@ def test_oddities_are_listed_and_counted(tmp_path, run, out, mini, capsys, unpac
     expected = {f"train/n02123045/n02123045_1{n[10:]}": what for n, what in zip(names, odd, strict=True)}
     val = f"val/{'n02085620/' if unpacked else ''}{mini.val[2][0]}"
     assert {path: what for path, what, _ in rows} == expected | {val: "PNG named JPEG"}
-    assert (
-        "1 EXIF orientation 6, 1 JPEG without end, 2 PNG named JPEG, 1 empty file, 1 no image"
-        in capsys.readouterr().out
-    )
+    said = capsys.readouterr()
+    assert "1 EXIF orientation 6, 1 JPEG without end, 2 PNG named JPEG, 1 empty file, 1 no image" in said.out
+    [warning] = [line for line in said.err.splitlines() if "--on_error skip" in line]
+    stopping = {path for path, what, _ in rows if what in ("JPEG without end", "empty file", "no image")}
+    assert {path for path, _, _ in rows if path in warning} == stopping
 
 
 # --- the command
