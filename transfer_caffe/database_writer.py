@@ -27,7 +27,7 @@ import lmdb
 
 from transfer_caffe import lmdb_pages
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import read_json, refuse_existing, write_checksum
+from transfer_caffe.files import read_json, refuse_existing, sync, write_checksum
 
 _BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
 _FIRST_MAP = 64 << 20
@@ -200,7 +200,7 @@ class DatabaseWriter:
         if self._syncing is None or self._syncing.done():  # keep the disk at work meanwhile
             if self._syncing is not None:
                 self._syncing.result()  # an error of the disk
-            self._syncing = self._syncer.submit(_sync, self.folder / "data.mdb")
+            self._syncing = self._syncer.submit(sync, self.folder / "data.mdb")
 
     def _open(self, map_size: int) -> lmdb.Environment:
         return lmdb.open(str(self.folder), map_size=map_size, sync=False, lock=False)
@@ -223,7 +223,7 @@ class DatabaseWriter:
     def _finish(self) -> None:
         self.flush()
         data = self.folder / "data.mdb"
-        synced = self._syncer.submit(_sync, data)
+        synced = self._syncer.submit(sync, data)
         write_checksum(data)
         synced.result()
         self._writer.shutdown()
@@ -232,13 +232,13 @@ class DatabaseWriter:
             if file.name.startswith(".") or file.suffix == ".new":
                 file.unlink()  # by whole_file, or of a checkpoint, when it was killed
             else:
-                _sync(file)
+                sync(file)
         self.require()
         # refuse what another program has put there meanwhile: a rename would replace an empty folder
         self._refuse_existing()
         os.rename(self.folder, self.path)
         (self.path / _CHECKPOINT).unlink(missing_ok=True)  # to the last moment there was something to go on with
-        _sync(self.path.parent)
+        sync(self.path.parent)
 
     def _committed(self) -> bool:
         return self._job is not None and bool(self._last_key)
@@ -292,11 +292,3 @@ def _boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,7 +30,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -53,7 +53,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.sync()  # once for all: thousands of single ones take longer than the work
         else:
             for file in files:
-                _sync(file)
+                sync(file)
         os.rename(temporary, path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -67,7 +67,8 @@ def _name_target(error: BaseException, temporary: Path, path: Path) -> None:
         error.filename = os.fspath(error.filename).replace(str(temporary), str(path))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk: they then survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
