@@ -132,7 +132,7 @@ def read_record(
     for key, kind in kinds.items():
         value = record.get(key) if isinstance(record, dict) else None
         if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
-            raise UserError(f"{path}: damaged: what this program writes there as {key!r} is missing or of another kind; {remedy}")
+            raise UserError(f"{path}: damaged: {key!r} is missing, or not as this program writes it; {remedy}")
     return record
 
 
