@@ -120,27 +120,16 @@ def _tasks(source: Records, members: Sequence[Records]) -> Iterator[list[_Raw]]:
         bits[:] = np.packbits(mask)
     union = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(needed), count=len(source)))
     task: list[_Raw] = []
-    for number, (key, value) in track(_raw(source, union), len(union), "records"):
+    numbers = union.tolist()
+    # a view that is read by itself is one whose records do not ascend
+    found = map(source.raw, numbers) if isinstance(source, View) else source.raw_at(numbers)
+    for number, (key, value) in zip(numbers, track(found, len(union), "records"), strict=True):
         task.append(_Raw(key, value, np.flatnonzero(needed[:, number >> 3] >> (7 - (number & 7)) & 1).tolist()))
         if len(task) == IN_TASK:
             yield task
             task = []
     if task:
         yield task
-
-
-def _raw(source: Records, numbers: np.ndarray) -> Iterator[tuple[int, tuple[bytes, bytes]]]:
-    if isinstance(source, View) or len(numbers) < len(source) // 20:
-        for number in numbers.tolist():
-            yield number, source.raw(number)
-        return
-    wanted = iter(numbers.tolist())
-    number = next(wanted)
-    for at, item in enumerate(source.raw_in_order(number), start=number):
-        if at == number:
-            yield number, item
-            if (number := next(wanted, -1)) < 0:
-                return
 
 
 def _decoded(

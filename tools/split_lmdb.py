@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,10 @@ def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any], 
             done = writer.state.get("place", 0)
             if done:
                 print(f"{out}: going on after the first {done} records", file=sys.stderr, flush=True)
-            copied = track(_records(whole, entries[done:]), len(entries), "records", done)
-            for place, (key, value, label) in enumerate(copied, start=done):
+            copied = track(whole.raw_at(entries[done:, 0].tolist()), len(entries), "records", done)
+            for place, (key, value) in enumerate(copied, start=done):
                 writer.state = {"place": place + 1}
+                label = int(entries[place, 1])
                 record = relabelled(value, label, f"{whole.path}: record {key.decode(errors='backslashreplace')!r}")
                 writer.put(b"%08d_" % place + key.partition(b"_")[2], record)
             writer.require = sound.result
@@ -157,26 +158,6 @@ def _copy(whole: Database, entries: np.ndarray, out: str, made: dict[str, Any], 
         if writer.kept:
             print(f"{out}: not complete; what is done is kept in {writer.folder}: the same command goes on",
                   file=sys.stderr, flush=True)  # fmt: skip
-
-
-def _records(whole: Database, entries: np.ndarray) -> Iterator[tuple[bytes, bytes, int]]:
-    """(key, serialized Datum, new label) of each entry; read in the order of the file, or one by one where few are."""
-    if not len(entries):
-        return
-    first, last = int(entries[0, 0]), int(entries[-1, 0])
-    if last - first > 20 * len(entries):
-        for number, label in entries.tolist():
-            yield *whole.raw(number), label
-        return
-    wanted = iter(entries.tolist())
-    number, label = next(wanted)
-    for at, (key, value) in enumerate(whole.raw_in_order(first), start=first):
-        if at == number:
-            yield key, value, label
-            following = next(wanted, None)
-            if following is None:
-                return
-            number, label = following
 
 
 def _parser() -> ArgumentParser:
