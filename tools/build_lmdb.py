@@ -29,9 +29,10 @@ from transfer_caffe.data_prep.lists import Line, read_list
 from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing, sha256, write_json
+from transfer_caffe.processes import cores
 
 from .gflags import as_argparse
-from .images import Made, Settings, Task, cores, library_messages, make_records
+from .images import Made, Settings, Task, library_messages, make_records
 from .progress import track
 
 ON_ERROR = ("fail", "skip", "caffe")

@@ -22,16 +22,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from transfer_caffe.database_writer import keep_freed_memory
 from transfer_caffe.datum import Database, decode_datum
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import refuse_existing, write_bytes, write_checksum
+from transfer_caffe.processes import cores, keep_freed_memory
 from transfer_caffe.proto import array_to_blob, caffe_pb2
 from transfer_caffe.views import View, open_records
 
 from .build_lmdb import require_lmdb
 from .gflags import as_argparse
-from .images import cores
 from .progress import track
 
 Records = Database | View

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from transfer_caffe.database_writer import keep_freed_memory
 from transfer_caffe.datum import encoded_datum, raw_datum
 from transfer_caffe.errors import UserError
+from transfer_caffe.processes import keep_freed_memory
 
 MAX_SEED = 2**32 - 1
 LEAST_SCALE = 0.6
@@ -73,11 +73,6 @@ class Settings:
             raise UserError(f"--jpeg_quality {self.jpeg_quality}: a quality is a number from 1 to 100")
         if self.scaled_decode and not self.resize_height:
             raise UserError("--scaled_decode is for images that are resized: give --resize_height and --resize_width")
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _can_encode(kind: str) -> bool:
@@ -130,7 +125,8 @@ _FULL, _REDUCED = (
 def _how_to_decode(data: bytes, settings: Settings) -> int:
     """OpenCV's flag. With scaled_decode the smallest of a JPEG's sizes that is not below `LEAST_SCALE` of the target.
 
-    libjpeg then leaves out the work for what the resizing would throw away: several times as fast, other pixels.
+    libjpeg then leaves out the work for what the resizing would throw away, and the pixels are others:
+    docs/benchmarks.md has both measured.
     """
     size = jpeg_size(data) if settings.scaled_decode else None
     if size is not None:

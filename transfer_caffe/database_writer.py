@@ -11,7 +11,6 @@ with it; its records, and the bytes of data.mdb, are those of a writer that was 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
@@ -28,6 +27,7 @@ import lmdb
 from transfer_caffe import lmdb_pages
 from transfer_caffe.errors import UserError
 from transfer_caffe.files import read_json, refuse_existing, sync, write_checksum
+from transfer_caffe.processes import keep_freed_memory
 
 _BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
 _FIRST_MAP = 64 << 20
@@ -270,17 +270,6 @@ class DatabaseWriter:
                     return OSError(code, os.strerror(code), str(self.path))
             return UserError(f"{self.path}: LMDB cannot write here: {error}")
         return self._about_path(error) if isinstance(error, OSError) else error
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next record; else it goes back, and comes again as pages to be cleared.
-
-    That saves half of the time of writing. Elsewhere than on glibc nothing happens.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def _gigabytes(count: int) -> str:

@@ -1,4 +1,7 @@
-"""Engines as programs, and what keeps them from each other's way: locks, and children that die with their parent."""
+"""Engines as programs, and what keeps them from each other's way: locks, and children that die with their parent.
+
+And what this process has of the machine: cores, memory.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,22 @@ from typing import IO
 
 from transfer_caffe import real_caffe
 from transfer_caffe.errors import UserError
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for the next record; else it goes back, and comes again as pages to be cleared.
+
+    That saves half of the time of writing. Elsewhere than on glibc nothing happens.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 @dataclass(frozen=True)

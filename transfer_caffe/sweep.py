@@ -11,7 +11,6 @@ are not started. Ctrl-C (or SIGTERM) lets every network write a snapshot; the ne
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -235,8 +234,7 @@ def default_jobs(recipe: Recipe, gpu: str | None) -> int:
     """One network at a time on a GPU; else as many as the cores that this process may use have room for."""
     if gpu is not None or recipe.solver.get("solver_mode") == "GPU":
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // recipe.threads)
+    return max(1, processes.cores() // recipe.threads)
 
 
 def _say(line: str) -> None:

@@ -24,13 +24,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from tools import build_lmdb
 from transfer_caffe import __version__, real_caffe
 from transfer_caffe.data_prep import photos
 from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import CHECKED_BYTES, Database
 from transfer_caffe.errors import UserError, command
 from transfer_caffe.files import write_text
+from transfer_caffe.processes import cores
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- data: from here on made by `make bench` -->", "<!-- data: end -->"
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> int | None:
         bytes_each = sum(file.stat().st_size for file in (folder / "img").iterdir()) / options.images
         text = [
             f"Version {__version__}, OpenCV {cv2.__version__}, Python {platform.python_version()}, "
-            f"{build_lmdb.cores()} cores ({_processor()}), {time.strftime('%Y-%m-%d')}; "
+            f"{cores()} cores ({_processor()}), {time.strftime('%Y-%m-%d')}; "
             f"{options.images:,} JPEGs of about 500 x 375, {bytes_each / 1000:.0f} kB each, {options.rounds} rounds.",
             "### Building",
             *building(folder, options.images, options.rounds),
