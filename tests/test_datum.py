@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import cv2
 import lmdb
@@ -200,3 +201,22 @@ def test_a_full_disk_is_reported_as_one(tmp_path, monkeypatch, text):
         monkeypatch.setattr(db, "_open", full)
     assert caught.value.filename == str(tmp_path / "db")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells how much of a file is in memory")
+@pytest.mark.parametrize("way", ["all records", "keys"])
+def test_going_through_a_database_does_not_keep_it_in_memory(tmp_path, monkeypatch, way):
+    monkeypatch.setattr("transfer_caffe.lmdb_pages._AHEAD", 1 << 20)
+    with DatabaseWriter(tmp_path / "db") as writer:
+        for number in range(300):
+            writer.put(b"%08d_x" % number, raw_datum(np.full((200, 200, 3), number % 256, np.uint8), 0))  # 36 MB
+
+    def mapped():
+        text = Path("/proc/self/status").read_text()
+        return int(text.partition("RssFile:")[2].split()[0]) / 1024
+
+    db = Database(tmp_path / "db")
+    before = most = mapped()
+    for _ in db.raw_in_order() if way == "all records" else db.keys():
+        most = max(most, mapped())
+    assert most - before < 8

@@ -210,3 +210,20 @@ def test_a_copy_that_was_stopped_goes_on(monkeypatch, capsys):
     assert "copy: going on after the first" in capsys.readouterr().err and len(calls) < 20 + COUNT // 2
     pairs = [[Database(path).raw(i) for i in range(COUNT // 2)] for path in ("reference", "copy")]
     assert pairs[0] == pairs[1]
+
+
+@pytest.mark.parametrize("flags", [[], ["--view"]])
+def test_a_damaged_whole_is_neither_copied_nor_viewed(capsys, flags):
+    path = Path("whole/data.mdb")
+    content = bytearray(path.read_bytes())
+    pixels = content.index(image(1).tobytes()[:50])
+    content[pixels + 20] ^= 1  # the pages still hang together, and the record still parses
+    path.write_bytes(content)
+    assert "whole/data.mdb: damaged or replaced" in error_of(capsys, *flags, "whole", "half.txt", "out")
+    assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_a_build_json_of_another_program_does_no_harm(content):
+    Path("whole/build.json").write_text(content)
+    assert take("copy") == 0 and len(Database("copy")) == COUNT // 2

@@ -11,7 +11,6 @@ of the whole database: was that shuffled, they are.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import Database, relabelled, require_sound_database
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import checksum_path, read_text, refuse_existing, sha256, write_json
-from transfer_caffe.views import is_view, whole_of, write_view
+from transfer_caffe.views import is_view, made_from, whole_of, write_view
 
 from .progress import track
 
@@ -80,14 +79,6 @@ def _path_of(key: bytes, database: Path) -> str:
             "image it is"
         )
     return name.decode(errors="surrogateescape")
-
-
-def made_from(database: Path) -> dict[str, Any]:
-    """What build.json beside a database says; nothing where another program made it."""
-    try:
-        return json.loads(read_text(database / "build.json"))
-    except (OSError, ValueError):
-        return {}
 
 
 def split(source: str | os.PathLike[str], image_list: str, out: str, view: bool = False) -> int:

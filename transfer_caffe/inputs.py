@@ -6,13 +6,11 @@ without a word on labels that the last layer has no output for.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import read_text, sha256
+from transfer_caffe.files import sha256
 from transfer_caffe.recipe import Network
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ def require_data(network: Network, data: Path, views: bool = True) -> None:
 def require_labels(network: Network, data: Path, outputs: int) -> None:
     """UserError if a label of the lists or of the databases is not one of the last layer's outputs."""
     from transfer_caffe.data_prep.lists import read_list
-    from transfer_caffe.views import open_records
+    from transfer_caffe.views import made_from, open_records
 
     for part in ("train", "val"):
         image_list = network.data_folder(data) / f"{part}.txt"
@@ -66,16 +64,8 @@ def require_labels(network: Network, data: Path, outputs: int) -> None:
             if label >= outputs:
                 raise UserError(f"{image_list}: line {number}: label {label}, {_but(network, outputs)}")
         path = network.data_folder(data) / f"{part}_lmdb"
-        if built_from(path) != sha256(image_list):
+        if made_from(path).get("list_sha256") != sha256(image_list):
             _require_labels_of_records(network, open_records(path), outputs)
-
-
-def built_from(database: Path) -> str | None:
-    """The sha256 of the image list that a database or view was made from; None where convert_imageset has built it."""
-    for record in ("build.json", "view.json"):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return json.loads(read_text(database / record)).get("list_sha256")
-    return None
 
 
 def _require_labels_of_records(network: Network, database: Database | View, outputs: int) -> None:

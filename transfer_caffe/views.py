@@ -14,6 +14,7 @@ A view is a folder:
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,15 @@ import numpy as np
 
 from transfer_caffe.datum import Database, relabelled
 from transfer_caffe.errors import UserError
-from transfer_caffe.files import checksum_path, read_record, refuse_existing, sha256, whole_folder, write_json
+from transfer_caffe.files import (
+    checksum_path,
+    read_record,
+    read_text,
+    refuse_existing,
+    sha256,
+    whole_folder,
+    write_json,
+)
 
 VIEW = "view.json"
 RECORDS = "records.npy"
@@ -43,6 +52,15 @@ def open_records(path: str | os.PathLike[str], color: bool | None = None) -> Dat
 def whole_of(path: str | os.PathLike[str]) -> Path:
     """The database that holds the records of ``path``: itself, or that under a view."""
     return Path(path, _read(Path(path))["database"]) if is_view(path) else Path(path)
+
+
+def made_from(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is written beside the records of a database or view of how it was made; nothing where another made it."""
+    try:
+        made = json.loads(read_text(Path(path, VIEW if is_view(path) else "build.json")))
+    except (OSError, ValueError, UserError):
+        return {}
+    return made if isinstance(made, dict) else {}
 
 
 class View:
