@@ -62,7 +62,7 @@ caffe:              ## real Caffe 1.0 into .caffe, without root (Debian 11's pac
 	@"$(PYTHON)" -P tools/install_caffe.py
 
 wordnet:            ## WordNet 3.0's nouns into .wordnet, without root (Debian's wordnet-base; fetches 6 MB)
-	@.ci/wordnet
+	@tools/install_wordnet.sh
 
 $(READY): requirements.txt setup.py
 	@$(PYTHON_IS_NEW)
