@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from tools import build_lmdb, inspect, split_lmdb
-from tools.contact_sheet import SIDE, contact_sheet, thumbnail
-from tools.image_type import image_type, jpeg_quality
 from tools.inspect import main
 from transfer_caffe.datum import Database, encoded_datum, raw_datum
 from transfer_caffe.proto import caffe_pb2
@@ -201,34 +199,6 @@ def test_ways_to_store_are_counted_and_the_jpeg_quality_is_told(told):
     assert answer["quality"] == ["min 70, median 80, max 90 (of 100, by the JPEGs' quantization tables)"]
 
 
-@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "tif", "webp"])
-def test_types_of_images_are_told(kind):
-    names = {"jpg": "JPEG", "tif": "TIFF", "webp": "WebP"}
-    assert image_type(cv2.imencode(f".{kind}", PHOTO)[1].tobytes()) == names.get(kind, kind.upper())
-    assert image_type(b"") == "unknown type"
-
-
-def test_the_quality_of_a_jpeg_by_libjpeg_is_found():
-    assert [jpeg_quality(jpeg(quality)) for quality in range(1, 101)] == list(range(1, 101))
-    gray = cv2.imencode(".jpg", PHOTO[:, :, 0], [cv2.IMWRITE_JPEG_QUALITY, 33])[1].tobytes()
-    assert jpeg_quality(gray) == 33
-
-
-def test_tables_of_16_bits_and_of_chrominance_and_cut_ones_are_understood():
-    def file(*tables):
-        content = b"".join(tables)
-        return b"\xff\xd8\xff\xe0\0\4ab\xff\xdb" + (len(content) + 2).to_bytes(2, "big") + content + b"\xff\xda"
-
-    assert jpeg_quality(file(b"\x10" + b"\0\1" * 64)) == 100
-    assert jpeg_quality(file(b"\x10" + b"\1\0" * 64)) == 1  # 256 each
-    assert jpeg_quality(file(b"\x01" + b"\xff" * 64, b"\x00" + b"\1" * 64)) == 100
-    assert jpeg_quality(file(b"\x01" + b"\1" * 64)) is None
-    for size in range(12 + 65):
-        assert jpeg_quality(file(b"\0" + b"\1" * 64)[:size]) is None
-    for size in range(12 + 129):
-        assert jpeg_quality(file(b"\x10" + b"\0\1" * 64)[:size]) is None
-
-
 def test_labels_lists_them_all(capfd):
     write("db", plain([5, 2, 5, -1]))
     assert main(["db", "--labels"]) == 0
@@ -409,70 +379,10 @@ def test_a_damaged_record_has_no_label(told, capfd):
     assert "no record has the label 0" in error_of(capfd, "none", "--sheet", "none.png", "--label", "0")
 
 
-def test_an_image_stands_in_the_middle_on_its_caption():
-    sheet = cv2.imdecode(np.frombuffer(contact_sheet([(np.zeros((1, 128, 200), np.uint8), ["", ""])], 1), np.uint8), 0)
-    assert sheet is not None and not sheet[10 + 46 : 10 + SIDE, 10 : 10 + SIDE].any() and sheet[10 + 45].all()
-    sheet = cv2.imdecode(np.frombuffer(contact_sheet([(np.zeros((1, 128, 64), np.uint8), ["", ""])], 1), np.uint8), 0)
-    assert sheet is not None and not sheet[10 : 10 + SIDE, 10 + 32 : 10 + 96].any()
-
-
-def test_label_and_key_number_stand_under_the_image():
-    def below(*captions):
-        sheet = cv2.imdecode(np.frombuffer(contact_sheet([(None, captions)], 1), np.uint8), cv2.IMREAD_GRAYSCALE)
-        assert sheet is not None and sheet.shape == (10 + SIDE + 30 + 10, 10 + SIDE + 10)
-        return sheet[10 + SIDE :]
-
-    both, label_only = below("label 5", "00000012"), below("label 5", "")
-    assert (both[:15] < 128).sum() > 20 and (both[15:30] < 128).sum() > 20
-    np.testing.assert_array_equal(both[:14], label_only[:14])
-    assert not (label_only[20:] < 255).any()
-    assert (below("label 6", "")[:15] != label_only[:15]).any()
-    wide = below("label -2147483648 and more", "")
-    assert (wide[:, :10] == 255).all() and (wide[:, -10:] == 255).all()
-
-
 def test_captions_are_the_label_and_the_number_in_the_key():
     write("db", {b"00000012_7.png": raw_datum(PHOTO, 5), b"odd": raw_datum(PHOTO, 6), b"00000013_x": b"\xff\xff"})
     found = [captions for _, captions in inspect.pictures(Database("db"), [0, 1, 2])]
     assert found == [("label 5", "00000012"), ("damaged", "00000013"), ("label 6", "record 2")]
-
-
-def test_small_images_are_magnified_without_smoothing():
-    image = np.arange(3 * 2 * 5, dtype=np.uint8).reshape(3, 2, 5)
-    thumb = thumbnail(image)
-    assert thumb.shape == (50, 125, 3)
-    np.testing.assert_array_equal(thumb[::25, ::25], image.transpose(1, 2, 0))
-    np.testing.assert_array_equal(thumb[24::25, 24::25], image.transpose(1, 2, 0))
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((3, 256, 512), (64, 128, 3)),
-        ((3, 512, 256), (128, 64, 3)),
-        ((3, 128, 100), (128, 100, 3)),
-        ((3, 1, 5000), (1, 128, 3)),
-        ((1, 64, 64), (128, 128, 3)),
-    ],
-)
-def test_images_of_any_size_are_fitted(shape, expected):
-    thumb = thumbnail(np.full(shape, 77, np.uint8))
-    assert thumb.shape == expected and (thumb == 77).all()
-
-
-@pytest.mark.parametrize(("channels", "expected"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2])])
-def test_images_of_any_number_of_channels_are_shown(channels, expected):
-    image = np.arange(channels, dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
-    assert thumbnail(image)[0, 0].tolist() == expected
-
-
-def test_numbers_are_scaled_from_black_to_white():
-    image = np.array([[[-2.0, 0, np.nan], [2, np.inf, -1]]], np.float32)
-    assert thumbnail(image)[::42, ::42, 0].tolist() == [[0, 128, 0], [255, 0, 64]]
-    assert not thumbnail(np.full((3, 2, 2), 5, np.float32)).any()
-    assert not thumbnail(np.full((1, 2, 2), np.nan, np.float32)).any()
-    wide = np.array([[[-3e38, 3e38]]], np.float32)
-    assert thumbnail(wide)[0, ::64, 0].tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(
