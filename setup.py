@@ -32,10 +32,11 @@ setup(
         "transfer_caffe.pycaffe",
         "transfer_caffe.recipes",
         "transfer_caffe.reference",
+        "transfer_caffe.report",
         "transfer_caffe.tools",
     ],
     package_data={
-        "transfer_caffe": ["templates/*.j2"],
+        "transfer_caffe.report": ["templates/*"],
         "transfer_caffe.data_prep": ["*.csv"],
         "transfer_caffe.prototxt_templates": ["*.j2", "*/*.j2"],
         "transfer_caffe.proto": ["*.proto", "*.pyi"],

@@ -227,7 +227,7 @@ def test_the_papers_figures_say_whose_data_they_show(paper):
 
 
 def test_the_last_accuracies_of_the_papers_networks_fit_its_axes_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(figures, "read_curves", lambda _: {})  # they take the longest
+    monkeypatch.setattr(figures, "read_tests", lambda _: {})  # they take the longest
     shown = Shown(tmp_path, "--results", str(PAPER))
     (axes,) = shown.axes("Figure 2, top")
     assert axes.get_ylim() == pytest.approx((0.52, 0.66))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import gzip
 import html
 import json
 import re
@@ -11,9 +14,12 @@ import pytest
 from test_figures import NETWORKS, add_folder, write_table
 
 from transfer_caffe import report
-from transfer_caffe.figures.cells import markers_of
-from transfer_caffe.results import read_results
-from transfer_caffe.summary import effects_tables
+from transfer_caffe.analysis import analyse
+from transfer_caffe.log import Row as LogRow
+from transfer_caffe.report import network
+from transfer_caffe.report.page import COLUMNS
+from transfer_caffe.report.words import effects_tables
+from transfer_caffe.results import load, read_results
 
 SETTINGS = {
     "name": "demo",
@@ -63,6 +69,13 @@ def page(tmp_path_factory) -> str:
     return page_of(make_runs(folder), folder / "out")
 
 
+def detail_of(page: str, name: str) -> str:
+    """The page of one network, unpacked."""
+    packed = re.search(rf'<template data-network="{re.escape(html.escape(name))}">([^<]*)</template>', page)
+    assert packed
+    return gzip.decompress(base64.b64decode(packed[1])).decode()
+
+
 def page_of(runs: Path, out: Path, *more: str) -> str:
     assert report.main(["--runs", str(runs), "--out", str(out), *more]) == 0
     return (out / "index.html").read_text(encoding="utf-8")
@@ -74,7 +87,7 @@ def text_of(page: str) -> str:
 
 def test_the_page_needs_no_other_file_and_no_network(page):
     assert not re.search(r"https?://|//[a-z]+\.", page.replace("</script>", ""))
-    assert set(re.findall(r"(?:src|href)=\"([a-z]+:)?", page)) == {"data:"}
+    assert all(re.match("data:|#", each) for each in re.findall(r"(?:src|href)=\"([^\"]*)", page))
     assert len(page) < 10_000_000
 
 
@@ -87,32 +100,39 @@ def test_every_picture_has_words_for_those_who_do_not_see_it(page):
 def test_the_summary_gives_base_accuracies_and_paired_effects(page):
     text = text_of(page)
     assert "half B 70.0%" in text and "man-made 50.0%, natural 65.0%" in text and "all classes: 50.0%" in text
-    # B3A -0.03 and A3B -0.04 with seed 0, B3A -0.04 with seed 1, each against its own target's base
-    assert "AnB (features of the other half, frozen) against the own base: −3.67 points" in text
-    assert "random0 A −3.00" in text and "random0 A seed 1 −4.00" in text and "random0 B −4.00" in text
+    # seed 0: B3A -0.03, A3B -0.04; seed 1: B3A -0.04; each against its own target's base
+    assert "Frozen transfer : frozen layers of the other half against the base (AnB − base): −3.75 points" in text
+    assert "(95%: −6.93 to −0.57; 2 seeds of one split, 3 differences); clearly not zero at n = 3 (−3.75)" in text
+    assert "Random features, all classes" in text and "−30.00 points on average over n = 3 (1 difference" in text
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_one_seed_is_called_one_seed(tmp_path):
+def test_a_single_split_and_seed_is_said_to_give_no_interval(tmp_path):
     folder = tmp_path / "runs"
     write_table(folder, [each for each in NETWORKS if each[2] == 0])
-    assert "There is one seed" in text_of(page_of(folder, tmp_path / "out"))
-    write_table(folder, NETWORKS)
-    assert "There is one seed" not in text_of(page_of(folder, tmp_path / "out"))
+    text = text_of(page_of(folder, tmp_path / "out"))
+    assert "one split and one seed: no interval" in text and "95%: " not in text
+    assert "impossible random: luck of one training" in text
 
 
-def test_a_table_of_effects_counts_the_networks_behind_each_number(tmp_path):
-    markers = markers_of(read_results(write_table(tmp_path, NETWORKS)), "final")
-    random = effects_tables(markers)[0]
-    assert random.columns == ["BnB − base", "AnB − base", "AnB+ − base", "AnB − BnB"]
-    ((n, row),) = random.rows
-    assert n == 3
-    assert [(effect.mean, effect.count) for effect in row if effect] == [
-        ("−1.50", 2),
-        ("−3.67", 3),
-        ("+1.00", 1),
-        ("−2.00", 2),
-    ]
+def test_a_table_of_effects_has_intervals_what_they_rest_on_and_the_papers_number(tmp_path):
+    (analysis,) = analyse(read_results(write_table(tmp_path, NETWORKS)))
+    causes = effects_tables(analysis, paper=False)[0]
+    assert causes.columns[1] == ("specificity", "AnB − BnB")
+    (n, (lost, specific, _, frozen)), *_ranges = causes.rows
+    assert n == "3" and lost and specific and frozen
+    assert (lost.mean, lost.interval, lost.counts, lost.verdict) == ("−1.50", "", "2", "unknown")
+    assert (frozen.mean, frozen.counts, frozen.verdict) == ("−3.75", "2 seeds, 3", "below")
+    assert specific.paper == "−0.11"  # by accuracy_final; effects.csv of the paper's table
+    assert {each.paper for table in effects_tables(analysis, paper=True) for _, row in table.rows for each in row if each} == {""}
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
+    text = text_of(page_of(Path("paper"), tmp_path / "out", "--metric", "top10"))
+    assert "AnB+ is +1.38 points above BnB+; +1.38 of it come from the halves" in text
+    assert "confounded random: AnB+ - BnB+ (as published)" in text
+    assert "148 networks of the paper's authors" in text
 
 
 def test_planned_networks_without_a_result_are_counted_and_named(page):
@@ -177,4 +197,104 @@ def test_every_row_of_the_table_has_a_cell_for_every_heading(page):
     body = page.split('<table id="networks">')[1].split("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", body.split("<tbody>")[1])
     assert len(rows) == len(NETWORKS)
-    assert {row.count("<td") for row in rows} == {len(report.COLUMNS)} == {body.count('<th scope="col"')}
+    assert {row.count("<td") for row in rows} == {len(COLUMNS)} == {body.count('<th scope="col"')}
+
+
+NET_TEXT = """name: "B"
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" param { lr_mult: 0 } param { lr_mult: 0 } }
+layer { name: "fc8" type: "InnerProduct" bottom: "conv1" top: "fc8" param { lr_mult: 1 } param { lr_mult: 2 } }
+"""
+
+
+def write_network(folder: Path) -> None:
+    """What a driver leaves of a transfer network, as far as the report reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train_val.prototxt").write_text(NET_TEXT)
+    (folder / "solver.prototxt").write_text("base_lr: 0.125\n")
+    layers = [
+        {"layer": "conv1", "start": "copied", "learns": False, "shapes": [[12, 3, 5, 5], [12]]},
+        {"layer": "fc8", "start": "fresh", "learns": True, "shapes": [[50, 128], [50]]},
+    ]
+    (folder / "surgery.json").write_text(json.dumps({"base": "random0-baseA-s0", "layers": layers}))
+    (folder / "curve.csv").write_text(
+        "iteration,test_accuracy,test_loss,train_loss,lr\n0,0.02,3.9,,0.01\n500,0.5,nan,1.5,0.01\n1000,0.66,1.2,1.1,0.001\n"
+    )
+    (folder / "train.log").write_text("first line & <b>\n" + "a line of the log\n" * 2000 + "the last line\n")
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_networks_page_has_its_training_layers_settings_origin_and_log(runs, tmp_path):
+    write_network(runs / "random0-A3B-s0")
+    write_done(runs, "random0-A3B-s0", base_sha256="feedbeef")
+    detail = detail_of(page_of(runs, tmp_path / "out"), "demo/random0-A3B-s0")
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", detail)).split())
+    assert "Layers 1 to 3 are copied and frozen, from the network trained on half A of random0 (transfer)" in text
+    assert "base of its own half 0.7000 difference to it −4.00 points" in text
+    assert "selffer of its own half 0.6800 difference to it −2.00 points" in text
+    assert "conv1 copied from random0-baseA-s0 frozen 0, 0 12 × 3 × 5 × 5; 12" in text
+    assert "fc8 random values learns 1, 2 50 × 128; 50" in text
+    assert "base_lr: 0.125" in text and "Abacus 3000" in text and "base_sha256 feedbeef" in text
+    assert "first line & <b>" in text and "the last line" in text and "<b>" not in detail
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_networks_training_is_drawn_over_the_papers_of_the_same_treatment(runs, tmp_path):
+    write_network(runs / "random0-A3B-s0")
+    detail = detail_of(page_of(runs, tmp_path / "out"), "demo/random0-A3B-s0")
+    (svg,) = re.findall(r"<svg.*?</svg>", detail, re.S)
+    assert "paper: A3B, random0 (450,000 iterations, drawn to the same length)" in svg
+    assert "random0-A3B-s0: from 0.020 to 0.660 at iteration 1,000" in svg
+    own, theirs = (re.findall(rf'<path class="{look}" d="M[\d.]+,([^"]*)"', svg)[0] for look in ("own", "paper"))
+    assert len(own.split()) == 3 and len(theirs.split()) == 90
+    assert own.split()[-1].split(",")[0] == theirs.split()[-1].split(",")[0]  # both end at the right
+
+
+@pytest.mark.parametrize(
+    ("split", "treatment", "images", "networks"),
+    [
+        ("random0", "A3B", None, ["random0 A3B"]),
+        ("random7", "A3B", None, [f"random{split} A3B" for split in range(4)]),
+        ("random0", "B3B", None, [f"random{split} A3A" for split in range(4)]),
+        ("natman", "A3B", None, ["natman A3B"]),
+        ("natman", "A3A", None, []),
+        ("whole", "R3", None, ["whole R3"]),
+        ("whole", "base", None, ["whole base"]),
+        ("whole", "base", 100, ["whole base"]),
+        ("whole", "base", 99, []),
+    ],
+)
+def test_the_papers_networks_that_a_curve_is_drawn_over(split, treatment, images, networks):
+    paper = load("paper")
+    row = dataclasses.replace(paper[0], split=split, treatment=treatment, images_per_class=images)
+    found = network.alike(row, paper, {each.network: [LogRow(1, 0.5, 1.0, None, None)] for each in paper})
+    assert [f"{each.split} {each.treatment}" for each in found] == networks
+    assert {each.images_per_class for each in found} <= {images}
+
+
+def test_a_long_log_is_shown_with_its_beginning_its_end_and_how_much_is_left_out(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_text("".join(f"line {number}\n" for number in range(1000)))
+    text = network.excerpt(path, 1000)
+    assert text.startswith("line 0\n") and text.endswith("line 999\n") and len(text) < 1200
+    left = int(re.search(r"\.\.\. ([\d,]+) bytes left out", text)[1].replace(",", ""))
+    shown = re.sub(r"\n\.\.\. .*\n\n", "", text)
+    assert len(shown) + left == path.stat().st_size
+    assert all(re.fullmatch(r"line \d+", line) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("file", ["surgery.json", "curve.csv", "train_val.prototxt"])
+def test_a_damaged_file_of_a_network_is_an_error_that_names_it(runs, tmp_path, capsys, file):
+    write_network(runs / "random0-A3B-s0")
+    (runs / "random0-A3B-s0" / file).write_text("iteration,x\n{")
+    assert report.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 2
+    assert f"random0-A3B-s0/{file}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_names_that_are_no_folders_names_are_not_followed(runs, tmp_path):
+    results = runs / "results.csv"
+    (tmp_path / "runs" / "secret").mkdir()
+    (tmp_path / "runs" / "secret" / "train.log").write_text("a secret")
+    results.write_text(results.read_text().replace("natman-A3B-s0", "../secret"))
+    assert "a secret" not in detail_of(page_of(runs, tmp_path / "out"), "demo/../secret")

@@ -106,6 +106,11 @@ def main(argv: list[str] | None = None) -> int | None:
     if not rows:
         raise UserError(f"{options.results}: no networks in it; train some first: python -m transfer_caffe.sweep run")
     analyses = analyse(rows, options.metric)
+    if not any(analysis.markers for analysis in analyses):
+        raise UserError(
+            f"{options.results}: no network has {METRICS[options.metric]}, those on reduced data aside: there is "
+            "nothing to compare; train networks first (make sweep)"
+        )
     print(report_text(analyses), end="")
     if options.out is not None:
         print("\nwrote " + "\n      ".join(str(path) for path in write_analysis(analyses, options.out)))

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transfer_caffe.analysis.costs import Costs
-from transfer_caffe.analysis.design import half_differences, natural, ranges
+from transfer_caffe.analysis.design import SUPPORTED, Finding, half_differences, natural, ranges
 from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
-from transfer_caffe.figures.cells import METRICS, Marker
-from transfer_caffe.summary import FAMILIES
+from transfer_caffe.figures.cells import FAMILIES, METRICS, Marker
 
 if TYPE_CHECKING:
     from transfer_caffe.analysis import Analysis
@@ -78,9 +77,9 @@ def _recipe(analysis: Analysis) -> list[str]:
             table = _effect_table(effects, columns)
             if table:
                 parts.append(f"{FAMILIES[family]}: {title}\n{table}")
-    if rows := _table1_rows([analysis]):
+    if rows := table1_rows([analysis]):
         parts.append("The paper's Table 1: AnB+, as published (pooled means)\n" + _table1_text(rows))
-    parts += [_findings(analysis), _costs(analysis.costs)]
+    parts += [_findings(analysis), _wrapped(cost_words(analysis.costs))]
     return [part for part in parts if part]
 
 
@@ -106,7 +105,8 @@ def _base_table(markers: Sequence[Marker]) -> str:
     return "Accuracy of the bases\n" + _aligned(lines) + note
 
 
-def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]) -> str:
+def effect_columns(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]) -> dict[str, dict[str, Effect]]:
+    """For each title its effects by n, those there are; of two columns about the same networks only the first."""
     columns = {
         title: {e.n: e for e in effects if (e.comparison, e.pairing) == wanted} for title, wanted in titles.items()
     }
@@ -116,11 +116,20 @@ def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]])
     )
     if both and both == everything:
         del columns["all frozen transfer"]
-    columns = {title: column for title, column in columns.items() if column}
+    return {title: column for title, column in columns.items() if column}
+
+
+def lines_of(columns: dict[str, dict[str, Effect]]) -> list[str]:
+    """Every n of a table of effects in its order, ranges of n last."""
+    return sorted({n for column in columns.values() for n in column}, key=lambda n: ("-" in n, n))
+
+
+def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]) -> str:
+    columns = effect_columns(effects, titles)
     if not columns:
         return ""
     lines = [["n", *columns], ["", *(titles[title][0] for title in columns)]]
-    for n in sorted({n for column in columns.values() for n in column}, key=lambda n: ("-" in n, n)):
+    for n in lines_of(columns):
         lines.append([n, *(_cell(column.get(n)) for column in columns.values())])
     sure = {title: [int(n) for n, e in column.items() if n.isdigit() and e.sure] for title, column in columns.items()}
     told = [f"{title} at n = {ranges(numbers)}" for title, numbers in sure.items() if numbers]
@@ -141,7 +150,7 @@ def _counts(effect: Effect) -> str:
     return f"{effect.clusters}{'s' if effect.unit == 'seed' else ''}/{effect.networks}"
 
 
-def _table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
+def table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
     """One row a recipe and range of layers: the numbers as fractions, the paired ones as `Effect`; None: not there."""
     rows = []
     for analysis in analyses:
@@ -163,13 +172,13 @@ def _table1_text(rows: Sequence[dict[str, Any]]) -> str:
     titles, pairings = zip(*BESIDE_TABLE_1.values(), strict=True)
     paired = [["layers", *titles], ["", *pairings]]
     for row in rows:
-        numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
+        numbers = [part for name in ("base", "selffer") for part in published_parts(row[name])]
         pooled.append([row["layers"], *(_points(each) or "-" for each in numbers)])
         paired.append([row["layers"], *(_cell(row[name]) for name in BESIDE_TABLE_1)])
     return f"{_aligned(pooled)}\n\nThe same layers, paired\n{_aligned(paired)}"
 
 
-def _published_parts(number: Published | None) -> tuple[float | None, float | None, float | None]:
+def published_parts(number: Published | None) -> tuple[float | None, float | None, float | None]:
     """The difference, how much of it comes from easier halves, and the rest."""
     if number is None or number.halves is None:
         return number and number.difference, None, None
@@ -182,8 +191,8 @@ def table1_csv(analyses: Iterable[Analysis]) -> str:
     header += [name + ending for name in ("over_baseB", "over_BnB+") for ending in ("", "_by_halves", "_remains")]
     header += [name + ending for name in BESIDE_TABLE_1 for ending in ("", "_low", "_high", "_clusters")]
     lines = []
-    for row in _table1_rows(analyses):
-        numbers = [part for name in ("base", "selffer") for part in _published_parts(row[name])]
+    for row in table1_rows(analyses):
+        numbers = [part for name in ("base", "selffer") for part in published_parts(row[name])]
         line = [row["recipe"], row["layers"], *(_digits(number) for number in numbers)]
         for name in BESIDE_TABLE_1:
             effect = row[name]
@@ -194,7 +203,7 @@ def table1_csv(analyses: Iterable[Analysis]) -> str:
 
 def table1_md(analyses: Iterable[Analysis]) -> str:
     """As `table1_csv`, for people: the boost in percent with the paper's one digit, the paired ones beside."""
-    rows = _table1_rows(analyses)
+    rows = table1_rows(analyses)
     if not rows:
         return ""
     columns = ["layers", "over baseB, as published", "over BnB+, as published"]
@@ -205,7 +214,7 @@ def table1_md(analyses: Iterable[Analysis]) -> str:
     for row in rows:
         cells = [(row["recipe"] + " " if several else "") + row["layers"]]
         for name in ("base", "selffer"):
-            difference, halves, _ = _published_parts(row[name])
+            difference, halves, _ = published_parts(row[name])
             cells.append("-" if difference is None else f"{100 * difference:.1f}")
             if halves is not None:
                 cells[-1] += f" ({100 * halves + 0.0:.1f} of it: easier halves)"
@@ -235,22 +244,34 @@ def findings_csv(analyses: Iterable[Analysis]) -> str:
     return _csv(lines)
 
 
-def _findings(analysis: Analysis) -> str:
-    """The findings as a list; those that differ in nothing but their comparison are one entry."""
-    together: dict[tuple[str, str, str, str], list[str]] = {}
-    for each in analysis.findings:
+def grouped(findings: Iterable[Finding]) -> list[tuple[list[str], Finding]]:
+    """Findings that differ in nothing but their comparison together, with the names of their comparisons."""
+    together: dict[tuple[str, str, str, str], tuple[list[str], Finding]] = {}
+    for each in findings:
         name = each.comparison + (f" ({each.pairing})" if each.pairing else "")
-        together.setdefault((each.family, each.status, each.why, each.remedy), []).append(name)
+        together.setdefault((each.family, each.status, each.why, each.remedy), ([], each))[0].append(name)
+    return list(together.values())
+
+
+def finding_words(names: Sequence[str], finding: Finding) -> str:
+    """What a finding, and those like it, say: the comparisons, why, and what would settle it."""
+    text = f"{finding.family}: {', '.join(names)}: {finding.why}."
+    if finding.remedy and finding.status != SUPPORTED:
+        remedy = textwrap.shorten(finding.remedy, 400, placeholder=" ... (findings.csv has all)")
+        text += f" To settle it, train {remedy}."
+    return text
+
+
+def _findings(analysis: Analysis) -> str:
     lines = ["What these networks can tell"]
-    for (family, status, why, remedy), names in together.items():
-        text = f"{status.upper()}  {family}: {', '.join(names)}: {why}."
-        if remedy and status != "supported":
-            text += f" To settle it, train {textwrap.shorten(remedy, 400, placeholder=' ... (findings.csv has all)')}."
+    for names, finding in grouped(analysis.findings):
+        text = f"{finding.status.upper()}  {finding_words(names, finding)}"
         lines.append(textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  "))
     return "\n".join(lines) if analysis.findings else ""
 
 
-def _costs(costs: Costs) -> str:
+def cost_words(costs: Costs) -> str:
+    """Seconds an iteration and days, as far as the table has times; "" where it has none."""
     text = []
     if costs.full is not None or costs.frozen:
         frozen = ", ".join(f"{seconds:.3g} (n = {n})" for n, seconds in costs.frozen.items())
@@ -262,7 +283,7 @@ def _costs(costs: Costs) -> str:
         if costs.all_days is not None and costs.known < costs.networks:
             text[-1] += f"; all {costs.networks} would take {_duration(costs.all_days)}"
         text[-1] += "."
-    return _wrapped(" ".join(text))
+    return " ".join(text)
 
 
 def _duration(days: float) -> str:

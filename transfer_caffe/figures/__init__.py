@@ -19,7 +19,7 @@ from pathlib import Path
 
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.figures.cells import METRICS, Marker, accuracy_of, markers_of
-from transfer_caffe.figures.curves import Curve, draw_curves, read_curve, read_curves
+from transfer_caffe.figures.curves import Curve, curve_of, draw_curves, read_curve, read_tests
 from transfer_caffe.figures.figure1 import TREATMENTS, draw_figure1, treatments_of
 from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
 from transfer_caffe.figures.figure3 import draw_figure3
@@ -63,8 +63,7 @@ def draw_figures(
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
     folder, words = Path(out), METRIC_WORDS[metric]
     name = "paper" if set(rows) <= set(read_results(NETWORKS)) else "yours"
-    reduced = any(row.images_per_class is not None and accuracy_of(row, metric) is not None for row in rows)
-    tables = [(Source(name, markers_of(rows, metric, needed=not reduced)), rows)]
+    tables = [(Source(name, markers_of(rows, metric)), rows)]
     if compare:
         tables.append((Source("paper", markers_of(compare, metric), behind=True), compare))
     sources = [source for source, _ in tables]
@@ -77,7 +76,7 @@ def draw_figures(
     drawn.append(draw_reduced(tables, folder, metric, words))
     weights, curves = _of_folders(rows, markers, Path(runs)) if runs is not None else ({}, {})
     if name == "paper":
-        curves = read_curves(CURVES)
+        curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}
     drawn += [draw_filters(markers, weights, folder), draw_curves(sources[0], curves, folder)]
     found = [each for each in drawn if each is not None]
     for missing in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
@@ -87,15 +86,20 @@ def draw_figures(
     return found
 
 
+def folder_of(runs: Path, network: str) -> Path | None:
+    """The folder of a network of a table, None if its name is none of a folder: a table may be anyone's."""
+    return runs / network if re.fullmatch(r"(?!\.\.?$)[^/\\\0]{1,200}", network) else None
+
+
 def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> tuple[dict[str, Path], dict[str, Curve]]:
     """Final weights of the bases, and curves, as far as the networks' folders have them."""
     weights: dict[str, Path] = {}
     curves: dict[str, Curve] = {}
     iterations = {row.network: row.max_iter for row in rows}
     for marker in markers:
-        if not re.fullmatch(r"(?!\.\.?$)[^/\\\0]{1,200}", marker.network):
-            continue  # no name of a folder
-        network = runs / marker.network
+        network = folder_of(runs, marker.network)
+        if network is None:
+            continue
         path = weights_path(network, iterations[marker.network])
         if marker.kind == "base" and path.is_file():
             weights[marker.network] = path
@@ -140,6 +144,11 @@ def add_metric(parser: ArgumentParser) -> None:
     )
 
 
+def add_compare(parser: ArgumentParser) -> None:
+    """Add --compare, which figures and report share."""
+    parser.add_argument("--compare", choices=["paper"], help="draw the paper's networks pale behind yours")
+
+
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Draw the figures of one results table, of the paper's, or of both; without a table only Figure 1."""
@@ -158,7 +167,7 @@ def main(argv: list[str] | None = None) -> int | None:
         help="results.csv; the networks' folders are looked for beside it. The word paper: the authors' own networks. "
         "Without it only Figure 1 is drawn",
     )
-    parser.add_argument("--compare", choices=["paper"], help="draw the paper's networks pale behind yours")
+    add_compare(parser)
     parser.add_argument("--out", required=True, help="folder for the figures; those in it are replaced")
     add_metric(parser)
     parser.add_argument(

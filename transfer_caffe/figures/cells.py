@@ -20,6 +20,7 @@ from transfer_caffe.results import Row
 from transfer_caffe.treatment import Treatment
 
 KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+", "R")
+FAMILIES = {"random": "Random splits", "natman": "Man-made/natural split", "whole": "All classes"}
 METRICS = {"final": "accuracy_final", "top10": "accuracy_top10"}
 
 
@@ -112,18 +113,20 @@ def accuracy_of(row: Row, metric: str) -> float | None:
     return accuracy
 
 
-def markers_of(rows: Iterable[Row], metric: str, needed: bool = True) -> list[Marker]:
+def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
     """The networks that have an accuracy, each with its own base and control. Reduced data are another experiment.
 
-    UserError if none is left (and they are ``needed``), if an accuracy is no fraction, or if two networks answer to the
-    same recipe, split, seed and treatment.
+    UserError if no row at all has an accuracy, if one is no fraction, or if two networks answer to the same recipe,
+    split, seed and treatment.
     """
     found: dict[tuple[tuple[str, str, int, str], Treatment], Marker] = {}
+    reduced = 0
     for row in rows:
         accuracy = accuracy_of(row, metric)
         if accuracy is None:
             continue
         if row.images_per_class is not None or row.split.startswith("reduced"):
+            reduced += 1
             continue
         if not re.fullmatch(r"random\d+|natman|whole", row.split):
             raise UserError(f"{row.network}: there is no split {row.split!r}: random0, random1, ..., natman or whole")
@@ -135,10 +138,8 @@ def markers_of(rows: Iterable[Row], metric: str, needed: bool = True) -> list[Ma
                 f"{marker.split}, seed {marker.seed}: one network a row is expected; remove one of them"
             )
         found[key] = marker
-    if not found and needed:
-        raise UserError(
-            f"no network has {METRICS[metric]} (those on reduced data aside); train networks first (make sweep)"
-        )
+    if not found and not reduced:
+        raise UserError(f"no network has {METRICS[metric]}; train networks first (make sweep)")
     return [_with_pairs(marker, found) for marker in found.values()]
 
 
@@ -166,44 +167,11 @@ def cells_of(markers: Iterable[Marker], what: str) -> dict[tuple[str, int], Cell
     return {key: Cell(tuple(values[key])) for key in order}
 
 
-def by_place(markers: Iterable[Marker], what: str) -> dict[tuple[str, str, int, str], float]:
-    """The mean of ``what`` over n for every place (recipe, split, seed, half): the units that are independent."""
-    values: dict[tuple[str, str, int, str], list[float]] = {}
-    for marker in markers:
-        value = getattr(marker, what)
-        if value is not None:
-            values.setdefault(marker.place, []).append(value)
-    return {place: math.fsum(each) / len(each) for place, each in values.items()}
-
-
 def pooled_sd(cells: Iterable[Cell]) -> tuple[float, int] | None:
     """The standard deviation within a cell, pooled over all, and its degrees of freedom; None without any pair."""
     squares = [(cell.sd**2 * (cell.count - 1), cell.count - 1) for cell in cells if cell.sd is not None]
     freedom = sum(each for _, each in squares)
     return (math.sqrt(math.fsum(each for each, _ in squares) / freedom), freedom) if freedom else None
-
-
-_T95 = (math.nan, 12.706, 4.303, 3.182, 2.776)
-
-
-def t95(freedom: int) -> float:
-    """Student's t, two-sided 95%: a table to 4 degrees of freedom, then two terms of its expansion (error < 0.03)."""
-    return _T95[freedom] if freedom < len(_T95) else 1.96 + 2.372 / freedom + 2.823 / freedom**2
-
-
-def verdict(cell: Cell, pooled: tuple[float, int] | None) -> str:
-    """`above`, `below` or `within` (95%); `unknown` where no cell has several networks, so that no spread is known.
-
-    The spread of two or three networks is itself badly known: the larger of it and the pooled one counts. A single
-    network is judged by the pooled one.
-    """
-    if pooled is None:
-        return "unknown"
-    spread, freedom = pooled
-    bound = t95(freedom) * max(cell.se or 0.0, spread / math.sqrt(cell.count))
-    if abs(cell.mean) <= bound:
-        return "within"
-    return "above" if cell.mean > 0 else "below"
 
 
 def limits(values: Sequence[float], step: float, least: float, pad: float = 0.1) -> tuple[float, float]:

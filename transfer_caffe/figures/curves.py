@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,36 +17,47 @@ from transfer_caffe.errors import UserError
 from transfer_caffe.figures.cells import KINDS, Marker, limits
 from transfer_caffe.figures.sources import CREDIT, Source, credit_words, is_paper, titled
 from transfer_caffe.figures.style import LOOKS, Drawn, credit, write_figure
+from transfer_caffe.log import Row
 
 Curve = list[tuple[int, float]]
+_NUMBERS = ("test_accuracy", "test_loss", "train_loss", "lr")
 _FAMILIES = {"random": "random splits", "natman": "man-made/natural", "whole": "all classes"}
 
 
-def read_curve(path: Path) -> Curve:
-    """(iteration, test accuracy) of a curve.csv, in its order; tests without a finite accuracy are left out."""
-    curve: Curve = []
+def read_tests(path: Path) -> dict[str, list[Row]]:
+    """The tests of every network of a table of curves, in its order; of a curve.csv, which names none, under "".
+
+    What a column does not say is None. UserError for a file that is no such table.
+    """
+    tests: dict[str, list[Row]] = {}
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
-                if row["test_accuracy"]:
-                    iteration, accuracy = int(row["iteration"]), float(row["test_accuracy"])
-                    if math.isfinite(accuracy):
-                        curve.append((iteration, accuracy))
+                numbers = [float(row[key]) if row.get(key) else None for key in _NUMBERS]
+                each = Row(int(row["iteration"]), *numbers)
+                if "test_accuracy" not in row:
+                    raise KeyError
             except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"{path}:{line}: iteration and test_accuracy were expected here; delete the file and run the "
                     "network's driver again to have it written anew"
                 ) from None
-    return curve
+            tests.setdefault(row.get("network") or "", []).append(each)
+    return tests
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """The curves of many networks by name, of a table with the columns network, iteration and test_accuracy."""
-    curves: dict[str, Curve] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            curves.setdefault(row["network"], []).append((int(row["iteration"]), float(row["test_accuracy"])))
-    return curves
+def curve_of(tests: Sequence[Row]) -> Curve:
+    """(iteration, test accuracy) of tests; those without a finite accuracy are left out."""
+    return [
+        (each.iteration, each.test_accuracy)
+        for each in tests
+        if each.test_accuracy is not None and math.isfinite(each.test_accuracy)
+    ]
+
+
+def read_curve(path: Path) -> Curve:
+    """The curve of a network's curve.csv. UserError as of `read_tests`."""
+    return curve_of(read_tests(path).get("", []))
 
 
 def draw_curves(source: Source, curves: dict[str, Curve], folder: Path) -> Drawn | None:

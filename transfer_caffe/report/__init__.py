@@ -1,0 +1,77 @@
+"""One page about a recipe's run: what it says, what it cannot say, figures, every network, times.
+
+    python -m transfer_caffe.report --runs runs/demo --out report
+    python -m transfer_caffe.report --runs paper --metric top10 --out report      the paper's own networks
+
+Writes report/index.html, which needs no other file and no network, report/figures/ and report/analysis/. Reads
+results.csv of the runs folder, and of each network's folder done.json, surgery.json, curve.csv, the prototxts, the log
+and, of bases, the final weights, as far as they are there. `words` has the sentences, `network` the page of a network.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transfer_caffe.analysis import analyse, write_analysis
+from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.figures import add_compare, add_metric, draw_figures
+from transfer_caffe.files import write_text
+from transfer_caffe.report.network import read_networks
+from transfer_caffe.report.page import render
+from transfer_caffe.results import load
+
+__all__ = ["main", "write_report"]
+
+
+def write_report(
+    runs: str | os.PathLike[str], out: str | os.PathLike[str], metric: str = "final", compare: bool = False
+) -> Path:
+    """Write out/index.html, out/figures/ and out/analysis/ about the run in ``runs`` (runs/RECIPE, or the word paper).
+
+    ``metric`` is one of `figures.cells.METRICS`; with ``compare`` the figures have the paper's networks behind. Returns
+    the page's path. UserError if there is no results.csv, no network in it has an accuracy, or a file of a network is
+    damaged: nothing is written then.
+    """
+    folder = None if os.fspath(runs) == "paper" else Path(runs)
+    if folder is not None and not (folder / "results.csv").is_file():
+        raise UserError(
+            f"{runs}: there is no results.csv in it; give the folder of a recipe's networks, as runs/demo, and train "
+            "them first (python -m transfer_caffe.sweep run)"
+        )
+    if folder is None and compare:
+        raise UserError("--runs paper --compare paper: both are the paper; give the folder of your own networks")
+    rows = load("paper" if folder is None else folder / "results.csv")
+    if not rows:
+        raise UserError(f"{runs}: no network is in its results.csv; train some: python -m transfer_caffe.sweep run")
+    out = Path(out)
+    analyses = analyse(rows, metric)
+    networks = read_networks(rows, metric, folder)
+    drawn = draw_figures(rows, out / "figures", metric, folder, load("paper") if compare else ())
+    write_analysis(analyses, out / "analysis")
+    page = out / "index.html"
+    write_text(page, render(rows, analyses, networks, drawn, metric, folder))
+    return page
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """Write the report of one recipe's run."""
+    parser = ArgumentParser(
+        prog="python -m transfer_caffe.report",
+        description="Write one static page, OUT/index.html, about the networks of a recipe, and its figures.",
+        epilog="examples:\n"
+        "  python -m transfer_caffe.report --runs runs/demo --out report\n"
+        "  python -m transfer_caffe.report --runs runs/paper --compare paper --metric top10 --out report\n"
+        "  python -m transfer_caffe.report --runs paper --metric top10 --out report_of_the_paper",
+    )
+    parser.add_argument(
+        "--runs", required=True, metavar="DIR",
+        help="folder with results.csv and the networks' folders; the word paper: the authors' own networks",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, help="folder for the page and its figures; those in it are replaced")
+    add_compare(parser)
+    add_metric(parser)
+    options = parser.parse_args(argv)
+    print(write_report(options.runs, options.out, options.metric, options.compare is not None))
+    return 0

@@ -1,0 +1,223 @@
+"""The report's page out of its parts: templates/report.html.j2 and, for each network, templates/network.html.j2.
+
+Nothing in the page asks for anything outside of it, and its policy forbids it to; the only script that may run is its
+own, named by checksum. What a network's page holds lies packed in the page until someone opens it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from transfer_caffe.analysis import Analysis
+from transfer_caffe.analysis.text import cost_words, finding_words, grouped
+from transfer_caffe.figures.cells import METRICS, accuracy_of
+from transfer_caffe.figures.style import Drawn
+from transfer_caffe.report.network import Page, flat
+from transfer_caffe.report.words import base_sentence, caveats, effect_sentences, effects_tables, points, table1
+from transfer_caffe.results import Row
+
+TEMPLATES = Path(__file__).parent / "templates"
+LARGEST_SVG = 1_500_000
+"""Bytes: a figure with more than that goes into the page as PNG."""
+
+COLUMNS = [
+    ("network", False), ("split", False), ("treatment", False), ("n", True), ("seed", True), ("accuracy", True),
+    ("top 10", True), ("own base", True), ("gain", True), ("test loss", True), ("iterations", True),
+    ("ms/iteration", True), ("time, s", True),
+]  # fmt: skip
+
+
+def render(
+    rows: Sequence[Row],
+    analyses: Sequence[Analysis],
+    networks: Sequence[Page],
+    drawn: Sequence[Drawn],
+    metric: str,
+    folder: Path | None,
+) -> str:
+    """The page's HTML; ``folder`` has the networks' folders, None for the paper's own networks."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    recipes = list(dict.fromkeys(row.recipe for row in rows if row.recipe))
+    paper = folder is None
+    whose = (
+        "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
+    )
+    settings, warnings = _settings(networks)
+    missing = _missing(rows, settings, metric)
+    if missing:
+        what = "networks have no result" if paper else "planned networks have no result"
+        warnings.insert(0, f"Not complete: {len(missing)} {what} (listed below the table).")
+    having = sum(accuracy_of(row, metric) is not None for row in rows)
+    counted = f"{having} networks of {whose}"
+    detail = environment.get_template("network.html.j2")
+    return environment.get_template("report.html.j2").render(
+        title="How transferable are the features?" + (f" Recipe {', '.join(recipes)}" if recipes else ""),
+        subtitle=_subtitle(paper, counted, len(missing), bool(settings)),
+        warnings=warnings,
+        lead=[f"{counted} have a result.", *(_lead(analysis, len(analyses) > 1) for analysis in analyses)],
+        findings=[each for analysis in analyses for each in effect_sentences(analysis)],
+        limits=[
+            (finding.status, finding_words(names, finding))
+            for analysis in analyses
+            for names, finding in grouped(analysis.findings)
+        ],
+        caveats=caveats(analyses),
+        effects=[table for analysis in analyses for table in effects_tables(analysis, paper)],
+        table1=table1(analyses),
+        paper=paper,
+        figures=[_figure(each) for each in drawn],
+        columns=COLUMNS,
+        networks=[(page.anchor, _cells(page)) for page in networks],
+        details=[(page.anchor, _packed(detail.render(page=page, paper=paper))) for page in networks],
+        missing=missing,
+        settings=yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=100, allow_unicode=True)
+        if settings
+        else "",
+        facts=_facts(rows, networks, paper),
+        costs=[words for words in (cost_words(analysis.costs) for analysis in analyses) if words],
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _subtitle(paper: bool, counted: str, missing: int, planned: bool) -> str:
+    if paper:
+        return f"Yosinski, Clune, Bengio and Lipson (NIPS 2014): {counted}, from their logs; {missing} logs are lost."
+    rest = f"{missing} missing." if missing else "all that the recipe plans." if planned else "as found."
+    return f"The experiment of Yosinski, Clune, Bengio and Lipson (NIPS 2014), repeated: {counted}, {rest}"
+
+
+def _lead(analysis: Analysis, several: bool) -> str:
+    """The bases of one recipe; that there are none where all its networks are on reduced data."""
+    name = f"Recipe {analysis.recipe}: " if several else ""
+    if analysis.markers:
+        return name + base_sentence(analysis.markers)
+    return f"{name}No network has {METRICS[analysis.metric]}, those on reduced data aside: there is nothing to compare."
+
+
+def _packed(text: str) -> str:
+    """Text as gzip in base64, which browsers unpack; the same bytes every time."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def _figure(drawn: Drawn) -> dict[str, str]:
+    """A figure with its picture inside: SVG, but PNG where the SVG is large or itself holds pictures."""
+    by_ending = {path.suffix: path for path in drawn.files}
+    svg = by_ending[".svg"].read_bytes()
+    vector = len(svg) <= LARGEST_SVG and b"<image" not in svg
+    kind, data = ("svg+xml", svg) if vector else ("png", by_ending[".png"].read_bytes())
+    return {
+        "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
+        "title": drawn.title,
+        "caption": drawn.caption,
+        "alt": drawn.alt,
+        "files": ", ".join(f"figures/{path.name}" for path in drawn.files),
+    }
+
+
+def _cells(page: Page) -> list[tuple[str, Any]]:
+    """For each of `COLUMNS`: the text to show and the value to sort by."""
+    row, marker = page.row, page.marker
+    base, gain = (marker.base, marker.gain) if marker else (None, None)
+    per_iteration = None if row.seconds_per_iteration is None else 1000 * row.seconds_per_iteration
+    split = row.split if row.images_per_class is None else f"{row.split}, {row.images_per_class} a class"
+    return [
+        (row.network, row.network), (split, split), (row.treatment, row.treatment),
+        _number(row.n, "d"), _number(row.seed, "d"), _number(row.accuracy_final, ".4f"),
+        _number(row.accuracy_top10, ".4f"), _number(base, ".4f"),
+        ("", "") if gain is None else (points(gain), gain), _number(row.test_loss_final, ".4f"),
+        _number(row.max_iter, "d"), _number(per_iteration, ".1f"), _number(row.wall_seconds, ".1f"),
+    ]  # fmt: skip
+
+
+def _number(value: float | None, form: str) -> tuple[str, Any]:
+    return ("", "") if value is None or not math.isfinite(value) else (format(value, form), value)
+
+
+def _settings(networks: Sequence[Page]) -> tuple[dict[str, Any], list[str]]:
+    """The recipe as the networks recorded it, and a warning if they do not agree (on more than which to train)."""
+    found = [
+        (page.row.network, str(page.record.get("finished")), page.record["settings"])
+        for page in networks
+        if isinstance(page.record.get("settings"), dict)
+    ]
+    if not found:
+        return {}, []
+    plan = ("networks", "seeds")
+    _, _, latest = max(found, key=lambda each: each[1])
+    same = {key: value for key, value in latest.items() if key not in plan}
+    others = [name for name, _, each in found if {key: value for key, value in each.items() if key not in plan} != same]
+    if others:
+        few = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
+        return latest, [
+            f"{len(others)} networks were trained with other settings than the ones shown below ({few}): "
+            "differences between them and the rest need not come from the treatment."
+        ]
+    return latest, []
+
+
+def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list[str]:
+    """Names of networks that the table lists, or the recorded recipe plans, and that have no accuracy."""
+    have = {row.network for row in rows if accuracy_of(row, metric) is not None}
+    missing = [row.network for row in rows if row.network not in have]
+    networks, seeds = settings.get("networks"), settings.get("seeds")
+    if isinstance(networks, dict) and isinstance(seeds, list):
+        planned = [f"{split}-{each}-s{seed}" for seed in seeds for split, named in networks.items() for each in named]
+        missing += [name for name in planned if name not in have and name not in missing]
+    return missing
+
+
+def _facts(rows: Sequence[Row], networks: Sequence[Page], paper: bool) -> list[tuple[str, str]]:
+    """What the page says about time, machine and versions, as far as it was recorded."""
+    facts = []
+    times = [row.wall_seconds for row in rows if row.wall_seconds is not None and math.isfinite(row.wall_seconds)]
+    if times:
+        facts.append(("time of all networks together", f"{_duration(sum(times))} ({len(times)} networks)"))
+        facts.append(
+            ("time of a network",
+             f"median {_duration(statistics.median(times))}, from {_duration(min(times))} to {_duration(max(times))}")
+        )  # fmt: skip
+    records = [page.record for page in networks if page.record]
+    stamps = [_moment(record.get(key)) for record in records for key in ("started", "finished")]
+    moments = sorted(each for each in stamps if each is not None)
+    if moments:
+        facts.append(("from the first start to the last end", _duration((moments[-1] - moments[0]).total_seconds())))
+        facts.append(("finished", moments[-1].isoformat(sep=" ", timespec="seconds")))
+    for key in ("engine", "machine", "versions"):
+        values = list(dict.fromkeys(flat(record[key]) for record in records if record.get(key)))
+        if values:
+            facts.append((key, "; ".join(values[:3]) + (f" (and {len(values) - 3} more)" if len(values) > 3 else "")))
+    if paper:
+        facts.append(("machine", "Tesla K20, one a network; Caffe of 2013 and 2014"))
+    return facts or [("recorded", "nothing: no done.json lies beside the results")]
+
+
+def _moment(value: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
+        return None
+    return moment.astimezone() if moment.tzinfo is None else moment
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
