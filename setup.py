@@ -58,7 +58,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
-        "dev": ["pytest", "hypothesis", "ruff", "pyright"],
+        "dev": ["pytest", "playwright", "hypothesis", "ruff", "pyright"],
     },
     entry_points={"console_scripts": ["transfer-caffe = transfer_caffe.cli:main"]},
 )

@@ -18,7 +18,7 @@ import pytest
 from transfer_caffe import analysis, figures
 from transfer_caffe.errors import UserError
 from transfer_caffe.figures import cells, curves, filters
-from transfer_caffe.figures.cells import Cell, Marker, cells_of, markers_of
+from transfer_caffe.figures.cells import Cell, Marker, markers_of
 from transfer_caffe.files import write_text
 from transfer_caffe.proto import array_to_blob, caffe_pb2, write_binary
 from transfer_caffe.results import Row, read_results, to_csv

@@ -124,7 +124,9 @@ def test_a_table_of_effects_has_intervals_what_they_rest_on_and_the_papers_numbe
     assert (lost.mean, lost.interval, lost.counts, lost.verdict) == ("−1.50", "", "2", "unknown")
     assert (frozen.mean, frozen.counts, frozen.verdict) == ("−3.75", "2 seeds, 3", "below")
     assert specific.paper == "−0.11"  # by accuracy_final; effects.csv of the paper's table
-    assert {each.paper for table in effects_tables(analysis, paper=True) for _, row in table.rows for each in row if each} == {""}
+    assert {
+        each.paper for table in effects_tables(analysis, paper=True) for _, row in table.rows for each in row if each
+    } == {""}
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -276,7 +278,7 @@ def test_a_long_log_is_shown_with_its_beginning_its_end_and_how_much_is_left_out
     path.write_text("".join(f"line {number}\n" for number in range(1000)))
     text = network.excerpt(path, 1000)
     assert text.startswith("line 0\n") and text.endswith("line 999\n") and len(text) < 1200
-    left = int(re.search(r"\.\.\. ([\d,]+) bytes left out", text)[1].replace(",", ""))
+    (left,) = (int(each.replace(",", "")) for each in re.findall(r"\.\.\. ([\d,]+) bytes left out", text))
     shown = re.sub(r"\n\.\.\. .*\n\n", "", text)
     assert len(shown) + left == path.stat().st_size
     assert all(re.fullmatch(r"line \d+", line) for line in shown.splitlines())

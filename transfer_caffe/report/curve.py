@@ -127,9 +127,9 @@ def _panel(panel: Panel, top: float, end: float, last: bool) -> Markup:
     for value, text in ticks:
         y = floor - panel.height * (value - low) / (high - low)
         parts.append(
-            Markup('<path class="grid" d="M{:.0f} {:.1f}H{:.0f}"/><text class="y" x="{:.0f}" y="{:.1f}">{}</text>').format(
-                LEFT, y, WIDTH - RIGHT, LEFT - 7, y + 4, text
-            )
+            Markup(
+                '<path class="grid" d="M{:.0f} {:.1f}H{:.0f}"/><text class="y" x="{:.0f}" y="{:.1f}">{}</text>'
+            ).format(LEFT, y, WIDTH - RIGHT, LEFT - 7, y + 4, text)
         )
     for value in MaxNLocator(5, integer=True).tick_values(0, end):
         if 0 <= value <= end:

@@ -85,7 +85,9 @@ def read_networks(rows: Sequence[Row], metric: str, runs: Path | None) -> list[P
         own = tests.get(row.network, []) if runs is None else []
         if folder is not None and (folder / CURVE).is_file():
             own = read_tests(folder / CURVE).get("", [])
-        theirs = [] if runs is None else [(_paper_label(each), tests[each.network]) for each in alike(row, paper, tests)]
+        theirs = (
+            [] if runs is None else [(_paper_label(each), tests[each.network]) for each in alike(row, paper, tests)]
+        )
         page = Page(row, marker, _words(row), _facts(row, marker, metric), curve.svg(own, theirs, row.network))
         if folder is not None and folder.is_dir():
             _of_folder(page, folder, share)
@@ -139,7 +141,9 @@ def _words(row: Row) -> str:
     if treatment.is_base:
         return f"All layers start from random values and learn on {on}."
     if treatment.is_random:
-        return f"{first.capitalize()} keep{'s' * (treatment.n == 1)} random, untrained weights; the others learn on {on}."
+        return (
+            f"{first.capitalize()} keep{'s' * (treatment.n == 1)} random, untrained weights; the others learn on {on}."
+        )
     what = "copied and trained on" if treatment.finetuned else "copied and frozen"
     own = ", its own half (selffer)" if treatment.is_selffer else " (transfer)"
     is_or_are = "is" if treatment.n == 1 else "are"
@@ -197,7 +201,7 @@ def _of_folder(page: Page, folder: Path, characters: int) -> None:
         filters = read_filters(weights)
         if filters is not None:
             picture = io.BytesIO()
-            matplotlib.image.imsave(picture, filter_grid(filters), format="png", metadata={"Software": None})
+            matplotlib.image.imsave(picture, filter_grid(filters), format="png")
             page.filters = base64.b64encode(picture.getvalue()).decode()
 
 

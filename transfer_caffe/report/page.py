@@ -54,9 +54,7 @@ def render(
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     recipes = list(dict.fromkeys(row.recipe for row in rows if row.recipe))
     paper = folder is None
-    whose = (
-        "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
-    )
+    whose = "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
     settings, warnings = _settings(networks)
     missing = _missing(rows, settings, metric)
     if missing:

@@ -24,7 +24,7 @@ _SUBJECTS = (
     (("AnB - base", "own base"), "frozen transfer", "frozen layers of the other half against the base"),
     (("BnB+ - base", "own base"), "trained twice", "one's own layers, copied and trained on, against the base"),
     (("AnB+ - base", "own base"), "fine-tuned transfer", "layers of the other half, trained on, against the base"),
-    (("AnB+ - BnB+", "same target"), "boost by the other half", "trained on, layers of the other half against one's own"),
+    (("AnB+ - BnB+", "same target"), "boost by the other half", "layers of the other half or one's own, trained on"),
     (("AnB+ - BnB+", "own bases"), "boost by the other half", "gains over the own bases, on whatever half"),
     (("R - base", "own base"), "random features", "frozen, untrained layers against the base"),
 )  # fmt: skip
@@ -137,7 +137,9 @@ def effect_sentences(analysis: Analysis) -> list[tuple[str, str]]:
         members = [effect for effect in analysis.effects if effect.family == family]
         for wanted, what, words in _SUBJECTS:
             found = [effect for effect in members if (effect.comparison, effect.pairing) == wanted]
-            if wanted[1] == "own bases" and any(e.pairing == "same target" and e.comparison == wanted[0] for e in members):
+            if wanted[1] == "own bases" and any(
+                e.pairing == "same target" and e.comparison == wanted[0] for e in members
+            ):
                 continue  # the second best, where the first is there
             if found:
                 where = "" if family == "random" else f", {FAMILIES[family].lower()}"
