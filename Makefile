@@ -113,7 +113,7 @@ figures-paper: $(READY)  ## the paper's own figures and tables from its authors'
 analysis: results   ## what the results of RECIPE say, with intervals, and what they cannot say
 	@"$(PY)" -m transfer_caffe.analysis --results "$(NETWORKS)/results.csv" --out "$(REPORT)/analysis"
 
-report: results     ## report/index.html
+report: results     ## report/index.html: what the results of RECIPE say, figures, a page for each network
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"
 
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)

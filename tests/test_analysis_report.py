@@ -51,7 +51,7 @@ def test_reduced_data_and_recipes_without_accuracies_are_told_apart(tmp_path, ca
     ("rows", "message"),
     [
         ([row("random0", "baseA", 0, None)], "no network has accuracy_final"),
-        ([row("random0", "baseA", 0, 61.5)], "random0-baseA-s0: accuracy_final is 61.5: a fraction from 0 to 1"),
+        ([row("random0", "baseA", 0, 61.5)], "random0-baseA-s0: accuracy_final is 61.5; a fraction from 0 to 1"),
         ([row("random0", "baseA", 0, 0.5)] * 2, "are both treatment baseA of split random0"),
         ([row("halves", "baseA", 0, 0.5)], "there is no split 'halves'"),
         ([], "no networks in it"),

@@ -12,7 +12,6 @@ the intervals are made, `design` which comparisons the networks of a table allow
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,10 +53,6 @@ def analyse(rows: Sequence[Row], metric: str = "final") -> list[Analysis]:
     """
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
-    for row in rows:
-        accuracy = getattr(row, METRICS[metric])
-        if accuracy is not None and math.isfinite(accuracy) and not 0 <= accuracy <= 1:
-            raise UserError(f"{row.network}: {METRICS[metric]} is {accuracy:g}: a fraction from 0 to 1 was expected")
     markers = markers_of(rows, metric)
     analyses = []
     for recipe in dict.fromkeys(row.recipe for row in rows):

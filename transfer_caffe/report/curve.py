@@ -148,6 +148,7 @@ def _panel(panel: Panel, top: float, end: float, last: bool) -> Markup:
             parts.append(Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(line.look, *places[0]))
         elif panel.log:  # a rate falls at once, at the iteration at which its new value is first seen
             steps = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
+            steps += f"H{WIDTH - RIGHT:.1f}"
             parts.append(Markup('<path class="{}" d="{}"/>').format(line.look, steps))
         else:
             joined = "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
