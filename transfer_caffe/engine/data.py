@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
 from transfer_caffe.engine import rng
@@ -38,18 +38,20 @@ class Transformer:
         if param.HasField("mean_file") and param.mean_value:
             raise UserError(f"{where}: mean_file and mean_value cannot both be given")
         self.mean: np.ndarray | None = None
+        """(1, height, width, channels), or (1, 1, 1, channels) for values."""
         self.mean_file = param.HasField("mean_file")
         if param.HasField("mean_file"):
-            self.mean = read_mean(param.mean_file)
-            if self.mean.shape != shape:
+            mean = read_mean(param.mean_file)
+            if mean.shape != shape:
                 raise UserError(
-                    f"{where}: the mean {param.mean_file} is {list(self.mean.shape)}, the records are {list(shape)}"
+                    f"{where}: the mean {param.mean_file} is {list(mean.shape)}, the records are {list(shape)}"
                 )
+            self.mean = np.ascontiguousarray(mean.transpose(1, 2, 0))[None]
         elif param.mean_value:
             if len(param.mean_value) not in (1, shape[0]):
                 raise UserError(f"{where}: {len(param.mean_value)} mean_value for {shape[0]} channels")
-            values = np.asarray(param.mean_value, np.float32)[:, None, None]
-            self.mean = np.ascontiguousarray(np.broadcast_to(values, shape))
+            values = np.broadcast_to(np.asarray(param.mean_value, np.float32), shape[:1])
+            self.mean = values[None, None, None]  # the same at all places
 
     @property
     def out_shape(self) -> Shape:
@@ -57,10 +59,13 @@ class Transformer:
         return (self.shape[0], self.crop, self.crop) if self.crop else self.shape
 
     def __call__(self, records: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Records as (batch, channels, height, width), uint8 or float32; gives float32, cropped."""
-        batch = np.arange(len(records))
-        # a mean value is the same at all places
-        mean = self.mean if self.mean is None or self.mean_file else self.mean[:, :1, :1]
+        """Records as (batch, channels, height, width), uint8 or float32; gives float32, cropped.
+
+        In memory the channels come last, which is what PyTorch's convolutions and poolings are quick with: to make the
+        batch so from the start takes a third of the time (64 images of 32 x 32: 0.4 instead of 1.2 ms).
+        """
+        pixels = np.ascontiguousarray(records.transpose(0, 2, 3, 1))
+        mean = self.mean
         if self.crop:
             top_most, left_most = records.shape[2] - self.crop, records.shape[3] - self.crop
             if self.training:
@@ -70,19 +75,34 @@ class Transformer:
                 # Caffe's centre crop; in the test phase every image has the same window
                 top = np.full(len(records), top_most // 2)
                 left = np.full(len(records), left_most // 2)
-            window = (self.crop, self.crop)
-            records = sliding_window_view(records, window, axis=(2, 3))[batch, :, top, left]
+            pixels = self._windows(pixels, np.arange(len(records)), top, left)
             if mean is not None and self.mean_file:
-                mean = sliding_window_view(mean, window, axis=(1, 2))[:, top, left].swapaxes(0, 1)
-        out = records.astype(np.float32)
+                mean = self._windows(mean, np.zeros(len(records), int), top, left)
+        out = pixels.astype(np.float32)
         if mean is not None:
             out -= mean
         if self.mirror:
             flip = np.flatnonzero(draw.integers(0, 2, len(records)))
-            out[flip] = out[flip, :, :, ::-1]
+            out[flip] = out[flip, :, ::-1]
         if self.scale != 1:
             out *= np.float32(self.scale)
-        return out
+        return out.transpose(0, 3, 1, 2)
+
+    def _windows(self, pixels: np.ndarray, image: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """The crop of ``image`` of (images, height, width, channels) at ``top`` and ``left``: three numbers a window.
+
+        A row of a window is one piece of memory, and copied as one.
+        """
+        count, height, width, channels = pixels.shape
+        by_image, by_row, by_column, by_channel = pixels.strides
+        crop = self.crop
+        every = as_strided(
+            pixels,
+            (count, height - crop + 1, width - crop + 1, crop, crop * channels),
+            (by_image, by_row, by_column, by_row, by_channel),
+            writeable=False,
+        )
+        return every[image, top, left].reshape(-1, crop, crop, channels)
 
 
 class Records(Protocol):
@@ -163,7 +183,10 @@ class Images(Layer):
         if self._fits():
             self._kept = self._kept or self._read(np.arange(len(self.records)))
             kept, labels = self._kept[0], self._kept[1][places]
-            records = kept[places] if isinstance(kept, np.ndarray) else [kept[place] for place in places]
+            if isinstance(kept, np.ndarray):  # indexed as it lies in memory, to be copied image by image
+                records = kept.transpose(0, 2, 3, 1)[places].transpose(0, 3, 1, 2)
+            else:
+                records = [kept[place] for place in places]
         else:
             records, labels = self._read(places)
         phase = "train" if self.context.training else "test"
@@ -172,8 +195,8 @@ class Images(Layer):
             images = self.transformer(records, draw)
         else:  # of several sizes, each cropped by itself
             images = np.concatenate([self.transformer(record[None], draw) for record in records])
-        # the layout in memory that PyTorch's convolutions and poolings are quick with; shapes stay Caffe's
-        return torch.from_numpy(images).contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)
+        images = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)  # most are so already
+        return images, torch.from_numpy(labels)
 
     def _read(self, places: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
         """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are).
@@ -194,7 +217,14 @@ class Images(Layer):
             records.append(image)
             labels[index] = label
         same = all(record.shape == records[0].shape for record in records)
-        return (np.stack(records) if same else records), labels
+        if not same:
+            return records, labels
+        # the channels last in memory, as the transformer wants them
+        channels, height, width = records[0].shape
+        pixels = np.empty((len(records), height, width, channels), np.result_type(*records))
+        for index, record in enumerate(records):
+            pixels[index] = record.transpose(1, 2, 0)
+        return pixels.transpose(0, 3, 1, 2), labels
 
     def _require_room(self, place: int, shape: Shape) -> None:
         """Error unless a record of another size than the first can be cropped like that one."""
