@@ -15,6 +15,7 @@ from transfer_caffe.display import State, duration
 from transfer_caffe.files import sha256
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.results import read_results
+from transfer_caffe.sweep.plan import in_order
 
 RUNS = Path("runs/small")
 
@@ -49,7 +50,7 @@ def test_all_networks_are_trained_and_a_second_sweep_has_nothing_to_do(capsys):
 
 
 def test_bases_are_started_first_then_the_longest():
-    names = [str(network.treatment) for network in sweep.in_order(load_recipe("small.yaml"))]
+    names = [str(network.treatment) for network in in_order(load_recipe("small.yaml"))]
     assert names == ["baseA", "baseB", "base", "A3B+", "R2", "A3B"]
 
 
