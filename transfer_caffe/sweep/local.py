@@ -27,8 +27,8 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
-from transfer_caffe.sweep.options import add_recipe_arguments
-from transfer_caffe.sweep.plan import COST, in_order
+from transfer_caffe.sweep.plan import COST
+from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 
 SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
@@ -56,15 +56,20 @@ def main(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
     recipe = load_recipe(args.recipe)
+    selection = selected(recipe, args)
+    if words := selection.words():
+        _say(words)
     processes.interrupt_on_signals()
     engine = Engine.find(args.engine)  # an error here would be every network's
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
     options += ["--gpu", args.gpu] if args.gpu else []
     began = time.monotonic()
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
-        make_data(recipe, args.data, _say, copies=not engine.reads_views)
+        make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
         with open_display() as display:
-            sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display)
+            sweep = Sweep(
+                selection, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display
+            )
             try:
                 sweep.run()
             except KeyboardInterrupt:
@@ -144,11 +149,13 @@ class Job:
 class Sweep:
     """The networks of a recipe, on their way to done."""
 
-    def __init__(self, recipe: Recipe, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display):
+    def __init__(
+        self, selection: Selection, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display
+    ) -> None:
         """``options`` are the driver's that all networks share; ``jobs`` is how many are trained at a time."""
-        self.recipe, self.runs, self.data = recipe, runs, data
+        self.runs, self.data = runs, data
         self.options, self.jobs, self.display = options, jobs, display
-        self.networks = in_order(recipe)
+        self.networks = selection.networks
         self.waiting: list[Network] = []
         self.running: list[Job] = []
         self.done: set[str] = set()

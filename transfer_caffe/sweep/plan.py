@@ -11,8 +11,8 @@ from typing import Any
 
 from transfer_caffe import driver
 from transfer_caffe.errors import ArgumentParser, UserError
-from transfer_caffe.recipe import Network, Recipe, load_recipe
-from transfer_caffe.sweep.options import add_recipe_arguments
+from transfer_caffe.recipe import Network, load_recipe
+from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 
 SUMMARY = "show what there is to do, and what is done"
 EXAMPLES = """examples:
@@ -22,11 +22,6 @@ EXAMPLES = """examples:
 # An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
 # backward pass stops above the frozen layers. Good enough to tell the time left, and which networks to start first.
 COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
-
-
-def in_order(recipe: Recipe) -> list[Network]:
-    """The networks in the order in which they are started: bases, then the longest first, so that all end together."""
-    return sorted(recipe.networks(), key=lambda network: (not network.treatment.is_base, network.treatment.frozen))
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -47,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
     """Print the networks in the order in which they are started, and which are done."""
     recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
     print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
-    networks = in_order(recipe)
+    selection = selected(recipe, args)
+    networks = selection.networks
     left = 0
     for network in networks:
         base, done = network.base.name if network.base else "-", driver.read_done(network, runs)

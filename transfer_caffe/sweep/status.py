@@ -11,8 +11,8 @@ from transfer_caffe import driver, snapshots
 from transfer_caffe.errors import ArgumentParser
 from transfer_caffe.log import read_log
 from transfer_caffe.recipe import load_recipe
-from transfer_caffe.sweep.options import add_recipe_arguments
-from transfer_caffe.sweep.plan import done_words, in_order
+from transfer_caffe.sweep.plan import done_words
+from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 
 SUMMARY = "show how far each network is"
 EXAMPLES = """examples:
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     """Print how far each network is."""
     recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
     done_count = 0
-    networks = in_order(recipe)
+    networks = selected(recipe, args).networks
     for network in networks:
         done = driver.read_done(network, runs)
         log = network.folder(runs) / driver.LOG
