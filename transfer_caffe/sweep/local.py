@@ -32,6 +32,7 @@ from transfer_caffe.results import write_results
 from transfer_caffe.sweep.cost import COST, Work, makespan
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 from transfer_caffe.sweep.slots import CpuSlots, Gpu, GpuSlots, Slot, Slots, choose, find_gpus
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
@@ -93,6 +94,10 @@ def main(args: argparse.Namespace) -> int:
         path, _ = write_results(recipe, args.runs)
     total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
     print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}", flush=True)
+    for network in sweep.networks:
+        if network.name in sweep.done:
+            for remark in remarks_of(network, args.runs, args.data):
+                print(f"! {network.name}: {remark}", flush=True)
     if not sweep.failed:
         return 0
     print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`sweep status`: how far each network of a recipe is, told from its files.
+"""`sweep status`: how far each network of a recipe is, told from its files, and what is odd about it.
 
 python -m transfer_caffe.sweep status --recipe demo
 """
@@ -11,6 +11,7 @@ from transfer_caffe.errors import ArgumentParser
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "show how far each network is"
 EXAMPLES = """examples:
@@ -37,4 +38,6 @@ def main(args: argparse.Namespace) -> None:
         elif state.word == "started":
             text += f", last snapshot {state.snapshot}" if state.snapshot else ", no snapshot yet"
         print(f"{network.name:{wide}} {text}")
+        for remark in remarks_of(network, args.runs, args.data):
+            print(f"{'':{wide}} ! {remark}")
     print(f"{done_count} of {len(networks)} networks are done")
