@@ -33,6 +33,7 @@ setup(
         "transfer_caffe.recipes",
         "transfer_caffe.reference",
         "transfer_caffe.report",
+        "transfer_caffe.sweep",
         "transfer_caffe.tools",
     ],
     package_data={

@@ -1,0 +1,43 @@
+"""`sweep status`: how far each network of a recipe is, told from its files, and what is odd about it.
+
+python -m transfer_caffe.sweep status --recipe demo
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from transfer_caffe.errors import ArgumentParser
+from transfer_caffe.recipe import load_recipe
+from transfer_caffe.sweep.progress import look
+from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.watch import remarks_of
+
+SUMMARY = "show how far each network is"
+EXAMPLES = """examples:
+  python -m transfer_caffe.sweep status --recipe demo
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `sweep status`."""
+    add_recipe_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print how far each network is."""
+    networks = selected(load_recipe(args.recipe), args).networks
+    wide = max(len(network.name) for network in networks)
+    done_count = 0
+    for network in networks:
+        state = look(network, args.runs)
+        text = state.words(network)
+        if state.done:
+            done_count += 1
+            text = f"test accuracy {state.done['accuracy_final']:.4f}, {text}"
+        elif state.word == "started":
+            text += f", last snapshot {state.snapshot}" if state.snapshot else ", no snapshot yet"
+        print(f"{network.name:{wide}} {text}")
+        for remark in remarks_of(network, args.runs, args.data):
+            print(f"{'':{wide}} ! {remark}")
+    print(f"{done_count} of {len(networks)} networks are done")
