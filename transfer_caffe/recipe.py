@@ -26,6 +26,10 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     threads*      CPU threads a network; sums depend on it to the last bit
     seeds*        each network is trained once for each seed
     networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
+    slurm*        what each network's job asks for (`sweep run --slurm`); no setting of the networks, so it may change:
+                  partition*, account*; time*: the limit, in quotes ("24:00:00"); memory* (16G); cpus* (as many as
+                  threads); gpus* (1; 0 where the solver_mode is CPU); signal_seconds*: how long before the limit a
+                  job writes its snapshot and is queued again (120); extra*: a list of more flags for sbatch
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ from typing import Any, Literal
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.slurm_settings import SlurmSettings, read_slurm
 from transfer_caffe.strict_yaml import Section, is_whole, load_yaml, shown
 from transfer_caffe.treatment import Treatment, expand
 
@@ -106,6 +111,7 @@ class Recipe:
     threads: int
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
+    slurm: SlurmSettings = field(default=SlurmSettings(), compare=False)
     given: str = field(default="", compare=False)
     """What `load_recipe` was given: for commands in messages."""
 
@@ -140,7 +146,7 @@ class Recipe:
         return Path(data_root) / Path(self.dataset).name / split / letter
 
     def settings(self) -> dict[str, Any]:
-        """The recipe as plain values in the shape of its YAML file, for provenance."""
+        """The recipe as plain values in the shape of its YAML file, for provenance; without `slurm`, see there."""
         return {
             "name": self.name,
             "dataset": self.dataset,
@@ -287,10 +293,11 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
     if not treatments:
         top.fail("networks", "no split is listed")
+    slurm = read_slurm(Section(top.take("slurm", {}), f"{where}: slurm"))
     top.end()
     return Recipe(
         name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for,
-        threads, tuple(seeds), treatments,
+        threads, tuple(seeds), treatments, slurm,
     )  # fmt: skip
 
 
