@@ -32,6 +32,7 @@ setup(
         "transfer_caffe.pycaffe",
         "transfer_caffe.recipes",
         "transfer_caffe.reference",
+        "transfer_caffe.sweep",
         "transfer_caffe.tools",
     ],
     package_data={

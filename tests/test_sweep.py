@@ -15,6 +15,7 @@ from transfer_caffe.display import State, duration
 from transfer_caffe.files import sha256
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.results import read_results
+from transfer_caffe.sweep.selection import in_order
 
 RUNS = Path("runs/small")
 
@@ -49,7 +50,7 @@ def test_all_networks_are_trained_and_a_second_sweep_has_nothing_to_do(capsys):
 
 
 def test_bases_are_started_first_then_the_longest():
-    names = [str(network.treatment) for network in sweep.in_order(load_recipe("small.yaml"))]
+    names = [str(network.treatment) for network in in_order(load_recipe("small.yaml").networks())]
     assert names == ["baseA", "baseB", "base", "A3B+", "R2", "A3B"]
 
 
@@ -167,3 +168,11 @@ def test_bad_usage_is_one_line_and_2(wrong, capsys):
 def test_times_are_told_as_roughly_as_one_wants_to_know_them():
     assert [duration(s) for s in (5.4, 59, 600, 7300, 5e5)] == ["5 s", "59 s", "10 min", "2 h", "6 days"]
     assert State(54, 12, 1, (), 600).headline() == "12 of 54 networks done, 1 failed, about 10 min left"
+
+
+def test_a_selection_trains_what_it_chooses_and_the_bases_of_that_alone(capsys):
+    assert run(None, "--only", "A3B") == 0
+    assert "added as bases: random0-baseA-s0" in capsys.readouterr().out
+    assert sorted(path.parent.name for path in RUNS.glob("*/done.json")) == ["random0-A3B-s0", "random0-baseA-s0"]
+    assert sweep.main(["status", "--recipe", "small.yaml", "--only", "A3B"]) == 0
+    assert "2 of 2 networks are done" in capsys.readouterr().out

@@ -1,11 +1,9 @@
-"""Train all networks of a recipe: bases first, several at a time, going on where an earlier sweep ended.
+"""`sweep run` on one machine: the networks of a recipe, several at a time, each by a driver of its own.
 
-    python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order; what is done
-    python -m transfer_caffe.sweep run    --recipe demo      data, networks, results.csv
-    python -m transfer_caffe.sweep status --recipe demo      how far each one is
+    python -m transfer_caffe.sweep run --recipe demo --jobs 2
 
-Each network is trained by a `transfer_caffe.driver` of its own, so one that fails stops no other; those that need it
-are not started. Ctrl-C (or SIGTERM) lets every network write a snapshot; the next run goes on from there.
+A network that fails stops no other; those that need it are not started. Ctrl-C (or SIGTERM) lets every network write a
+snapshot; the next run goes on from there.
 """
 
 from __future__ import annotations
@@ -19,25 +17,84 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from transfer_caffe import driver, processes, snapshots
+from transfer_caffe import driver, processes
 from transfer_caffe.data import make_data
 from transfer_caffe.display import Display, Running, State, duration, open_display
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.log import LogParser, read_log
+from transfer_caffe.errors import ArgumentParser, UserError
+from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
+from transfer_caffe.sweep.plan import COST
+from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 
-# An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
-# backward pass stops above the frozen layers. Good enough to tell the time left, and which networks to start first.
-COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
+SUMMARY = "make the data, train the networks, write results.csv"
+EXAMPLES = """examples:
+  python -m transfer_caffe.sweep run --recipe demo --jobs 2
+  python -m transfer_caffe.sweep run --recipe paper --engine caffe
+"""
 
 
-def in_order(recipe: Recipe) -> list[Network]:
-    """The networks in the order in which they are started: bases, then the longest first, so that all end together."""
-    return sorted(recipe.networks(), key=lambda network: (not network.treatment.is_base, network.treatment.frozen))
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `sweep run`."""
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--engine",
+        default="embedded",
+        help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
+    )
+    parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads; 1 on a GPU)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Make the data, train the networks, write the results."""
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
+    recipe = load_recipe(args.recipe)
+    selection = selected(recipe, args)
+    if words := selection.words():
+        _say(words)
+    processes.interrupt_on_signals()
+    engine = Engine.find(args.engine)  # an error here would be every network's
+    options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
+    options += ["--gpu", args.gpu] if args.gpu else []
+    began = time.monotonic()
+    with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
+        make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
+        with open_display() as display:
+            sweep = Sweep(
+                selection, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display
+            )
+            try:
+                sweep.run()
+            except KeyboardInterrupt:
+                sweep.stop()
+                raise
+        path, _ = write_results(recipe, args.runs)
+    total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
+    print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}")
+    if sweep.failed:
+        print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
+        for name, why in sweep.failed.items():
+            print(f"  {name}: {why}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def default_jobs(recipe: Recipe, gpu: str | None) -> int:
+    """One network at a time on a GPU; else as many as the cores that this process may use have room for."""
+    if gpu is not None or recipe.solver.get("solver_mode") == "GPU":
+        return 1
+    return max(1, processes.cores() // recipe.threads)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 @dataclass
@@ -92,11 +149,13 @@ class Job:
 class Sweep:
     """The networks of a recipe, on their way to done."""
 
-    def __init__(self, recipe: Recipe, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display):
+    def __init__(
+        self, selection: Selection, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display
+    ) -> None:
         """``options`` are the driver's that all networks share; ``jobs`` is how many are trained at a time."""
-        self.recipe, self.runs, self.data = recipe, runs, data
+        self.runs, self.data = runs, data
         self.options, self.jobs, self.display = options, jobs, display
-        self.networks = in_order(recipe)
+        self.networks = selection.networks
         self.waiting: list[Network] = []
         self.running: list[Job] = []
         self.done: set[str] = set()
@@ -202,121 +261,3 @@ class Sweep:
             left += (job.network.max_iter - (job.parser.log.iteration or 0)) * cost
         elapsed = time.monotonic() - self._began
         return left * elapsed / cost_done if cost_done and elapsed > 5 else None
-
-
-def run(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Make the data, train the networks, write the results."""
-    engine = Engine.find(args.engine)  # an error here would be every network's
-    options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
-    options += ["--gpu", args.gpu] if args.gpu else []
-    began = time.monotonic()
-    with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
-        make_data(recipe, args.data, _say, copies=not engine.reads_views)
-        with open_display() as display:
-            sweep = Sweep(recipe, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display)
-            try:
-                sweep.run()
-            except KeyboardInterrupt:
-                sweep.stop()
-                raise
-        path, _ = write_results(recipe, args.runs)
-    total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
-    print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}")
-    if sweep.failed:
-        print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
-        for name, why in sweep.failed.items():
-            print(f"  {name}: {why}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def default_jobs(recipe: Recipe, gpu: str | None) -> int:
-    """One network at a time on a GPU; else as many as the cores that this process may use have room for."""
-    if gpu is not None or recipe.solver.get("solver_mode") == "GPU":
-        return 1
-    return max(1, processes.cores() // recipe.threads)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _done_words(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> str:
-    """`done`, or that it would be another network by the recipe, or by its base, as they are now."""
-    try:
-        driver.require_unchanged(network, runs, data, done)
-    except UserError as error:
-        return f"done, but not as it would be now: {error}"
-    return "done"
-
-
-def plan(recipe: Recipe, runs: Path, data: Path) -> None:
-    """Print the networks in the order in which they are started, and which are done."""
-    print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
-    networks = in_order(recipe)
-    left = 0
-    for network in networks:
-        base, done = network.base.name if network.base else "-", driver.read_done(network, runs)
-        left += 0 if done else network.max_iter
-        state = f"  {_done_words(network, runs, data, done)}" if done else ""
-        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}{state}")
-    print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations, {left} of them to do")
-
-
-def status(recipe: Recipe, runs: Path, data: Path) -> None:
-    """Print how far each network is."""
-    done_count = 0
-    networks = in_order(recipe)
-    for network in networks:
-        done = driver.read_done(network, runs)
-        log = network.folder(runs) / driver.LOG
-        if done:
-            done_count += 1
-            words = _done_words(network, runs, data, done)
-            text = f"test accuracy {done['accuracy_final']:.4f}, {words}"
-        elif log.exists():
-            found = snapshots.iterations(network.folder(runs))
-            text = f"at iteration {read_log(log).iteration or 0} of {network.max_iter}, "
-            text += f"last snapshot {found[-1]}" if found else "no snapshot yet"
-        else:
-            text = "not started"
-        print(f"{network.name:24} {text}")
-    print(f"{done_count} of {len(networks)} networks are done")
-
-
-EXAMPLES = """examples:
-  python -m transfer_caffe.sweep plan --recipe demo
-  python -m transfer_caffe.sweep run --recipe demo --jobs 2
-  python -m transfer_caffe.sweep run --recipe paper --engine caffe
-"""
-
-
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
-    parser = ArgumentParser(
-        prog="python -m transfer_caffe.sweep",
-        description="Train all networks of a recipe.",
-        epilog=EXAMPLES,
-    )
-    parser.add_argument(
-        "command", choices=["plan", "run", "status"], help="show what there is to do; do it; show how far it is"
-    )
-    driver.add_common_arguments(parser)
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads; 1 on a GPU)"
-    )
-    args = parser.parse_args(argv)
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
-    recipe = load_recipe(args.recipe)
-    if args.command == "plan":
-        return plan(recipe, args.runs, args.data)
-    if args.command == "status":
-        return status(recipe, args.runs, args.data)
-    processes.interrupt_on_signals()
-    return run(recipe, args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Which networks of a recipe a command is about: all of them, or those that some patterns choose.
+
+    python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --split 'random*' --layers 3-5
+
+The bases that the chosen networks take their weights from are added: without these they cannot be trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transfer_caffe.errors import ArgumentParser, UserError
+from transfer_caffe.recipe import Network, Recipe
+from transfer_caffe.treatment import LAYERS, Treatment, expand
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Networks of a recipe in the order in which they are started, and which of them are there for others' sake."""
+
+    recipe: Recipe
+    networks: list[Network]
+    added: list[Network]
+    """The bases among ``networks`` that nobody chose, but that chosen ones need."""
+
+    def narrowed(self) -> Recipe:
+        """The recipe with nothing but these networks' splits and treatments: to make the data of these alone."""
+        treatments: dict[str, tuple[Treatment, ...]] = {}
+        for split in dict.fromkeys(network.split for network in self.networks):
+            of_split = (network.treatment for network in self.networks if network.split == split)
+            treatments[split] = tuple(dict.fromkeys(of_split))
+        return replace(self.recipe, treatments=treatments)
+
+    def words(self) -> str | None:
+        """What was chosen, for people; None if it is the whole recipe."""
+        total = len(self.recipe.networks())
+        if len(self.networks) == total:
+            return None
+        chosen = len(self.networks) - len(self.added)
+        text = f"{chosen} of the {total} networks of {self.recipe.name} are chosen"
+        return f"{text}, and added as bases: {', '.join(each.name for each in self.added)}" if self.added else text
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    """Which recipe, which of its networks, and where networks and data are."""
+    parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help="only treatments like this, as 'A*B+' or 'A{3-5}B' (several times: any of these)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--split", action="append", default=[], metavar="PATTERN", help="only splits like this, as natman or 'random*'"
+    )
+    parser.add_argument("--layers", metavar="N[-N]", help="only these n, as 3, 3-5 or 1,3-5 (0: the bases)")
+    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
+    parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")
+    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets are (default: data)")
+
+
+def selected(recipe: Recipe, args: argparse.Namespace) -> Selection:
+    """What the options of `add_recipe_arguments` choose."""
+    return select(recipe, args.only, args.split, args.layers, args.seed)
+
+
+def select(
+    recipe: Recipe, only: Sequence[str] = (), splits: Sequence[str] = (), layers: str | None = None,
+    seeds: Sequence[int] = (),
+) -> Selection:  # fmt: skip
+    """The networks that meet all of these, and the bases that they need. What is left out chooses everything.
+
+    ``only``: patterns of treatments (as a shell's, or with a list in braces, as in a recipe), ``splits``: patterns of
+    splits, ``layers``: numbers and ranges of n. UserError for a pattern that fits nothing, and if nothing is chosen.
+    """
+    every = recipe.networks()
+    treatments = list(dict.fromkeys(str(network.treatment) for network in every))
+    names = _any_of(treatments, only, "--only", f"treatments are {shown_treatments(recipe)}")
+    there = list(recipe.treatments)
+    among = _any_of(there, splits, "--split", f"its splits are {', '.join(there)}")
+    numbers = _numbers(layers) if layers is not None else range(LAYERS)
+    for seed in seeds:
+        if seed not in recipe.seeds:
+            raise UserError(
+                f"--seed {seed}: the recipe {recipe.name} has the seeds {', '.join(map(str, recipe.seeds))}"
+            )
+    chosen = [
+        network
+        for network in every
+        if str(network.treatment) in names
+        and network.split in among
+        and network.treatment.n in numbers
+        and (not seeds or network.seed in seeds)
+    ]
+    if not chosen:
+        given = [f"--only {each}" for each in only] + [f"--split {each}" for each in splits]
+        given += [f"--layers {layers}"] * (layers is not None) + [f"--seed {each}" for each in seeds]
+        has = "; ".join(f"{split}: {shown_treatments(recipe, split)}" for split in there if split in among)
+        raise UserError(f"{' '.join(given)}: no network of {recipe.name} is all of this; it has {has}")
+    picked = {network.name for network in chosen}
+    bases = {network.base.name: network.base for network in chosen if network.base}
+    added = [base for name, base in bases.items() if name not in picked]
+    return Selection(recipe, in_order([*chosen, *added]), in_order(added))
+
+
+def in_order(networks: Sequence[Network]) -> list[Network]:
+    """The networks in the order in which they are started: bases, then the longest first, so that all end together."""
+    return sorted(networks, key=lambda network: (not network.treatment.is_base, network.treatment.frozen))
+
+
+def _any_of(names: list[str], patterns: Sequence[str], option: str, has: str) -> set[str]:
+    """Those of the names that are like one of the patterns; all where there is none."""
+    found: set[str] = set() if patterns else set(names)
+    for pattern in patterns:
+        each = [str(treatment) for treatment in expand(pattern)] if "{" in pattern else [pattern]
+        fitting = {name for name in names if any(fnmatch.fnmatchcase(name, one) for one in each)}
+        if not fitting:
+            raise UserError(f"{option} {pattern}: nothing in this recipe is like that; {has}")
+        found |= fitting
+    return found
+
+
+def _numbers(layers: str) -> set[int]:
+    numbers: set[int] = set()
+    for item in layers.split(","):
+        ends = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", item)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not first <= last < LAYERS:
+            raise UserError(f"--layers {layers}: numbers and ranges from 0 to {LAYERS - 1} were expected, as 1,3-5")
+        numbers.update(range(first, last + 1))
+    return numbers
+
+
+def shown_treatments(recipe: Recipe, split: str | None = None) -> str:
+    """The treatments of a recipe, or of one of its splits, shortly: `baseA, A{1-7}B, A{1,3}B+`."""
+    groups: dict[tuple[str, str, bool], set[int]] = {}
+    for each in [split] if split else recipe.treatments:
+        for treatment in recipe.treatments[each]:
+            groups.setdefault((treatment.source, treatment.target, treatment.finetuned), set()).add(treatment.n)
+    return ", ".join(_shown(source, target, plus, sorted(ns)) for (source, target, plus), ns in groups.items())
+
+
+def _shown(source: str, target: str, finetuned: bool, numbers: list[int]) -> str:
+    if len(numbers) == 1:
+        return str(Treatment(source, numbers[0], target, finetuned))
+    whole = len(numbers) == numbers[-1] - numbers[0] + 1
+    listed = f"{numbers[0]}-{numbers[-1]}" if whole else _listed(numbers, ",")
+    return f"{source}{{{listed}}}{target}{'+' if finetuned else ''}"
+
+
+def _listed(numbers: Sequence[int], comma: str = ", ") -> str:
+    return comma.join(str(number) for number in numbers)
