@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import processes, snapshots
+from transfer_caffe import processes, snapshots, started
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_record, sha256, sync, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, SettingsDiffer, layers_with_weights, render
@@ -30,11 +30,11 @@ from transfer_caffe.log import START, Log, LogParser, read_log
 from transfer_caffe.processes import Engine
 from transfer_caffe.proto.caffe_pb2 import LayerParameter
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import curve_csv, now_utc, record
+from transfer_caffe.record import curve_csv, record
 from transfer_caffe.surgery import take_over
 from transfer_caffe.treatment import Treatment
 
-DONE, CURVE, LOG, STARTED, SURGERY = "done.json", "curve.csv", "train.log", "started.json", "surgery.json"
+DONE, CURVE, LOG, SURGERY = "done.json", "curve.csv", "train.log", "surgery.json"
 
 Say = Callable[[str], None]
 
@@ -74,7 +74,7 @@ def train(
         expected = snapshots.Expected(_outputs(layers), network.random_seed, network.max_iter)
         require_labels(network, data, layers[-1].inner_product_param.num_output)
         snapshots.remove_partial(folder)
-        require_same_engine(network, folder, engine, gpu)
+        started.require_same(network, folder, engine, data)
 
         # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
         argv = [*engine.argv, "train", "--solver", SOLVER]
@@ -91,11 +91,13 @@ def train(
             argv += ["--gpu", gpu]
 
         # 3. Training
+        started.begin_run(folder, iteration or 0, gpu)
         try:
             written = functools.partial(look_after_snapshots, network, folder, expected, say)
             code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, written, say)
         finally:
             snapshots.keep_checksums(folder)
+            started.end_run(folder)
         log = read_log(folder / LOG)
 
         # 4. Is it what it should be?
@@ -106,9 +108,8 @@ def train(
         # 5. Done
         write_text(folder / CURVE, curve_csv(log.rows()))
         snapshots.thin(folder, network.max_iter, network.recipe.snapshots_kept(done=True))
-        started = read_record(folder / STARTED, {"started": str}, "start anew with --restart")["started"]
-        done = record(network, folder, data, engine.name, started, log)
-        done |= {"frozen_layers": frozen, "base_sha256": base_sha, "resumed_from": log.resumed_from}
+        done = record(network, folder, data, engine, started.read(folder), log)
+        done |= {"frozen_layers": frozen, "base_sha256": base_sha}
         write_json(folder / DONE, done)
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done
@@ -177,22 +178,6 @@ def set_aside(folder: Path, say: Say) -> None:
         number += 1
     os.rename(folder, old)
     say(f"the old folder is now {old}")
-
-
-def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str | None) -> None:
-    """UserError if the network was started with another engine or number of threads: its bytes depend on both."""
-    now = {"engine": engine.name, "gpu": gpu, "threads": network.recipe.threads}
-    path = folder / STARTED
-    if not path.exists():
-        write_json(path, {**now, "started": now_utc()})
-        return
-    started = read_record(path, {"engine": str, "threads": int}, "start the network anew with --restart")
-    for key, value in now.items():
-        if started.get(key) != value:
-            raise UserError(
-                f"{path}: {network.name} was started with {key} {started.get(key)}, not {value}; go on with that, "
-                "or start it anew with --restart"
-            )
 
 
 def surgery(network: Network, runs: Path, folder: Path) -> str:

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import math
 import os
 import re
@@ -178,6 +179,15 @@ class Recipe:
             "seeds": list(self.seeds),
             "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
         }
+
+    def sha256(self) -> str:
+        """The checksum of what a recipe says about its networks: of `settings` as JSON, keys sorted, without spaces.
+
+        How many snapshots are kept changes no network, and is left out.
+        """
+        settings = {key: value for key, value in self.settings().items() if key != "keep_snapshots"}
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
