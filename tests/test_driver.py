@@ -273,7 +273,7 @@ def test_changed_settings_are_refused_until_restart(capsys):
     Path("small.yaml").write_text(RECIPE.replace("base_lr: 0.5", "base_lr: 0.25"))
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert "`base_lr: 0.5` is there, not `base_lr: 0.25`" in error and "--restart" in error
+    assert "base_lr is 0.5 in the folder and 0.25 by the recipe" in error and "--restart" in error
     assert drive("baseA", more=("--restart",)) == 0
     assert (RUNS / "random0-baseA-s0.old1" / "done.json").exists()
     assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25

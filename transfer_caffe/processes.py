@@ -119,11 +119,16 @@ def _dies_with(parent: int) -> Callable[[], None]:
     return ask
 
 
+class Busy(Exception):
+    """Somebody else is at work, and this process was told not to wait: who, in one line. Exit code 75."""
+
+
 @contextlib.contextmanager
-def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
+def lock(path: Path, what: str, say: Callable[[str], None], wait: bool = True) -> Iterator[int]:
     """Hold the lock file ``path``, waiting for whoever holds it; yields its descriptor, for children to inherit.
 
-    The kernel gives the lock up when all that hold the descriptor have ended, so a kill leaves no stale lock.
+    The kernel gives the lock up when all that hold the descriptor have ended, so a kill leaves no stale lock. Without
+    ``wait`` a lock that is held raises Busy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -132,10 +137,13 @@ def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            if not wait:
+                raise Busy(f"{what}: {holder} is at work on it; not waiting") from None
             say(f"{what}: {holder} is at work on it; waiting until it ends")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is a courtesy; on a full disk the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
