@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_world import RECIPE, fake_engine, make_world
 
-from transfer_caffe import driver, sweep
+from transfer_caffe import sweep
 from transfer_caffe.display import State, duration
 from transfer_caffe.files import sha256
 from transfer_caffe.recipe import load_recipe
@@ -147,16 +147,6 @@ def test_status_tells_what_is_done_and_what_is_not_started(capsys):
     assert run(fake_engine("early")) == 1
     assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
     assert "at iteration 1 of 8, last snapshot 2" in capsys.readouterr().out
-
-
-def test_plan_lists_the_networks_and_trains_none(capsys):
-    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
-    out = capsys.readouterr().out
-    assert "random0-baseA-s0" in out and "6 networks, 48 iterations, 48 of them to do" in out
-    assert not RUNS.exists()
-    assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine()]) == 0
-    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
-    assert "48 iterations, 40 of them to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--engine", "no-such-caffe"], ["--recipe", "no-such-recipe"]])

@@ -27,7 +27,7 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
-from transfer_caffe.sweep.plan import COST
+from transfer_caffe.sweep.cost import COST
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 
 SUMMARY = "make the data, train the networks, write results.csv"
