@@ -131,15 +131,12 @@ def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
     return done
 
 
-def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any], weights: bool = True) -> None:
-    """UserError if a network that is done would be another one by the recipe, or by its base, as they are now.
-
-    ``weights``: read its final weights as well, which for 500 large networks takes many minutes.
-    """
+def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> None:
+    """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
     folder = network.folder(runs)
     render_here(network, folder, data)
     final = snapshots.weights_path(folder, network.max_iter)
-    if weights and final.exists() and sha256(final) != done["sha256"]["final"]:
+    if final.exists() and sha256(final) != done["sha256"]["final"]:
         raise UserError(
             f"{final}: damaged or replaced: not the weights that {DONE} tells of; take a copy that is whole, or train "
             f"{network.name} anew with --restart"

@@ -27,6 +27,7 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
+from transfer_caffe.sweep import slurm
 from transfer_caffe.sweep.cost import COST
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 
@@ -34,6 +35,7 @@ SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep run --recipe demo --jobs 2
   python -m transfer_caffe.sweep run --recipe paper --engine caffe
+  python -m transfer_caffe.sweep run --recipe paper --slurm --partition gpu --time 24:00:00
 """
 
 
@@ -49,6 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads; 1 on a GPU)"
     )
+    slurm.add_slurm_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -59,6 +62,9 @@ def main(args: argparse.Namespace) -> int:
     selection = selected(recipe, args)
     if words := selection.words():
         _say(words)
+    if args.slurm:
+        return slurm.main(selection, args)
+    slurm.refuse_without_slurm(args)
     processes.interrupt_on_signals()
     engine = Engine.find(args.engine)  # an error here would be every network's
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]

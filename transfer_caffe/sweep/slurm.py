@@ -13,16 +13,18 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from transfer_caffe import driver, processes
 from transfer_caffe import data as data_stage
+from transfer_caffe import processes
 from transfer_caffe.errors import ArgumentParser, UserError
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe
 from transfer_caffe.slurm_settings import SlurmSettings, flags
 from transfer_caffe.sweep import job_script, queue
+from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import Selection
 
 DATA = "data"
@@ -65,16 +67,14 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
     if args.jobs is not None:
         raise UserError("--jobs: with --slurm it is Slurm that says how many networks are trained at a time")
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
-    with processes.lock(args.runs / recipe.name / ".submit.lock", f"submitting {recipe.name}", _say):
+    with submit_lock(recipe, args.runs):
         return Pass(selection, args, settings, copies=not engine.reads_views).run()
 
 
 class Pass:
     """One submit pass. Only for who holds the sweep's lock."""
 
-    def __init__(
-        self, selection: Selection, args: argparse.Namespace, settings: SlurmSettings, copies: bool
-    ) -> None:
+    def __init__(self, selection: Selection, args: argparse.Namespace, settings: SlurmSettings, copies: bool) -> None:
         """``copies``: the engine reads no views."""
         self.selection, self.recipe, self.settings, self.copies = selection, selection.recipe, settings, copies
         self.args = args
@@ -99,8 +99,13 @@ class Pass:
                     continue
                 if (base := network.base) and base.name in wrong:
                     raise UserError(f"not submitted: its base {base.name} is not in order")
-                if self._is_done(network):
+                state = look(network, self.runs)
+                if state.word == "done":
                     done.add(network.name)
+                elif state.word in ("changed", "damaged"):
+                    raise UserError(
+                        f"{state.words(network)}; take that back, or start it anew by the driver's --restart"
+                    )
                 else:
                     todo.append(network)
             except UserError as error:
@@ -125,13 +130,6 @@ class Pass:
         for name, why in wrong.items():
             print(f"  {name}: {why}", file=sys.stderr)
         return 1 if wrong else 0
-
-    def _is_done(self, network: Network) -> bool:
-        """UserError if it is done, but would be another network by the recipe or its base as they are now."""
-        done = driver.read_done(network, self.runs)
-        if done:
-            driver.require_unchanged(network, self.runs, self.args.data, done, weights=False)
-        return done is not None
 
     def _data(self, live: dict[str, int]) -> int | None:
         """The job on which networks without a base in the queue depend: the data's, where data is missing."""
@@ -168,6 +166,11 @@ class Pass:
         self.submitted += 1
         _say(f"{name}: job {job}" + (f", after {parent}" if parent else ""))
         return job
+
+
+def submit_lock(recipe: Recipe, runs: Path) -> AbstractContextManager[int]:
+    """What keeps two passes, or a pass and a cancellation, from each other's way."""
+    return processes.lock(runs / recipe.name / ".submit.lock", f"the queue of {recipe.name}", _say)
 
 
 def gpus_of(recipe: Recipe, settings: SlurmSettings, gpu: str | None) -> int:
