@@ -98,7 +98,7 @@ def _why(text: str, node: str) -> str | None:
     if own:
         return own[-1]
     if any(line.endswith(": interrupted") for line in lines):
-        return "stopped, after a snapshot"
+        return "stopped"
     if end:
         return f"ended with exit code {end[1]} on {node}"
     return f"its job ended without a word (killed, or its node {node} was lost)"

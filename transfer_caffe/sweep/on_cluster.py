@@ -47,6 +47,8 @@ class Cluster:
         if job and job.live:
             return self._live(network, job)
         if (told := self._log(network.recipe, network.name)) is None:
+            if job and job.state == "CANCELLED":
+                return "stopped", "cancelled before it began"
             if job and job.state in _ENDED:
                 return "failed", f"FAILED before it began: {_ENDED[job.state]}"
             return None
@@ -55,10 +57,10 @@ class Cluster:
         train_log = network.folder(self.runs) / driver.LOG
         if train_log.exists() and train_log.stat().st_mtime > self._path(network).stat().st_mtime + 2:
             return None  # it was trained otherwise since then
-        why = told.why
+        why = told.why and told.why.removeprefix(f"{network.name}: ")
         if job and job.id == told.job and job.state in _ENDED and (why is None or "without a word" in why):
             why = _ENDED[job.state]
-        if why in ("cancelled", "stopped, after a snapshot"):
+        if why in ("cancelled", "stopped"):
             return "stopped", f"{why} (job {told.job})"
         return "failed", f"FAILED: {why or 'its job ended well, but it is not done'} (job {told.job}, {told.node})"
 
