@@ -2,8 +2,8 @@
 
     python tests/held_engine.py train --solver solver.prototxt
 
-It waits before iteration 15 while there is a file hold/NETWORK in the folder that holds runs/ (hold/NETWORK.there
-then says that it does), until it is told to stop; and fails while the file fail/NETWORK has lines, of which it takes one.
+It waits before iteration 15 while there is a file hold/NETWORK in the folder that holds runs/, until it is told to
+stop; hold/NETWORK.there then says that it waits. It fails while fail/NETWORK has lines, of which it takes one.
 """
 
 import sys

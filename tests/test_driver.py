@@ -32,7 +32,7 @@ def _world(tmp_path, monkeypatch):
     folder.mkdir()
     make_world(folder)
     monkeypatch.chdir(folder)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -393,13 +393,23 @@ def gone(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
     process = start_driver("baseA", "slow")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "stopping: the engine writes a snapshot" in out
+    assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_signals_that_a_scheduler_sends_to_everyone_and_twice_still_leave_a_snapshot():
+    process = start_driver("baseA", "slow")
+    os.kill(engine_pid(), signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
 
 

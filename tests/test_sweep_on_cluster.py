@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, monkeypatch, cluster):
     """A folder whose name a shell must not read, made the current one; Slurm's commands speak to the cluster."""
-    folder = tmp_path / "it's \"here\" $HOME 100%j"
+    folder = tmp_path / 'it\'s "here" $HOME 100%j'
     folder.mkdir()
     make_world(folder)
     monkeypatch.chdir(folder)
@@ -101,7 +101,9 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def jobs() -> dict[str, queue.Job]:
-    return {name: job for name, job in queue.jobs(queue.tag(load_recipe("tiny.yaml"), Path("runs"))).items() if job.live}
+    return {
+        name: job for name, job in queue.jobs(queue.tag(load_recipe("tiny.yaml"), Path("runs"))).items() if job.live
+    }
 
 
 def log(name: str) -> str:

@@ -12,11 +12,11 @@ import argparse
 import time
 
 from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser
+from transfer_caffe.errors import ArgumentParser, UserError
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.sweep import queue
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
-from transfer_caffe.sweep.slurm import DATA, submit_lock
+from transfer_caffe.sweep.slurm import DATA, log_folder, submit_lock
 
 SUMMARY = "cancel a sweep's jobs on a cluster; those in training write a snapshot first"
 EXAMPLES = """examples:
@@ -40,6 +40,8 @@ def main(args: argparse.Namespace) -> None:
     names = {network.name for network in selection.networks} - added  # nobody asked for the others' bases to be stopped
     if selection.words() is None:
         names.add(DATA)
+    if not (folder := log_folder(recipe, args.runs)).is_dir():
+        raise UserError(f"{folder}: no such folder: no jobs of {recipe.name} were submitted for these --runs")
     processes.interrupt_on_signals()
     with submit_lock(recipe, args.runs):  # else a submit pass would go on with dependencies on what is cancelled here
         ended, hurried = _cancel(queue.tag(recipe, args.runs), names, recipe.slurm.signal_seconds)

@@ -66,6 +66,10 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
     recipe = selection.recipe
     if args.jobs is not None:
         raise UserError("--jobs: with --slurm it is Slurm that says how many networks are trained at a time")
+    if args.gpu is not None:
+        raise UserError(
+            "--gpu: with --slurm each job gets the GPU that Slurm gives it; `gpus` in the recipe says if one"
+        )
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
     with submit_lock(recipe, args.runs):
         return Pass(selection, args, settings, copies=not engine.reads_views).run()
@@ -148,11 +152,19 @@ class Pass:
     def _network(self, network: Network) -> tuple[str, int]:
         """The script of a network's job, and how many GPUs it asks for."""
         args = self.args
-        gpus = gpus_of(self.recipe, self.settings, args.gpu)
+        gpus = gpus_of(self.recipe, self.settings)
         where = ["--recipe", args.recipe, "--runs", str(args.runs)]
         argv = [sys.executable, "-m", "transfer_caffe.driver", *where, "--data", str(args.data)]
-        argv += ["--engine", args.engine, *(["--gpu", args.gpu] if args.gpu else [])]
-        argv += ["--split", network.split, "--treatment", str(network.treatment), "--seed", str(network.seed)]
+        argv += [
+            "--engine",
+            args.engine,
+            "--split",
+            network.split,
+            "--treatment",
+            str(network.treatment),
+            "--seed",
+            str(network.seed),
+        ]
         return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
     def _submit(self, name: str, script: str, gpus: int, parent: int | None) -> int:
@@ -173,11 +185,11 @@ def submit_lock(recipe: Recipe, runs: Path) -> AbstractContextManager[int]:
     return processes.lock(runs / recipe.name / ".submit.lock", f"the queue of {recipe.name}", _say)
 
 
-def gpus_of(recipe: Recipe, settings: SlurmSettings, gpu: str | None) -> int:
+def gpus_of(recipe: Recipe, settings: SlurmSettings) -> int:
     """How many GPUs a network's job asks for: what the settings say, or one unless it is trained on the CPU."""
     if settings.gpus is not None:
         return settings.gpus
-    return 1 if gpu is not None or recipe.solver.get("solver_mode", "GPU") == "GPU" else 0
+    return 1 if recipe.solver.get("solver_mode", "GPU") == "GPU" else 0
 
 
 def log_folder(recipe: Recipe, runs: Path) -> Path:
