@@ -19,6 +19,12 @@ def install(folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
+def options(argv: list[str]) -> dict[str, str]:
+    """The flags of a command line, --NAME=VALUE, by their names."""
+    pairs = (flag.removeprefix("--").partition("=") for flag in argv)
+    return {name: value for name, _, value in pairs}
+
+
 def main() -> int:
     here, name, argv = Path(sys.argv[0]).parent, Path(sys.argv[0]).name, sys.argv[1:]
     queue = json.loads((here / "queue.json").read_text()) if (here / "queue.json").exists() else []
@@ -30,9 +36,8 @@ def main() -> int:
             sys.stderr.write("sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
             sys.stderr.write("sbatch: error: Batch job submission failed: Job violates accounting/QOS policy\n")
             return 1
-        options = dict(flag.removeprefix("--").partition("=")[::2] for flag in argv)
-        number = 100 + len(queue)
-        queue.append([number, "PENDING", "", options["job-name"], "Priority", options["comment"]])
+        said, number = options(argv), 100 + len(queue)
+        queue.append([number, "PENDING", "", said["job-name"], "Priority", said["comment"]])
         print(number)
     elif name == "squeue":
         for job in queue:

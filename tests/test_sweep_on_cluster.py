@@ -1,5 +1,6 @@
 """A sweep on a real Slurm of three pretended nodes, under what happens to clusters: the weights come out the same."""
 
+import itertools
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from transfer_caffe.sweep import queue
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no private Slurm: {why_not()}")
 
-# a cpu and a half a node would do; two keep it at one job a node, so that the nodes can be told apart
+# 3 of a node's 4 processors: one job a node, so that a node is killed for one job alone
 RECIPE = """\
 name: tiny
 dataset: data/shapes
@@ -101,9 +102,8 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def jobs() -> dict[str, queue.Job]:
-    return {
-        name: job for name, job in queue.jobs(queue.tag(load_recipe("tiny.yaml"), Path("runs"))).items() if job.live
-    }
+    tag = queue.tag(load_recipe("tiny.yaml"), Path("runs"))
+    return {name: job for name, job in queue.jobs(tag).items() if job.live}
 
 
 def log(name: str) -> str:
@@ -133,9 +133,9 @@ def require_trained_once(name: str) -> None:
     runs = re.split(r"^.*\] Starting .*$", (RUNS / name / "train.log").read_text(), flags=re.MULTILINE)[1:]
     trained = [[int(number) for number in re.findall(r"Iteration (\d+), lr = ", run)] for run in runs]
     for each in trained:  # two at once would mix their lines
-        assert each == list(range(each[0], each[0] + len(each))) if each else True, trained
+        assert not each or each == list(range(each[0], each[0] + len(each))), trained
     begun = [each for each in trained if each]
-    for before, after in zip(begun, begun[1:], strict=False):
+    for before, after in itertools.pairwise(begun):
         assert before[-1] - 5 < after[0] <= before[-1] + 1, trained  # 5: iterations between snapshots
     assert begun[-1][-1] == 19
 

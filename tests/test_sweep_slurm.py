@@ -44,7 +44,7 @@ def calls(program: str = "sbatch") -> list[dict]:
 
 def submitted() -> dict[str, dict[str, str]]:
     """The flags of the jobs that were submitted, by the jobs' names, in their order."""
-    every = [dict(flag.removeprefix("--").partition("=")[::2] for flag in call["argv"]) for call in calls()]
+    every = [fake_slurm.options(call["argv"]) for call in calls()]
     return {flags["job-name"]: flags for flags in every}
 
 
@@ -233,7 +233,7 @@ STARTS = "transfer_caffe: job 12 starts on node3, 2026-01-01T00:00:00Z\n"
     ("log", "why"),
     [
         ("slurmstepd: error: Detected 1 oom_kill event in StepId=12.batch. Some of the step tasks\n", "out of memory"),
-        ("slurmstepd: error: *** JOB 12 ON node3 CANCELLED AT 2026-01-01T01:00:00 DUE TO TIME LIMIT ***\n", "time limit"),
+        ("slurmstepd: error: *** JOB 12 ON node3 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n", "its time limit"),
         ("slurmstepd: error: *** JOB 12 ON node3 CANCELLED AT 2026 DUE TO NODE FAILURE, SEE LOG ***\n", "node3 failed"),
         ("slurmstepd: error: *** JOB 12 ON node3 CANCELLED AT 2026 DUE TO PREEMPTION ***\n", "preempted on node3"),
         ("slurmstepd: error: *** JOB 12 ON node3 CANCELLED AT 2026-01-01T01:00:00 ***\n", "cancelled"),

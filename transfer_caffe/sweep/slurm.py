@@ -67,9 +67,7 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
     if args.jobs is not None:
         raise UserError("--jobs: with --slurm it is Slurm that says how many networks are trained at a time")
     if args.gpu is not None:
-        raise UserError(
-            "--gpu: with --slurm each job gets the GPU that Slurm gives it; `gpus` in the recipe says if one"
-        )
+        raise UserError("--gpu: with --slurm a job has the GPU that Slurm gives it, if the recipe's `gpus` is not 0")
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
     with submit_lock(recipe, args.runs):
         return Pass(selection, args, settings, copies=not engine.reads_views).run()
@@ -155,16 +153,8 @@ class Pass:
         gpus = gpus_of(self.recipe, self.settings)
         where = ["--recipe", args.recipe, "--runs", str(args.runs)]
         argv = [sys.executable, "-m", "transfer_caffe.driver", *where, "--data", str(args.data)]
-        argv += [
-            "--engine",
-            args.engine,
-            "--split",
-            network.split,
-            "--treatment",
-            str(network.treatment),
-            "--seed",
-            str(network.seed),
-        ]
+        argv += ["--engine", args.engine, "--split", network.split]
+        argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
         return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
     def _submit(self, name: str, script: str, gpus: int, parent: int | None) -> int:
