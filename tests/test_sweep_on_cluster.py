@@ -201,7 +201,9 @@ def test_a_network_longer_than_the_time_limit_takes_several_jobs(cluster, world,
     assert sweep.main(command("--slurm", "--only", "base", "--split", "whole")) == 0
     wait_for(lambda: len(weights(world)) == 1, 100, lambda: f"the end: {jobs()} {log(BASE)}")
     assert weights(world)[BASE] == undisturbed[BASE]
-    assert "its time limit is near" in log(BASE) and log(BASE).count(" starts on ") == 2
+    # twice, or more often where the warning came while Python was starting
+    assert "its time limit is near" in log(BASE) and log(BASE).count(" starts on ") >= 2
+    assert read_json(RUNS / BASE / "started.json")["runs"][-1]["from_iteration"] == 16
     require_trained_once(BASE)
 
 
