@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -254,3 +255,17 @@ def test_a_failure_is_told_with_its_reason_and_takes_along_what_needs_it(cluster
     assert re.search(rf"{BASE_B} +FAILED: the engine failed.*not today.* \(job \d+, node\d\)", out), out
     assert re.search(r"random0-B3B-s0 +cancelled before it began; to do", out), out
     assert "1 failed, 1 stopped" in out
+
+
+def test_a_submit_pass_over_580_networks_takes_seconds(cluster, world, capsys):
+    for part in ("train", "val"):
+        write_text(f"data/ilsvrc2012/{part}.txt", "1.jpg 0\n")
+    argv = ["--recipe", "balanced", "--slurm", "--sbatch=--cpus-per-task=1 --mem=100M --begin=now+1hour"]
+    began = time.monotonic()
+    assert sweep.main(["run", *argv]) == 0
+    assert time.monotonic() - began < 30  # 3 s on an idle machine
+    assert len(cluster.ask("squeue", "-h", "-o", "%i").split()) == 581  # and the data
+    assert sweep.main(["run", *argv]) == 0
+    assert "580 in the queue before, 0 submitted now" in capsys.readouterr().out
+    assert sweep.main(["cancel", "--recipe", "balanced"]) == 0
+    assert not cluster.ask("squeue", "-h", "-o", "%i")
