@@ -8,6 +8,7 @@ RUNS    ?= runs
 REPORT  ?= report
 ENGINE  ?= embedded
 JOBS    ?=
+GPU     ?=
 # on a cluster: SLURM=1, and what its jobs ask for, where the recipe does not say it
 SLURM   ?=
 PARTITION ?=
@@ -28,7 +29,7 @@ NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
 READY = .venv/ready
 SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" \
-        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(SLURM),--slurm \
+        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(GPU),--gpu "$(GPU)") $(if $(SLURM),--slurm \
         $(if $(PARTITION),--partition "$(PARTITION)") $(if $(ACCOUNT),--account "$(ACCOUNT)") \
         $(if $(TIME),--time "$(TIME)") $(if $(SBATCH),--sbatch="$(SBATCH)"))
 PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
@@ -103,8 +104,9 @@ split-natman: $(READY)   ## TRAIN and VAL lists cut into man-made (A) and natura
 split-reduced: $(READY)  ## the first K images of each class of TRAIN
 	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(LISTS)/reduced$(K)"
 
-plan: $(READY)      ## the networks of RECIPE, and what is done
-	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --runs "$(RUNS)"
+plan: $(READY)      ## the networks of RECIPE, what they cost (MEASURE=1: in hours; GPUS=8: on 8 of them), what is done
+	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" --engine "$(ENGINE)" \
+	  $(if $(MEASURE),--measure) $(if $(GPUS),--gpus $(GPUS))
 
 sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped (SLURM=1: by jobs on a cluster)
 	@$(SWEEP)

@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_world import RECIPE, fake_engine, make_world
@@ -81,7 +82,10 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     )
     assert run() == 1
     error = capsys.readouterr().err
-    assert "random0-baseA-s0: runs/small/random0-baseA-s0/solver.prototxt exists and differs" in error
+    assert (
+        "random0-baseA-s0: done, but not as it would be now: solver.base_lr was 0.5 and is 1; take that back" in error
+    )
+    assert "python -m transfer_caffe.driver --recipe small.yaml --split random0 --treatment baseA --restart" in error
     assert "random0-A4B-s0: not started" in error
     assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
     assert "done, but not as it would be now" in capsys.readouterr().out
@@ -173,9 +177,18 @@ def notes() -> list[list[str]]:
 
 def test_on_gpus_each_network_has_one_for_itself(monkeypatch, tmp_path, capsys):
     gpus_of_the_machine(monkeypatch, tmp_path, 3)
+    held: list[int] = []
+    really_start = processes.start
+
+    def start(*args: Any, keep_open: tuple[int, ...], **more: Any) -> subprocess.Popen[bytes]:
+        held.append(len(keep_open))
+        return really_start(*args, keep_open=keep_open, **more)
+
+    monkeypatch.setattr(local.processes, "start", start)
     argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes")]
     assert sweep.main([*argv, "--gpu", "0,2"]) == 0
     assert len(notes()) == 6
+    assert held == [1] * 6  # each holds the lock of its GPU
     assert {seen for _, seen, _ in notes()} == {"GPU-0", "GPU-2"}
     assert {gpu for _, _, gpu in notes()} == {"0"}  # of those that it sees
     assert sweep.main([*argv, "--gpu", "3"]) == 2

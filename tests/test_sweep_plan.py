@@ -180,6 +180,24 @@ def test_what_does_not_change_the_training_leaves_a_done_network_done(world, cap
     assert plan_json(capsys)["networks"][0]["state"] == "done"
 
 
+def test_solver_settings_of_a_split_change_the_networks_of_that_split_alone(world, capsys):
+    for treatment in ("baseA", "base"):
+        assert driver.main(["--recipe", "small.yaml", "--treatment", treatment, "--engine", fake_engine()]) == 0
+    capsys.readouterr()
+    Path("small.yaml").write_text(RECIPE + "solver_for: {'random*': {base_lr: 3}}\n")
+    notes = {item["name"]: item["note"] for item in plan_json(capsys)["networks"] if item["state"] != "to do"}
+    assert notes == {"random0-baseA-s0": "solver.base_lr was 0.5 and is 3", "whole-base-s0": ""}
+
+
+def test_a_snapshot_beyond_the_last_iteration_saves_nothing(world, capsys):
+    assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine("quits")]) == 1
+    folder = Path("runs/small/random0-baseA-s0/snapshots")
+    (folder / "net_iter_12.solverstate").write_bytes(b"")
+    capsys.readouterr()
+    first = plan_json(capsys, "--seconds-per-iteration", "1")["networks"][0]
+    assert first["state"] == "started" and first["hours_left"] == first["hours"]
+
+
 def test_a_network_whose_base_was_trained_anew_is_changed(world, capsys):
     for treatment in ("baseA", "A3B"):
         assert driver.main(["--recipe", "small.yaml", "--treatment", treatment, "--engine", fake_engine()]) == 0

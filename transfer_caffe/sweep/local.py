@@ -31,8 +31,10 @@ from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
 from transfer_caffe.sweep import slurm
 from transfer_caffe.sweep.cost import COST, Work, makespan
+from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 from transfer_caffe.sweep.slots import CpuSlots, Gpu, GpuSlots, Slot, Slots, choose, find_gpus
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
@@ -99,6 +101,10 @@ def main(args: argparse.Namespace) -> int:
         path, _ = write_results(recipe, args.runs)
     total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
     print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}", flush=True)
+    for network in sweep.networks:
+        if network.name in sweep.done:
+            for remark in remarks_of(network, args.runs, args.data):
+                print(f"! {network.name}: {remark}", flush=True)
     if not sweep.failed:
         return 0
     print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
@@ -208,15 +214,16 @@ class Sweep:
     def run(self) -> None:
         """Train until nothing is left that can be."""
         for network in self.networks:
-            try:
-                done = driver.read_done(network, self.runs)
-                if done:
-                    driver.require_unchanged(network, self.runs, self.data, done)
-                    self.done.add(network.name)
-                else:
-                    self.waiting.append(network)
-            except UserError as error:
-                self._fail(network, str(error))
+            state = look(network, self.runs)
+            if state.word == "done":
+                self.done.add(network.name)
+            elif state.word == "changed":
+                again = f"python -m transfer_caffe.driver {driver.arguments_of(network)} --restart"
+                self._fail(network, f"{state.words(network)}; take that back, or set it aside and train anew: {again}")
+            elif state.word == "damaged":
+                self._fail(network, state.note)
+            else:
+                self.waiting.append(network)
         if self.done and self.waiting:
             self.display.event(f"{len(self.done)} of {len(self.networks)} networks are done already")
         while True:

@@ -1,4 +1,6 @@
-"""`sweep status`: how far each network of a recipe is, told from its files and, on a cluster, from Slurm's queue.
+"""`sweep status`: how far each network of a recipe is, and what is odd about it.
+
+Told from its files and, on a cluster, from Slurm's queue:
 
 python -m transfer_caffe.sweep status --recipe demo
 """
@@ -13,6 +15,7 @@ from transfer_caffe.recipe import load_recipe
 from transfer_caffe.sweep import on_cluster
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "show how far each network is"
 EXAMPLES = """examples:
@@ -45,6 +48,8 @@ def main(args: argparse.Namespace) -> None:
             words[said[0]] += 1
             text = f"{said[1]}; {text}"
         print(f"{network.name:{wide}} {text}")
+        for remark in remarks_of(network, args.runs, args.data):
+            print(f"{'':{wide}} ! {remark}")
     others = "".join(f", {count} {word}" for word, count in sorted(words.items()))
     print(f"{done_count} of {len(networks)} networks are done{others}")
     if cluster:
