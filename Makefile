@@ -8,6 +8,7 @@ RUNS    ?= runs
 REPORT  ?= report
 ENGINE  ?= embedded
 JOBS    ?=
+GPU     ?=
 SEED    ?= 0
 K       ?= 100
 # the lists that the split targets cut, and a class file with groups; the halves go to a folder beside TRAIN
@@ -22,7 +23,7 @@ NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
 READY = .venv/ready
 SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" \
-        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS))
+        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(GPU),--gpu "$(GPU)")
 PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
   "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
 SPLIT = "$(PY)" -m data_prep.split
@@ -95,8 +96,9 @@ split-natman: $(READY)   ## TRAIN and VAL lists cut into man-made (A) and natura
 split-reduced: $(READY)  ## the first K images of each class of TRAIN
 	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(LISTS)/reduced$(K)"
 
-plan: $(READY)      ## the networks of RECIPE, and what is done
-	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --runs "$(RUNS)"
+plan: $(READY)      ## the networks of RECIPE, what they cost (MEASURE=1: in hours; GPUS=8: on 8 of them), what is done
+	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" --engine "$(ENGINE)" \
+	  $(if $(MEASURE),--measure) $(if $(GPUS),--gpus $(GPUS))
 
 sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped
 	@$(SWEEP)

@@ -6,7 +6,8 @@ The weights are a function of seed and iteration alone, so that an interrupted r
 Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
 folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
 silent (no `Optimization Done.`), quits (exit 0 amid training), rots (the last weights are not finite, the losses are),
-untested (no last test), cpu (it knows no --gpu), unsealed (snapshots without a checksum, as real Caffe writes them).
+untested (no last test), cpu (it knows no --gpu), deaf (it goes on when told to stop), notes (a line a start, in `notes`
+beside runs/: which GPU it sees), unsealed (snapshots without a checksum, as real Caffe writes them).
 """
 
 import argparse
@@ -41,9 +42,13 @@ def main() -> int:
     def interrupted(*_: object) -> None:
         if stop:
             os._exit(9)  # twice told to stop
-        stop.append(1)
+        if "deaf" not in bad:
+            stop.append(1)
 
     signal.signal(signal.SIGINT, interrupted)
+    if "notes" in bad:
+        with GO.with_name("notes").open("a") as notes:
+            notes.write(f"{Path.cwd().name} {os.environ.get('CUDA_VISIBLE_DEVICES')} {args.gpu}\n")
 
     solver = read_text(args.solver, SolverParameter())
     net = read_text(solver.net, NetParameter())

@@ -4,18 +4,23 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_world import RECIPE, fake_engine, make_world
 
-from transfer_caffe import driver, sweep
-from transfer_caffe.display import State, duration
+from transfer_caffe import processes, sweep
+from transfer_caffe.display import Running, State, duration
 from transfer_caffe.files import sha256
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.results import read_results
+from transfer_caffe.sweep import local
 from transfer_caffe.sweep.selection import in_order
+from transfer_caffe.sweep.slots import Gpu, GpuSlots
 
 RUNS = Path("runs/small")
 
@@ -77,7 +82,10 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     )
     assert run() == 1
     error = capsys.readouterr().err
-    assert "random0-baseA-s0: runs/small/random0-baseA-s0/solver.prototxt exists and differs" in error
+    assert (
+        "random0-baseA-s0: done, but not as it would be now: solver.base_lr was 0.5 and is 1; take that back" in error
+    )
+    assert "python -m transfer_caffe.driver --recipe small.yaml --split random0 --treatment baseA --restart" in error
     assert "random0-A4B-s0: not started" in error
     assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
     assert "done, but not as it would be now" in capsys.readouterr().out
@@ -141,22 +149,94 @@ def test_an_interrupted_or_killed_sweep_ends_with_the_same_bytes_when_run_again(
     assert weights() == undisturbed
 
 
+def test_a_second_interrupt_ends_all_at_once():
+    process = start_sweep(fake_engine("slow", "deaf"), "random0-baseA-s0", "random0-baseB-s0")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout is not None
+    while "stopping" not in process.stdout.readline():
+        pass
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130 and time.monotonic() - began < 5
+    for name in ("random0-baseA-s0", "random0-baseB-s0"):  # nobody is at work there any more
+        with processes.lock(RUNS / f".{name}.lock", name, pytest.fail):
+            pass
+
+
+def gpus_of_the_machine(monkeypatch, tmp_path, count: int) -> None:
+    gpus = [Gpu(number, f"GPU-{number}", "pretended") for number in range(count)]
+    monkeypatch.setattr(local, "find_gpus", lambda: gpus)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def notes() -> list[list[str]]:
+    """Of each engine that was started: its network, CUDA_VISIBLE_DEVICES, --gpu."""
+    return [line.split() for line in Path("notes").read_text().splitlines()]
+
+
+def test_on_gpus_each_network_has_one_for_itself(monkeypatch, tmp_path, capsys):
+    gpus_of_the_machine(monkeypatch, tmp_path, 3)
+    held: list[int] = []
+    really_start = processes.start
+
+    def start(*args: Any, keep_open: tuple[int, ...], **more: Any) -> subprocess.Popen[bytes]:
+        held.append(len(keep_open))
+        return really_start(*args, keep_open=keep_open, **more)
+
+    monkeypatch.setattr(local.processes, "start", start)
+    argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes")]
+    assert sweep.main([*argv, "--gpu", "0,2"]) == 0
+    assert len(notes()) == 6
+    assert held == [1] * 6  # each holds the lock of its GPU
+    assert {seen for _, seen, _ in notes()} == {"GPU-0", "GPU-2"}
+    assert {gpu for _, _, gpu in notes()} == {"0"}  # of those that it sees
+    assert sweep.main([*argv, "--gpu", "3"]) == 2
+    assert "--gpu 3: there is no GPU '3'" in capsys.readouterr().err
+
+
+def test_a_recipe_for_gpus_takes_all_there_are_and_the_processor_where_there_is_none(monkeypatch, tmp_path):
+    recipe = RECIPE.replace("snapshot: 3}", "snapshot: 3, solver_mode: GPU}")
+    Path("small.yaml").write_text(recipe)
+    gpus_of_the_machine(monkeypatch, tmp_path, 2)
+    argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes")]
+    assert sweep.main([*argv, "--split", "random0"]) == 0
+    assert {(seen, gpu) for _, seen, gpu in notes()} == {("GPU-0", "None"), ("GPU-1", "None")}
+    Path("notes").unlink()
+    gpus_of_the_machine(monkeypatch, tmp_path, 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep.main(argv) == 0
+    assert {(seen, gpu) for _, seen, gpu in notes()} == {("None", "None")}
+
+
+def test_a_sweep_waits_for_a_gpu_that_another_one_uses(monkeypatch, tmp_path, capsys):
+    gpus_of_the_machine(monkeypatch, tmp_path, 1)
+    other = GpuSlots([Gpu(0, "GPU-0", "pretended")], 1, print)
+    slot = other.take()
+    assert slot
+    threading.Timer(1.0, other.give_back, [slot]).start()
+    began = time.monotonic()
+    assert sweep.main(["run", "--recipe", "small.yaml", "--engine", fake_engine(), "--gpu", "0", "--only", "base"]) == 0
+    assert time.monotonic() - began >= 1
+    assert "GPU 0 (pretended): another sweep is at work on it" in capsys.readouterr().out
+
+
+def test_without_keep_going_nothing_is_started_after_a_failure(capsys):
+    argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("dies"), "--jobs", "1"]
+    assert sweep.main([*argv, "--no-keep-going"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("FAILED") == 1
+    assert "5 were not started after that" in captured.err
+    assert sweep.main(argv) == 1
+    assert capsys.readouterr().out.count("FAILED") == 6
+
+
 def test_status_tells_what_is_done_and_what_is_not_started(capsys):
     assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
     assert "0 of 6 networks are done" in capsys.readouterr().out
     assert run(fake_engine("early")) == 1
     assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
     assert "at iteration 1 of 8, last snapshot 2" in capsys.readouterr().out
-
-
-def test_plan_lists_the_networks_and_trains_none(capsys):
-    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
-    out = capsys.readouterr().out
-    assert "random0-baseA-s0" in out and "6 networks, 48 iterations, 48 of them to do" in out
-    assert not RUNS.exists()
-    assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine()]) == 0
-    assert sweep.main(["plan", "--recipe", "small.yaml"]) == 0
-    assert "48 iterations, 40 of them to do" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [["--jobs", "0"], ["--engine", "no-such-caffe"], ["--recipe", "no-such-recipe"]])
@@ -167,6 +247,9 @@ def test_bad_usage_is_one_line_and_2(wrong, capsys):
 
 def test_times_are_told_as_roughly_as_one_wants_to_know_them():
     assert [duration(s) for s in (5.4, 59, 600, 7300, 5e5)] == ["5 s", "59 s", "10 min", "2 h", "6 days"]
+    running = Running("a", 250, 1000, 0.5, rate=12.5, seconds_left=60)
+    assert running.words() == "a at 250/1000 (12.5 it/s, 1 min left)"
+    assert Running("a", None, 1000, None).words() == "a at 0/1000"
     assert State(54, 12, 1, (), 600).headline() == "12 of 54 networks done, 1 failed, about 10 min left"
 
 
@@ -176,3 +259,22 @@ def test_a_selection_trains_what_it_chooses_and_the_bases_of_that_alone(capsys):
     assert sorted(path.parent.name for path in RUNS.glob("*/done.json")) == ["random0-A3B-s0", "random0-baseA-s0"]
     assert sweep.main(["status", "--recipe", "small.yaml", "--only", "A3B"]) == 0
     assert "2 of 2 networks are done" in capsys.readouterr().out
+
+
+def test_rate_and_time_left_come_from_the_log():
+    network = load_recipe("small.yaml").network("random0", "A3B")  # 8 iterations, a test every 4
+    job = local.Job(network, *[None] * 3, Path("log"), 0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    lines = [
+        ("00", "solver.cpp:239] Iteration 0, loss = 1"),
+        ("02", "solver.cpp:239] Iteration 1, loss = 1"),
+        ("02", "solver.cpp:347] Iteration 1, Testing net (#0)"),
+        ("12", "solver.cpp:414]     Test net output #0: accuracy = 0.25"),
+        ("14", "solver.cpp:239] Iteration 2, loss = 1"),
+        ("16", "solver.cpp:239] Iteration 3, loss = 1"),
+    ]
+    Path("log").write_text("".join(f"I1123 13:41:{second}.000000  9956 {line}\n" for second, line in lines))
+    job.look()
+    shown = job.shown()
+    assert (shown.iteration, shown.accuracy, shown.rate) == (3, 0.25, 0.5)
+    assert shown.seconds_left == 5 * 2 + 5 / 4 * 10
+    assert job.pace() == pytest.approx((2 + 10 / 4) / 0.57)

@@ -18,12 +18,25 @@ SECONDS_BETWEEN_SUMMARIES = 30.0
 
 @dataclass(frozen=True)
 class Running:
-    """A network in training; ``accuracy`` is the newest test's."""
+    """A network in training; ``accuracy`` is the newest test's, ``rate`` iterations a second."""
 
     name: str
     iteration: int | None
     max_iter: int
     accuracy: float | None
+    rate: float | None = None
+    seconds_left: float | None = None
+
+    def words(self) -> str:
+        """In a few words."""
+        speed = self.speed()
+        return f"{self.name} at {self.iteration or 0}/{self.max_iter}" + (f" ({speed})" if speed else "")
+
+    def speed(self) -> str:
+        """Rate and time left in words, as far as they are known."""
+        if self.rate is None or self.seconds_left is None:
+            return ""
+        return f"{self.rate:.3g} it/s, {duration(self.seconds_left)} left"
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Lines:
         now = time.monotonic()
         if state.running and now - self._last >= SECONDS_BETWEEN_SUMMARIES:
             self._last = now
-            running = ", ".join(f"{each.name} at {each.iteration or 0}/{each.max_iter}" for each in state.running)
+            running = ", ".join(each.words() for each in state.running)
             print(f"{state.headline()}; in training: {running}", flush=True)
 
 
@@ -116,9 +129,10 @@ class Table:
             accuracy = "" if each.accuracy is None else f"accuracy {each.accuracy:.3f}"
             iteration = each.iteration or 0
             grid.add_row(
-                Text(each.name), ProgressBar(each.max_iter, iteration, width=24), Text(f"{iteration}"), Text(accuracy)
-            )
-        grid.add_row(Text("all"), ProgressBar(state.total, state.done, width=24), Text(f"{state.done}"), Text(""))
+                Text(each.name), ProgressBar(each.max_iter, iteration, width=24), Text(f"{iteration}"), Text(accuracy),
+                Text(each.speed()),
+            )  # fmt: skip
+        grid.add_row(Text("all"), ProgressBar(state.total, state.done, width=24), Text(f"{state.done}"))
         page = Grid.grid()
         page.add_row(grid)
         page.add_row(Text(state.headline()))

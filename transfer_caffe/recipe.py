@@ -26,6 +26,10 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     keep_snapshots*   how many of a network's newest snapshots are kept, while it is trained and after: a number, or
                   `all`; if left out 2 while it is trained, the final one after. An older one is removed when a newer
                   one has been read back and is whole, the final weights never. May be changed at any time
+    watch*        what to call odd, in status and results (transfer_caffe/watch.py); it changes no network, and may be
+                  changed at any time. chance_after*: the iteration from which on a test loss of ln(classes) is odd (by
+                  default a tenth of max_iter); expect*: pattern of split-treatment, as `random*-base*`: [lowest,
+                  highest] final accuracy; of several patterns that fit a network the first counts
     threads*      CPU threads a network; sums depend on it to the last bit
     seeds*        each network is trained once for each seed
     networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
@@ -88,6 +92,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Watch:
+    """What of a training is called odd: `transfer_caffe.watch` says more."""
+
+    chance_after: int | None = None
+    expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A recipe, checked. Made by `load_recipe`; the fields are the keys of the YAML file.
 
@@ -111,6 +123,8 @@ class Recipe:
     threads: int
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
+    watch: Watch = field(default=Watch(), compare=False)
+    """No part of `settings`: it changes no network."""
     given: str = field(default="", compare=False)
     """What `load_recipe` was given: for commands in messages."""
 
@@ -233,6 +247,19 @@ class Network:
         """The iterations this network trains."""
         return self.solver["max_iter"]
 
+    @property
+    def chance_after(self) -> int:
+        """The iteration from which it is odd that this network knows no more than by guessing."""
+        given = self.recipe.watch.chance_after
+        return max(1, self.max_iter // 10) if given is None else given
+
+    @property
+    def expected_accuracy(self) -> tuple[float, float] | None:
+        """The lowest and highest final accuracy that the recipe expects; None where it says nothing."""
+        name = f"{self.split}-{self.treatment}"
+        ranges = self.recipe.watch.expect.items()
+        return next((each for pattern, each in ranges if fnmatch.fnmatchcase(name, pattern)), None)
+
     def folder(self, runs_root: str | os.PathLike[str]) -> Path:
         """runs_root/RECIPE/NETWORK."""
         return Path(runs_root) / self.recipe.name / self.name
@@ -312,10 +339,11 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
     if not treatments:
         top.fail("networks", "no split is listed")
+    watch = _watch_of(Section(top.take("watch", {}), f"{where}: watch"))
     top.end()
     return Recipe(
         name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
-        threads, tuple(seeds), treatments,
+        threads, tuple(seeds), treatments, watch,
     )  # fmt: skip
 
 
@@ -335,6 +363,19 @@ def _images_of(section: Section) -> Images:
     )  # fmt: skip
     section.end()
     return images
+
+
+def _watch_of(section: Section) -> Watch:
+    after = section.whole("chance_after", 0) if "chance_after" in section.left else None
+    expect = Section(section.take("expect", {}), f"{section.where}: expect")
+    section.end()
+    for pattern, each in expect.left.items():
+        numbers = isinstance(each, list) and len(each) == 2 and all(
+            isinstance(end, int | float) and not isinstance(end, bool) for end in each
+        )  # fmt: skip
+        if not numbers or not 0 <= each[0] < each[1] <= 1:
+            expect.fail(str(pattern), f"[lowest, highest] accuracy, from 0 to 1, was expected, not {shown(each)}")
+    return Watch(after, {str(pattern): (each[0], each[1]) for pattern, each in expect.left.items()})
 
 
 def _solver_of(value: Any, where: str) -> dict[str, Any]:

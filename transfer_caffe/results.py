@@ -24,6 +24,7 @@ from transfer_caffe.files import read_record, read_text, write_text
 from transfer_caffe.recipe import Recipe, load_recipe
 from transfer_caffe.reference import NETWORKS
 from transfer_caffe.treatment import Treatment
+from transfer_caffe.watch import remarks_of
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,10 @@ def main(argv: list[str] | None = None) -> int | None:
         )
     path, count = write_results(recipe, args.runs)
     print(f"wrote {path}: {count} of {len(recipe.networks())} networks are done")
+    for network in recipe.networks():
+        if (network.folder(args.runs) / "done.json").exists():
+            for remark in remarks_of(network, Path(args.runs), Path(args.runs)):
+                print(f"! {network.name}: {remark}")
     return 0
 
 

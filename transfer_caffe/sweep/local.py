@@ -1,15 +1,17 @@
 """`sweep run` on one machine: the networks of a recipe, several at a time, each by a driver of its own.
 
     python -m transfer_caffe.sweep run --recipe demo --jobs 2
+    python -m transfer_caffe.sweep run --recipe paper --gpu 0,1,3
 
 A network that fails stops no other; those that need it are not started. Ctrl-C (or SIGTERM) lets every network write a
-snapshot; the next run goes on from there.
+snapshot; the next run goes on from there. Once more Ctrl-C ends at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,14 +29,20 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
-from transfer_caffe.sweep.plan import COST
+from transfer_caffe.sweep.cost import COST, Work, makespan
+from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
+from transfer_caffe.sweep.slots import CpuSlots, Gpu, GpuSlots, Slot, Slots, choose, find_gpus
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep run --recipe demo --jobs 2
-  python -m transfer_caffe.sweep run --recipe paper --engine caffe
+  python -m transfer_caffe.sweep run --recipe paper --gpu all --only 'A*B+' --split random0
+  python -m transfer_caffe.sweep run --recipe demo_caffe --engine caffe
 """
+
+SECONDS_BETWEEN_ESTIMATES = 5.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,10 +53,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="embedded",
         help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
     )
-    parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="networks at a time (default: cores / the recipe's threads; 1 on a GPU)"
+        "--gpu", metavar="N", help="which GPUs: 0, or 0,1,3, or all (default: all, if the recipe's solver_mode is GPU)"
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="networks at a time (default: cores / the recipe's threads), on a GPU (1)",
+    )
+    parser.add_argument(
+        "--keep-going", action=argparse.BooleanOptionalAction, default=True,
+        help="start others when a network has failed (default); without, end when those in training have",
+    )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
@@ -62,14 +79,14 @@ def main(args: argparse.Namespace) -> int:
     processes.interrupt_on_signals()
     engine = Engine.find(args.engine)  # an error here would be every network's
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
-    options += ["--gpu", args.gpu] if args.gpu else []
+    if args.gpu is not None:
+        options += ["--gpu", "0"]  # of those that the driver sees: its slot's alone
     began = time.monotonic()
+    slots = find_slots(recipe, args.gpu, args.jobs)
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
         make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
         with open_display() as display:
-            sweep = Sweep(
-                selection, args.runs, args.data, options, args.jobs or default_jobs(recipe, args.gpu), display
-            )
+            sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going)
             try:
                 sweep.run()
             except KeyboardInterrupt:
@@ -77,20 +94,31 @@ def main(args: argparse.Namespace) -> int:
                 raise
         path, _ = write_results(recipe, args.runs)
     total, elapsed = len(sweep.networks), duration(time.monotonic() - began)
-    print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}")
-    if sweep.failed:
-        print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
-        for name, why in sweep.failed.items():
-            print(f"  {name}: {why}", file=sys.stderr)
-        return 1
-    return 0
+    print(f"{len(sweep.done)} of {total} networks of {recipe.name} are done ({elapsed}); results: {path}", flush=True)
+    for network in sweep.networks:
+        if network.name in sweep.done:
+            for remark in remarks_of(network, args.runs, args.data):
+                print(f"! {network.name}: {remark}", flush=True)
+    if not sweep.failed:
+        return 0
+    print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
+    for name, why in sweep.failed.items():
+        print(f"  {name}: {why}", file=sys.stderr)
+    if sweep.waiting:
+        print(f"{len(sweep.waiting)} were not started after that", file=sys.stderr)
+    return 1
 
 
-def default_jobs(recipe: Recipe, gpu: str | None) -> int:
-    """One network at a time on a GPU; else as many as the cores that this process may use have room for."""
-    if gpu is not None or recipe.solver.get("solver_mode") == "GPU":
-        return 1
-    return max(1, processes.cores() // recipe.threads)
+def find_slots(recipe: Recipe, gpu: str | None, jobs: int | None) -> Slots:
+    """Where to train: on the GPUs that --gpu names; on all there are if the recipe is for GPUs; else on the cores."""
+    gpus: list[Gpu] = []
+    if gpu is not None:
+        gpus = choose(gpu, find_gpus())
+    elif recipe.solver.get("solver_mode") == "GPU":
+        gpus = find_gpus()
+    if gpus:
+        return GpuSlots(gpus, jobs or 1, _say)
+    return CpuSlots(jobs or max(1, processes.cores() // recipe.threads))
 
 
 def _say(line: str) -> None:
@@ -103,14 +131,13 @@ class Job:
 
     network: Network
     process: subprocess.Popen[bytes]
+    slot: Slot
     output: IO[bytes]
     """What its driver says: the reason, should it fail."""
     log: Path
     offset: int
     """How far the log has been read; it may begin with earlier runs of the network."""
     parser: LogParser = field(default_factory=LogParser)
-    first: int | None = None
-    """The first iteration of this run."""
 
     def look(self) -> None:
         """Read what is new in the engine's log."""
@@ -120,19 +147,30 @@ class Job:
                 new = file.read()
             self.offset += len(new)
             self.parser.feed(new.decode(errors="replace"))
-        if self.first is None:
-            self.first = self.parser.log.iteration
-
-    def iterations_done(self) -> int:
-        """How many this run has done."""
-        return (self.parser.log.iteration or 0) - (self.first or 0)
 
     def shown(self) -> Running:
         """For the display."""
         tests = [row.test_accuracy for row in self.parser.log.rows() if row.test_accuracy is not None]
+        seconds = self.parser.log.seconds_per_iteration
+        left = None if seconds is None else self._seconds_left(seconds)
         return Running(
-            self.network.name, self.parser.log.iteration, self.network.max_iter, tests[-1] if tests else None
-        )
+            self.network.name, self.parser.log.iteration, self.network.max_iter, tests[-1] if tests else None,
+            1 / seconds if seconds else None, left,
+        )  # fmt: skip
+
+    def _seconds_left(self, seconds: float) -> float:
+        """What is left at so many seconds an iteration."""
+        left = self.network.max_iter - (self.parser.log.iteration or 0)
+        tests = left / self.network.solver["test_interval"] * (self.parser.log.seconds_per_test or 0)
+        return left * seconds + tests
+
+    def pace(self) -> float | None:
+        """Seconds of an iteration with its part of the tests, by what one costs beside a network that learns all."""
+        seconds = self.parser.log.seconds_per_iteration
+        if not seconds:
+            return None
+        tests = (self.parser.log.seconds_per_test or 0) / self.network.solver["test_interval"]
+        return (seconds + tests) / COST[self.network.treatment.frozen]
 
     def failure(self) -> str:
         """Why the driver failed, in a line of its own words."""
@@ -150,36 +188,41 @@ class Sweep:
     """The networks of a recipe, on their way to done."""
 
     def __init__(
-        self, selection: Selection, runs: Path, data: Path, options: Sequence[str], jobs: int, display: Display
-    ) -> None:
-        """``options`` are the driver's that all networks share; ``jobs`` is how many are trained at a time."""
-        self.runs, self.data = runs, data
-        self.options, self.jobs, self.display = options, jobs, display
+        self, selection: Selection, runs: Path, data: Path, options: Sequence[str], slots: Slots, display: Display,
+        keep_going: bool = True,
+    ) -> None:  # fmt: skip
+        """``options`` are the driver's that all networks share; ``slots`` is where they are trained.
+
+        Without ``keep_going`` no network is started any more when one has failed.
+        """
+        self.runs, self.data, self.keep_going = runs, data, keep_going
+        self.options, self.slots, self.display = options, slots, display
         self.networks = selection.networks
         self.waiting: list[Network] = []
         self.running: list[Job] = []
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # network -> why
-        self._began = time.monotonic()
-        self._cost_done = 0.0  # of the runs of this sweep that have ended
+        self._paces: list[float] = []  # of the runs of this sweep that have ended
+        self._left: tuple[float, float | None] = (-1e9, None)  # when it was computed, and what came out
 
     def run(self) -> None:
         """Train until nothing is left that can be."""
         for network in self.networks:
-            try:
-                done = driver.read_done(network, self.runs)
-                if done:
-                    driver.require_unchanged(network, self.runs, self.data, done)
-                    self.done.add(network.name)
-                else:
-                    self.waiting.append(network)
-            except UserError as error:
-                self._fail(network, str(error))
+            state = look(network, self.runs)
+            if state.word == "done":
+                self.done.add(network.name)
+            elif state.word == "changed":
+                again = f"python -m transfer_caffe.driver {driver.arguments_of(network)} --restart"
+                self._fail(network, f"{state.words(network)}; take that back, or set it aside and train anew: {again}")
+            elif state.word == "damaged":
+                self._fail(network, state.note)
+            else:
+                self.waiting.append(network)
         if self.done and self.waiting:
             self.display.event(f"{len(self.done)} of {len(self.networks)} networks are done already")
         while True:
             self._start()
-            if not self.running:
+            if not self.running and (not self.waiting or (self.failed and not self.keep_going)):
                 break
             time.sleep(0.1)
             for job in list(self.running):
@@ -195,21 +238,29 @@ class Sweep:
             if base in self.failed:
                 self.waiting.remove(network)
                 self._fail(network, f"not started: its base {base} failed")
-            elif len(self.running) < self.jobs and (base is None or base in self.done):
+            elif self.failed and not self.keep_going:
+                return
+            elif base is None or base in self.done:
+                slot = self.slots.take()
+                if slot is None:
+                    return
                 self.waiting.remove(network)
-                self.running.append(self._job(network))
+                self.running.append(self._job(network, slot))
 
-    def _job(self, network: Network) -> Job:
+    def _job(self, network: Network, slot: Slot) -> Job:
         argv = [sys.executable, "-m", "transfer_caffe.driver", *self.options, "--split", network.split]
         argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
         output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the job ends
         log = network.folder(self.runs) / driver.LOG
-        process = processes.start(argv, output, env=processes.environment())
-        return Job(network, process, output, log, log.stat().st_size if log.exists() else 0)
+        environment = {**processes.environment(), **slot.environment}
+        process = processes.start(argv, output, env=environment, keep_open=slot.keep_open)
+        return Job(network, process, slot, output, log, log.stat().st_size if log.exists() else 0)
 
     def _end(self, job: Job) -> None:
         self.running.remove(job)
-        self._cost_done += job.iterations_done() * COST[job.network.treatment.frozen]
+        self.slots.give_back(job.slot)
+        if pace := job.pace():
+            self._paces.append(pace)
         try:
             done = driver.read_done(job.network, self.runs) if job.process.returncode == 0 else None
         except UserError as error:
@@ -232,32 +283,40 @@ class Sweep:
 
     def stop(self) -> None:
         """Tell all that are running to write a snapshot and end, and wait for them."""
-        for job in self.running:
-            job.process.send_signal(signal.SIGINT)
-        if self.running:
-            self.display.event(
-                f"stopping: {len(self.running)} networks write a snapshot (once more Ctrl-C ends them without)"
-            )
         try:
+            for job in self.running:
+                job.process.send_signal(signal.SIGINT)
+            if self.running:
+                self.display.event(
+                    f"stopping: {len(self.running)} networks write a snapshot (once more Ctrl-C ends them without)"
+                )
             for job in self.running:
                 job.process.wait()
         except KeyboardInterrupt:
-            for job in self.running:
+            for job in self.running:  # their engines die with them
                 job.process.kill()
+            for job in self.running:
                 job.process.wait()
 
     def state(self) -> State:
         """For the display."""
         running = tuple(job.shown() for job in self.running)
-        return State(len(self.networks), len(self.done), len(self.failed), running, self._seconds_left())
+        now = time.monotonic()
+        if now - self._left[0] > SECONDS_BETWEEN_ESTIMATES:
+            self._left = (now, self._seconds_left())
+        return State(len(self.networks), len(self.done), len(self.failed), running, self._left[1])
 
     def _seconds_left(self) -> float | None:
-        """What is left, at the speed of this sweep so far; None while there is too little to go by."""
-        cost_done = self._cost_done
-        left = sum(network.max_iter * COST[network.treatment.frozen] for network in self.waiting)
-        for job in self.running:
-            cost = COST[job.network.treatment.frozen]
-            cost_done += job.iterations_done() * cost
-            left += (job.network.max_iter - (job.parser.log.iteration or 0)) * cost
-        elapsed = time.monotonic() - self._began
-        return left * elapsed / cost_done if cost_done and elapsed > 5 else None
+        """When all will be done, at the speed so far of all networks of this sweep; None while none is known."""
+        paces = [*self._paces, *filter(None, (job.pace() for job in self.running))]
+        if not paces:
+            return None
+        pace = statistics.median(paces)
+        works = []
+        for network, iteration in [
+            *((job.network, job.parser.log.iteration or 0) for job in self.running),
+            *((network, 0) for network in self.waiting),
+        ]:
+            seconds = (network.max_iter - iteration) * COST[network.treatment.frozen] * pace
+            works.append(Work(network.name, network.base.name if network.base else None, seconds))
+        return makespan(works, self.slots.count)

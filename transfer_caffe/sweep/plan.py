@@ -1,53 +1,336 @@
-"""`sweep plan`: the networks of a recipe, in the order in which they are started, and which are done.
+"""`sweep plan`: the networks of a recipe, what each one needs and costs, and what is done. Trains nothing.
 
-python -m transfer_caffe.sweep plan --recipe demo
+    python -m transfer_caffe.sweep plan --recipe demo
+    python -m transfer_caffe.sweep plan --recipe paper --seconds-per-iteration 0.25 --gpus 8
+    python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --json | jq '.networks[].name'
+
+The JSON is one object; null is unknown, hours are of one network on one slot (a GPU, or as many cores as the recipe has
+threads), and an estimated number says so:
+
+    recipe        its name                        chosen    what --only and so on chose, in words; null: everything
+    rate          source: how it is known; seconds_per_iteration: 8 numbers, with the first 0 to 7 layers frozen;
+                  seconds_per_test_image. null: not known, and so are all hours
+    networks      in the order in which they are started, bases first; of each:
+        name, split, treatment, source, target, n, finetuned, seed, images_per_class
+        base                    the network whose weights it takes, which must be done before; null
+        added                   whether it is here only because another one needs it
+        frozen                  layers that do not learn
+        outputs, target_classes of the last layer; in the data
+        max_iter, tests         iterations, test passes
+        train_images, test_images    in all iterations, in all test passes
+        cost                    iterations, each weighed by what it costs beside one in which all layers learn
+        hours, hours_left       all of it; from where it is now
+        state                   done, changed, damaged, started, to do
+        iteration, note         how far it is; what has changed, or is damaged
+    total         networks, iterations, train_images, test_images, cost, hours: of all networks
+    left          the same of what is not done
+    slots         slots -> hours until everything is done (list scheduling: a network waits for its base)
+    disk          data, snapshots_end, snapshots_peak: bytes, estimated; null where they cannot be known yet
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import driver
+from transfer_caffe import processes
+from transfer_caffe.display import duration
 from transfer_caffe.errors import ArgumentParser, UserError
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.sweep.cost import COST, TEST_COST, Rate, Work, makespan
+from transfer_caffe.sweep.progress import Progress, look
+from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
+from transfer_caffe.sweep.sizes import Room, Sizes, snapshots_kept
 
-SUMMARY = "show what there is to do, and what is done"
+SUMMARY = "show what there is to do, what it costs, and what is done"
 EXAMPLES = """examples:
-  python -m transfer_caffe.sweep plan --recipe demo
+  python -m transfer_caffe.sweep plan --recipe demo --measure
+  python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --split random0 --layers 3-5
+  python -m transfer_caffe.sweep plan --recipe paper --seconds-per-iteration 0.25 --gpus 8 --json
 """
 
-# An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
-# backward pass stops above the frozen layers. Good enough to tell the time left, and which networks to start first.
-COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
+
+@dataclass(frozen=True)
+class Item:
+    """A network in the plan; the fields are those of the JSON, which the module's docstring explains."""
+
+    name: str
+    split: str
+    treatment: str
+    source: str
+    target: str
+    n: int
+    finetuned: bool
+    seed: int
+    images_per_class: int | None
+    base: str | None
+    added: bool
+    frozen: int
+    outputs: int | None
+    target_classes: int | None
+    max_iter: int
+    tests: int
+    train_images: int
+    test_images: int | None
+    cost: float
+    hours: float | None
+    hours_left: float | None
+    state: str
+    iteration: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do, and what it costs."""
+
+    selection: Selection
+    rate: Rate | None
+    items: list[Item]
+    slots: dict[int, float | None]
+    data: Room | None
+    snapshots_end: Room | None
+    snapshots_peak: Room | None
+
+    def total(self, left: bool) -> dict[str, Any]:
+        """The sums over all networks, or over what is ``left`` to do of those that are not done."""
+        items = [item for item in self.items if not (left and item.state in ("done", "changed"))]
+
+        def summed(values: list[Any]) -> Any:
+            return None if None in values else sum(values)
+
+        return {
+            "networks": len(items),
+            "iterations": summed([item.max_iter for item in items]),
+            "train_images": summed([item.train_images for item in items]),
+            "test_images": summed([item.test_images for item in items]),
+            "cost": summed([item.cost for item in items]),
+            "hours": summed([item.hours_left if left else item.hours for item in items]),
+        }
+
+    @property
+    def measure(self) -> str:
+        """What the cost is told in."""
+        return "hours" if self.rate else "cost"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values, in the shape that the module's docstring explains."""
+        rate = self.rate
+        return {
+            "recipe": self.selection.recipe.name,
+            "chosen": self.selection.words(),
+            "rate": rate and {
+                "source": rate.source,
+                "seconds_per_iteration": list(rate.iteration),
+                "seconds_per_test_image": rate.test_image,
+            },
+            "networks": [asdict(item) for item in self.items],
+            "total": self.total(left=False),
+            "left": self.total(left=True),
+            "slots": {str(count): hours for count, hours in self.slots.items()},
+            "disk": {
+                name: room and asdict(room)
+                for name, room in (
+                    ("data", self.data),
+                    ("snapshots_end", self.snapshots_end),
+                    ("snapshots_peak", self.snapshots_peak),
+                )
+            },
+        }  # fmt: skip
+
+
+def make_plan(
+    selection: Selection, runs: Path, data: Path, rate: Rate | None = None, slots: Sequence[int] = (1,),
+    copies: bool = False,
+) -> Plan:  # fmt: skip
+    """Plan the networks of a selection; ``rate`` by default that of the networks that are done already.
+
+    ``slots``: for which numbers of networks at a time the hours are wanted; the disk is for the last of them.
+    ``copies``: databases in the place of views, for real Caffe.
+    """
+    recipe = selection.recipe
+    states = {network.name: look(network, runs) for network in selection.networks}
+    done = [(network, states[network.name].done) for network in selection.networks]
+    rate = rate or Rate.of_done(recipe, [(network, record) for network, record in done if record])
+    sizes = Sizes(selection.narrowed(), data)
+    added = {network.name for network in selection.added}
+    items = [_item(network, states[network.name], sizes, rate, network.name in added) for network in selection.networks]
+    works = [Work(item.name, item.base, 3600 * (item.hours_left or 0)) for item in items if _is_left(item)]
+    hours = {count: makespan(works, count) / 3600 if rate else None for count in sorted(set(slots))}
+    end, peak = _snapshots(selection.networks, states, sizes, max(slots))
+    return Plan(selection, rate, items, hours, sizes.databases(copies), end, peak)
+
+
+def _is_left(item: Item) -> bool:
+    return item.state not in ("done", "changed")
+
+
+def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, added: bool) -> Item:
+    treatment, max_iter = network.treatment, network.max_iter
+    tests = max_iter // network.solver["test_interval"] + bool(network.solver.get("test_initialization", True))
+    batch, each_test = network.recipe.batch.train, sizes.test_images(network)
+    test_images = None if each_test is None else tests * each_test
+    left = 1 - state.snapshot / max_iter
+
+    def hours(part: float) -> float | None:
+        # tests that nobody knows the size of are left out: they are a few hundredths
+        return rate and rate.seconds(network, max_iter, test_images or 0) / 3600 * part
+
+    reduced = re.fullmatch(r"reduced(\d+)", network.split)
+    return Item(
+        name=network.name,
+        split=network.split,
+        treatment=str(treatment),
+        source=treatment.source,
+        target=treatment.target,
+        n=treatment.n,
+        finetuned=treatment.finetuned,
+        seed=network.seed,
+        images_per_class=int(reduced[1]) if reduced else None,
+        base=network.base.name if network.base else None,
+        added=added,
+        frozen=treatment.frozen,
+        outputs=sizes.outputs(network),
+        target_classes=sizes.classes(network.data_folder(sizes.data)),
+        max_iter=max_iter,
+        tests=tests,
+        train_images=max_iter * batch,
+        test_images=test_images,
+        cost=round(max_iter * COST[treatment.frozen] + (test_images or 0) / batch * TEST_COST, 1),
+        hours=hours(1),
+        hours_left=hours(0 if state.word in ("done", "changed") else left),
+        state=state.word,
+        iteration=state.iteration,
+        note=state.note,
+    )
+
+
+def _snapshots(
+    networks: Sequence[Network], states: dict[str, Progress], sizes: Sizes, slots: int
+) -> tuple[Room | None, Room | None]:
+    """The room for snapshots and initial weights: when all is done, and at the most before that."""
+    end, more = 0, []
+    for network in networks:
+        snapshot, weights = sizes.snapshot(network), sizes.weights(network)
+        if snapshot is None or weights is None:
+            return None, None
+        kept = snapshots_kept(network, done=True)
+        end += kept * snapshot + weights[1]
+        if states[network.name].word not in ("done", "changed"):
+            more.append((snapshots_kept(network, done=False) - kept) * snapshot)
+    return Room(end, False), Room(end + sum(sorted(more)[-slots:]), False)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The options of `sweep plan`."""
     add_recipe_arguments(parser)
-
-
-def done_words(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> str:
-    """`done`, or that it would be another network by the recipe, or by its base, as they are now."""
-    try:
-        driver.require_unchanged(network, runs, data, done)
-    except UserError as error:
-        return f"done, but not as it would be now: {error}"
-    return "done"
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument(
+        "--seconds-per-iteration", type=float, metavar="S", help="of a network all of whose layers learn: gives hours"
+    )
+    rates.add_argument(
+        "--measure", action="store_true", help="measure that here, in a minute or a few, without the recipe's data"
+    )
+    parser.add_argument("--gpus", type=int, metavar="K", help="also the hours on K GPUs (or with K networks at a time)")
+    parser.add_argument(
+        "--engine", default="embedded", help="what is to train: real Caffe reads no views, which takes more disk"
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the networks in the order in which they are started, and which are done."""
-    recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
-    print(f"{'network':24} {'takes from':20} {'frozen':>6} {'iterations':>10}")
+    """Print the plan."""
+    recipe = load_recipe(args.recipe)
     selection = selected(recipe, args)
-    networks = selection.networks
-    left = 0
-    for network in networks:
-        base, done = network.base.name if network.base else "-", driver.read_done(network, runs)
-        left += 0 if done else network.max_iter
-        state = f"  {done_words(network, runs, data, done)}" if done else ""
-        print(f"{network.name:24} {base:20} {network.treatment.frozen:>6} {network.max_iter:>10}{state}")
-    print(f"{len(networks)} networks, {sum(network.max_iter for network in networks)} iterations, {left} of them to do")
+    for option, value in (("--gpus", args.gpus), ("--seconds-per-iteration", args.seconds_per_iteration)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{option} {value}: a number above 0 is needed")
+    rate = None
+    if args.seconds_per_iteration:
+        rate = Rate.of_seconds(args.seconds_per_iteration, recipe)
+    if args.measure:
+        from transfer_caffe.sweep.measure import measure
+
+        rate = measure(selection, processes.Engine.find(args.engine))
+    slots = [1, *[args.gpus] * (args.gpus is not None)]
+    plan = make_plan(selection, args.runs, args.data, rate, slots, copies=args.engine != "embedded")
+    if args.json:
+        print(json.dumps(plan.as_json(), indent=1))
+    else:
+        print("\n".join(as_text(plan)))
+
+
+def as_text(plan: Plan) -> list[str]:
+    """The lines of the plan for people."""
+    wide = max(len(item.name) for item in plan.items)
+    lines = [f"{'network':{wide}}  {'takes from':{wide}}  frozen  iterations  images  {plan.measure:>6}  state"]
+    for item in plan.items:
+        cost = _count(round(item.cost)) if item.hours is None else _short(item.hours)
+        lines.append(
+            f"{item.name:{wide}}  {item.base or '-':{wide}}  {item.frozen or '-':>6}  {item.max_iter:>10}  "
+            f"{_count(item.train_images):>6}  {cost:>6}  {_state(item)}"
+        )
+    return [*lines, "", *_sums(plan)]
+
+
+def _state(item: Item) -> str:
+    words = {
+        "started": f"started, at iteration {item.iteration}",
+        "changed": f"done, but not as it would be now: {item.note}",
+        "damaged": f"damaged: {item.note}",
+    }.get(item.state, item.state)
+    return f"{words} (added)" if item.added else words
+
+
+def _sums(plan: Plan) -> list[str]:
+    lines = [words] if (words := plan.selection.words()) else []
+    for name, sums in (("all", plan.total(left=False)), ("to do", plan.total(left=True))):
+        tests = "" if sums["test_images"] is None else f" + {_count(sums['test_images'])} in tests"
+        times = "" if sums["hours"] is None else f", {_time(sums['hours'])} one after the other"
+        lines.append(
+            f"{name + ':':7}{sums['networks']} networks, {sums['iterations']} iterations, "
+            f"{_count(sums['train_images'])} images{tests}{times}"
+        )
+    if plan.rate:
+        for count, hours in plan.slots.items():
+            if count > 1 and hours is not None:
+                lines.append(f"on {count} GPUs, or {count} networks at a time: {_time(hours)}")
+        lines.append(f"rate:  {plan.rate.source}; frozen layers make it less ({plan.rate.iteration[7]:.3g} s at 7)")
+    else:
+        lines.append(
+            "cost:  iterations (and tests), each weighed by what it takes beside one in which all layers learn; for "
+            "hours say --measure, or --seconds-per-iteration"
+        )
+    data = "unknown until the image lists are there" if plan.data is None else _room(plan.data)
+    lines.append(f"disk:  data {data}; snapshots {_room(plan.snapshots_end)}, at the most {_room(plan.snapshots_peak)}")
+    return lines
+
+
+def _room(room: Room | None) -> str:
+    if room is None:
+        return "unknown"
+    power = min(4, max(0, len(str(room.bytes)) - 1) // 3)
+    return (
+        f"{'about ' if room.estimated else ''}{_short(room.bytes / 1000**power)} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    )
+
+
+def _count(number: int) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{_short(number / limit)} {unit}"
+    return str(number)
+
+
+def _short(number: float) -> str:
+    """Three digits of a number, all of those before the point."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _time(hours: float) -> str:
+    return duration(3600 * hours)

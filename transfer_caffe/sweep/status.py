@@ -1,4 +1,4 @@
-"""`sweep status`: how far each network of a recipe is, told from its files.
+"""`sweep status`: how far each network of a recipe is, told from its files, and what is odd about it.
 
 python -m transfer_caffe.sweep status --recipe demo
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 
-from transfer_caffe import driver, snapshots
 from transfer_caffe.errors import ArgumentParser
-from transfer_caffe.log import read_log
 from transfer_caffe.recipe import load_recipe
-from transfer_caffe.sweep.plan import done_words
+from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.watch import remarks_of
 
 SUMMARY = "show how far each network is"
 EXAMPLES = """examples:
@@ -27,21 +26,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print how far each network is."""
-    recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
+    networks = selected(load_recipe(args.recipe), args).networks
+    wide = max(len(network.name) for network in networks)
     done_count = 0
-    networks = selected(recipe, args).networks
     for network in networks:
-        done = driver.read_done(network, runs)
-        log = network.folder(runs) / driver.LOG
-        if done:
+        state = look(network, args.runs)
+        text = state.words(network)
+        if state.done:
             done_count += 1
-            words = done_words(network, runs, data, done)
-            text = f"test accuracy {done['accuracy_final']:.4f}, {words}"
-        elif log.exists():
-            found = snapshots.iterations(network.folder(runs))
-            text = f"at iteration {read_log(log).iteration or 0} of {network.max_iter}, "
-            text += f"last snapshot {found[-1]}" if found else "no snapshot yet"
-        else:
-            text = "not started"
-        print(f"{network.name:24} {text}")
+            text = f"test accuracy {state.done['accuracy_final']:.4f}, {text}"
+        elif state.word == "started":
+            text += f", last snapshot {state.snapshot}" if state.snapshot else ", no snapshot yet"
+        print(f"{network.name:{wide}} {text}")
+        for remark in remarks_of(network, args.runs, args.data):
+            print(f"{'':{wide}} ! {remark}")
     print(f"{done_count} of {len(networks)} networks are done")

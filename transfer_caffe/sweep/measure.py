@@ -1,0 +1,110 @@
+"""How fast this machine trains a recipe's networks: some iterations of its own architecture on images made up.
+
+    rate = measure(select(load_recipe("demo")), Engine.find("embedded"))
+
+The engine runs as the driver runs it, with the recipe's batch, threads and solver, and 0, 3, 5 and 7 layers frozen;
+its log tells the seconds. No data is needed: the time to read images is not in it (engines read ahead while they
+compute), nor is that several networks trained at a time get in each other's way.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from transfer_caffe import processes
+from transfer_caffe.display import duration
+from transfer_caffe.errors import UserError
+from transfer_caffe.files import write_text
+from transfer_caffe.generate import compose
+from transfer_caffe.log import LogParser
+from transfer_caffe.processes import Engine
+from transfer_caffe.proto import to_text
+from transfer_caffe.proto.caffe_pb2 import TEST, NetParameter, SolverParameter
+from transfer_caffe.recipe import Network
+from transfer_caffe.sweep.cost import Rate
+from transfer_caffe.sweep.selection import Selection
+from transfer_caffe.treatment import Treatment
+
+FROZEN = (0, 3, 5, 7)
+ENOUGH = 4.0
+"""Seconds of iterations after which the next number of frozen layers is measured, if there were `LEAST` of them."""
+LEAST = 3
+DISPLAY = 0.2
+"""Seconds that the iterations between two lines of the log should take at least: shorter ones are told too roughly."""
+
+
+def measure(selection: Selection, engine: Engine) -> Rate:
+    """Measure, and say on standard error what came out. UserError if the engine fails."""
+    recipe = selection.recipe
+    network = selection.networks[0]
+    began = time.monotonic()
+    known: dict[int, float] = {}
+    for frozen in FROZEN:
+        with tempfile.TemporaryDirectory() as folder:
+            every = 1
+            while True:
+                seconds = _seconds(network, frozen, engine, Path(folder), every)
+                if seconds * every >= DISPLAY or every >= 1000:
+                    break
+                every = max(2 * every, round(DISPLAY / max(seconds, 1e-4)) + 1)
+            known[frozen] = seconds
+        print(f"measured: {known[frozen]:.4g} s an iteration with {frozen} layers frozen", file=sys.stderr, flush=True)
+    took = duration(time.monotonic() - began)
+    print(f"the measurement took {took}", file=sys.stderr, flush=True)
+    return Rate.of_some(known, recipe, f"measured here by the engine {engine.name}, {known[0]:.3g} s an iteration")
+
+
+def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every: int) -> float:
+    """The median seconds of an iteration; the log names every so many."""
+    write_text(folder / "net.prototxt", to_text(synthetic(network, frozen)))
+    solver = SolverParameter(
+        net="net.prototxt", base_lr=0, lr_policy="fixed", display=every, max_iter=10**9, random_seed=1,
+        type=network.solver.get("type", "SGD"), momentum=network.solver.get("momentum", 0),
+        solver_mode=network.solver.get("solver_mode", "CPU"),
+        snapshot_after_train=False,
+    )  # fmt: skip
+    write_text(folder / "solver.prototxt", to_text(solver))
+    argv = [*engine.argv, "train", "--solver", "solver.prototxt"]
+    parser = LogParser()
+    with open(folder / "log", "wb") as output:
+        process = processes.start(argv, output, folder, engine.environment(network.recipe.threads))
+    try:
+        with open(folder / "log", encoding="utf-8", errors="replace") as log:
+            while process.poll() is None:
+                time.sleep(0.05)
+                parser.feed(log.read())
+                intervals = parser.log.display_seconds[1:]  # the first holds what is done once
+                if len(intervals) >= LEAST and every * sum(intervals) >= (ENOUGH if every > 1 else DISPLAY):
+                    return statistics.median(intervals)
+            parser.feed(log.read())
+    finally:
+        process.kill()
+        process.wait()
+    why = parser.log.errors[-1] if parser.log.errors else f"exit code {process.returncode}"
+    raise UserError(f"--measure: the engine {engine.name} failed: {why}")
+
+
+def synthetic(network: Network, frozen: int) -> NetParameter:
+    """The training net of a network's recipe with so many layers frozen, and gray images in the place of a database."""
+    recipe = replace(network.recipe, outputs=network.recipe.outputs or 1000, test_images=1)
+    treatment = Treatment("R", frozen, "A", False) if frozen else Treatment("", 0, "A", False)
+    composed = compose(Network(recipe, "random0", treatment, 0), "data", "runs").net
+    net = NetParameter(name=composed.name)
+    for layer in composed.layer:
+        if any(rule.phase == TEST for rule in layer.include if rule.HasField("phase")):
+            continue
+        if layer.type != "Data":
+            net.layer.add().CopyFrom(layer)
+            continue
+        made = net.layer.add(name=layer.name, type="DummyData", top=layer.top)
+        crop, batch = layer.transform_param.crop_size, layer.data_param.batch_size
+        made.dummy_data_param.shape.add(dim=[batch, 3, crop, crop])
+        made.dummy_data_param.shape.add(dim=[batch])
+        made.dummy_data_param.data_filler.add(type="constant", value=1)
+        made.dummy_data_param.data_filler.add(type="constant", value=0)
+    return net

@@ -1,0 +1,111 @@
+"""How far one network is, told from its files in a few milliseconds; nothing is written and no weights are read.
+
+state = look(network, Path("runs"))
+state.word          # done, changed, damaged, started, to do
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe import driver, snapshots
+from transfer_caffe.errors import UserError
+from transfer_caffe.log import LogParser
+from transfer_caffe.recipe import Network
+
+TAIL = 1 << 16
+"""Bytes at the end of a log in which the newest iteration is named: some hundred lines."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a network is.
+
+    ``word``: `done`; `changed`: done, but it would be another network by the recipe, or by its base, as they are now;
+    `damaged`: its done.json cannot be read; `started`; `to do`. ``note`` says more of `changed` and `damaged`.
+    """
+
+    word: str
+    iteration: int = 0
+    """The newest that its log speaks of."""
+    snapshot: int = 0
+    """The iteration from which it would go on; 0 is the start."""
+    note: str = ""
+    done: Mapping[str, Any] | None = None
+    """What done.json says, where it can be read."""
+
+    def words(self, network: Network) -> str:
+        """In a few words."""
+        if self.word == "started":
+            return f"at iteration {self.iteration} of {network.max_iter}"
+        if self.word == "changed":
+            return f"done, but not as it would be now: {self.note}"
+        return f"{self.word}: {self.note}" if self.note else self.word
+
+
+def look(network: Network, runs: Path) -> Progress:
+    """How far a network is. `sweep verify` looks more closely at one that is done."""
+    try:
+        done = driver.read_done(network, runs)
+    except UserError as error:
+        return Progress("damaged", note=str(error))
+    if done:
+        try:
+            base = driver.read_done(network.base, runs) if network.base else None
+        except UserError:
+            base = None  # that is said of the base
+        note = changed(network, done, base)
+        return Progress("changed" if note else "done", network.max_iter, network.max_iter, note, done)
+    folder = network.folder(runs)
+    log = folder / driver.LOG
+    if not log.exists():
+        return Progress("to do")
+    there = [iteration for iteration in snapshots.iterations(folder) if iteration <= network.max_iter]
+    return Progress("started", newest_iteration(log), there[-1] if there else 0)
+
+
+def changed(network: Network, done: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
+    """What makes a network that is done another one than it would be now; nothing if it is the same."""
+    if isinstance(made := done.get("settings"), dict):
+        before = training_settings(made, network.split)
+        now = training_settings(network.recipe.settings(), network.split)
+        solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
+        for key in sorted(before.keys() & now.keys() | solver):  # another version may have had no word for the others
+            if before.get(key) != now.get(key):
+                return f"{key} was {before.get(key, 'not given')} and is {now.get(key, 'not given')}"
+    if base and base["sha256"]["final"] != done.get("base_sha256"):
+        return f"its base {base['network']} was trained anew since"
+    return ""
+
+
+def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What of a recipe's settings (`Recipe.settings`) makes a network of this split what it is, by dotted keys."""
+    solver = dict(settings.get("solver", {}))
+    for pattern, fields in settings.get("solver_for", {}).items():
+        if fnmatch.fnmatchcase(split, pattern):
+            solver |= fields
+    flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
+    for key in ("images", "batch"):
+        flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
+    flat["dataset"] = Path(str(settings.get("dataset"))).name  # where images lie is of no matter
+    for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
+        if key in settings:
+            flat[key] = settings[key]
+    return flat
+
+
+def newest_iteration(log: Path) -> int:
+    """The newest iteration that the end of a log speaks of; 0 where it speaks of none."""
+    with open(log, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        start = max(0, file.tell() - TAIL)
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    parser = LogParser()
+    parser.feed(text.partition("\n")[2] if start else text)
+    return parser.log.iteration or 0

@@ -1,0 +1,202 @@
+"""Where a sweep trains its networks: on this machine's GPUs, each for one sweep at a time, or on its cores.
+
+    slots = GpuSlots(choose("0,2"), per_gpu=1)      # or CpuSlots(4)
+    slot = slots.take()                             # None while all are taken, by this sweep or by another
+    subprocess.Popen(..., env=os.environ | slot.environment, pass_fds=slot.keep_open)
+    slots.give_back(slot)
+
+A GPU is guarded by a locked file that the processes of its networks hold open: it stays taken until the last of them
+has ended, whatever becomes of the sweep. A child sees its own GPU alone, as number 0, so that a network may go on on
+another one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from transfer_caffe.errors import UserError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_BY_TORCH = "import torch; print(*(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='\\n')"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that this process may use; ``number`` counts those from 0, ``key`` names it for CUDA_VISIBLE_DEVICES."""
+
+    number: int
+    key: str
+    name: str
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs that this process may use: those of `nvidia-smi`, or of PyTorch, that CUDA_VISIBLE_DEVICES leaves.
+
+    PyTorch is asked in a child: imported here it would make every process that is started from here larger.
+    """
+    visible = os.environ.get(VISIBLE)
+    wanted = None if visible is None else [word.strip() for word in visible.split(",")]
+    listed = _output(["nvidia-smi", "-L"])
+    if listed is not None and (found := _parse(listed)):
+        if wanted is None:
+            return [Gpu(number, key, name) for number, (key, name) in enumerate(found)]
+        return _visible(found, wanted)
+    names = (_output([sys.executable, "-c", _BY_TORCH]) or "").splitlines()
+    keys = [str(number) for number in range(len(names))] if wanted is None else wanted
+    return [Gpu(number, key, name) for number, (key, name) in enumerate(zip(keys, names, strict=False))]
+
+
+def _output(argv: list[str]) -> str | None:
+    """What a program prints; None if there is no such program, or it fails."""
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def _parse(listed: str) -> list[tuple[str, str]]:
+    """(UUID, name) of each GPU of `nvidia-smi -L`; of one that is cut into MIG devices these in its place."""
+    found: list[tuple[str, str]] = []
+    whole: tuple[str, str] | None = None
+    for line in listed.splitlines():
+        match = re.match(r"(\s*)(?:GPU \d+: )?(.*?)\s*\(UUID: ([^)\s]+)\)", line)
+        if match and not match[1]:
+            whole = (match[3], match[2])
+            found.append(whole)
+        elif match:
+            if whole in found:
+                found.remove(whole)
+            found.append((match[3], match[2].strip().rstrip(":")))
+    return found
+
+
+def _visible(found: Sequence[tuple[str, str]], wanted: Sequence[str]) -> list[Gpu]:
+    """Those of the GPUs that CUDA would show: it takes numbers and beginnings of UUIDs, and stops at one it lacks."""
+    gpus: list[Gpu] = []
+    for word in wanted:
+        if word.isdecimal():
+            fitting = [found[int(word)]] if int(word) < len(found) else []
+        else:
+            fitting = [each for each in found if word and each[0].startswith(word)]
+        if len(fitting) != 1:
+            break
+        gpus.append(Gpu(len(gpus), *fitting[0]))
+    return gpus
+
+
+def choose(given: str, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs of a --gpu option: `all`, or numbers, as `0,2`. UserError if there are no such GPUs."""
+    if not gpus:
+        hidden = f"{VISIBLE} is {os.environ[VISIBLE]!r}; " if VISIBLE in os.environ else ""
+        raise UserError(f"--gpu {given}: no GPU can be used here ({hidden}leave --gpu out to train on the CPU)")
+    if given == "all":
+        return list(gpus)
+    numbers = [word.strip() for word in given.split(",")]
+    there = ", ".join(f"{gpu.number} ({gpu.name})" for gpu in gpus)
+    for word in numbers:
+        if not word.isdecimal() or int(word) >= len(gpus):
+            raise UserError(f"--gpu {given}: there is no GPU {word!r}; `all` or numbers of these are allowed: {there}")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"--gpu {given}: a GPU is named twice; --jobs says how many networks share each")
+    return [gpus[int(word)] for word in numbers]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one network: what its process gets."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    keep_open: tuple[int, ...] = ()
+    gpu: Gpu | None = None
+
+
+class Slots(Protocol):
+    """Places for a number of networks."""
+
+    count: int
+
+    def take(self) -> Slot | None:
+        """A free place; None if there is none now."""
+        ...
+
+    def give_back(self, slot: Slot) -> None:
+        """The network of this place has ended."""
+        ...
+
+
+class CpuSlots:
+    """As many places as the cores have room for."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self._free = count, count
+
+    def take(self) -> Slot | None:
+        if not self._free:
+            return None
+        self._free -= 1
+        return Slot()
+
+    def give_back(self, slot: Slot) -> None:
+        self._free += 1
+
+
+class GpuSlots:
+    """``per_gpu`` places on each GPU, as long as no other sweep is at work there."""
+
+    def __init__(self, gpus: Sequence[Gpu], per_gpu: int, say: Callable[[str], None]) -> None:
+        self.count = len(gpus) * per_gpu
+        self._gpus, self._per_gpu, self._say = gpus, per_gpu, say
+        self._used = dict.fromkeys(gpus, 0)
+        self._locks: dict[Gpu, int] = {}
+        self._refused: set[Gpu] = set()
+
+    def take(self) -> Slot | None:
+        for gpu in sorted(self._gpus, key=lambda each: self._used[each]):
+            if self._used[gpu] < self._per_gpu and self._lock(gpu):
+                self._used[gpu] += 1
+                return Slot({VISIBLE: gpu.key}, (self._locks[gpu],), gpu)
+        return None
+
+    def give_back(self, slot: Slot) -> None:
+        assert slot.gpu is not None
+        self._used[slot.gpu] -= 1
+        if not self._used[slot.gpu]:
+            os.close(self._locks.pop(slot.gpu))
+
+    def _lock(self, gpu: Gpu) -> bool:
+        """Take the GPU for this sweep, unless it has it already; False while another sweep has it."""
+        if gpu in self._locks:
+            return True
+        path = lock_folder() / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu.key)}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if gpu not in self._refused:
+                self._say(f"GPU {gpu.number} ({gpu.name}): another sweep is at work on it; waiting until it ends")
+                self._refused.add(gpu)
+            return False
+        self._locks[gpu] = descriptor
+        self._refused.discard(gpu)
+        return True
+
+
+def lock_folder() -> Path:
+    """The folder of this user's locks on this machine's GPUs, made if need be."""
+    folder = Path(tempfile.gettempdir()) / f"transfer_caffe-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder}: belongs to another user; remove it, or set TMPDIR to a folder of your own")
+    return folder
