@@ -110,6 +110,8 @@ def train(
         snapshots.thin(folder, network.max_iter, network.recipe.snapshots_kept(done=True))
         done = record(network, folder, data, engine, started.read(folder), log)
         done |= {"frozen_layers": frozen, "base_sha256": base_sha}
+        if len(log.devices) > 1:
+            say(f"it was trained on {' and '.join(log.devices)}: on one of them alone it would have ended elsewhere")
         write_json(folder / DONE, done)
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done

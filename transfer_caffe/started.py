@@ -37,14 +37,22 @@ def require_same(network: Network, folder: Path, engine: Engine, data: Path) -> 
                 f"{path}: {network.name} was started with {key} {started[key]}, not {value}; go on with that, "
                 "or start it anew with --restart"
             )
-    before = started.get("data", checksums)  # those of before version 0.2 have none
+    before = started.get("data", checksums)  # records were once without
     for name in sorted({*before, *checksums}):
+        if "_lmdb/" in name and not _of_one_kind(name, before, checksums):
+            continue
         old, new = (each.get(name, "none")[:12] for each in (before, checksums))
-        if before.get(name) != checksums.get(name):
+        if old != new:
             raise UserError(
                 f"{network.data_folder(data)}: {network.name} was started on other data: the checksum of {name} was "
                 f"{old} and is {new}; take that data back, or start it anew with --restart"
             )
+
+
+def _of_one_kind(name: str, before: dict[str, str], now: dict[str, str]) -> bool:
+    """Whether both are databases, or both views: a copy has a view's records, but no checksum in common with it."""
+    table = f"{name.split('/')[0]}/records.npy"
+    return (table in before) == (table in now)
 
 
 def read(folder: Path) -> dict[str, Any]:
