@@ -9,6 +9,12 @@ REPORT  ?= report
 ENGINE  ?= embedded
 JOBS    ?=
 GPU     ?=
+# on a cluster: SLURM=1, and what its jobs ask for, where the recipe does not say it
+SLURM   ?=
+PARTITION ?=
+ACCOUNT ?=
+TIME    ?=
+SBATCH  ?=
 SEED    ?= 0
 K       ?= 100
 # the lists that the split targets cut, and a class file with groups; the halves go to a folder beside TRAIN
@@ -23,7 +29,9 @@ NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
 READY = .venv/ready
 SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" \
-        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(GPU),--gpu "$(GPU)")
+        --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(GPU),--gpu "$(GPU)") $(if $(SLURM),--slurm \
+        $(if $(PARTITION),--partition "$(PARTITION)") $(if $(ACCOUNT),--account "$(ACCOUNT)") \
+        $(if $(TIME),--time "$(TIME)") $(if $(SBATCH),--sbatch="$(SBATCH)"))
 PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
   "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
 SPLIT = "$(PY)" -m data_prep.split
@@ -100,7 +108,7 @@ plan: $(READY)      ## the networks of RECIPE, what they cost (MEASURE=1: in hou
 	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" --engine "$(ENGINE)" \
 	  $(if $(MEASURE),--measure) $(if $(GPUS),--gpus $(GPUS))
 
-sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped
+sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped (SLURM=1: by jobs on a cluster)
 	@$(SWEEP)
 
 results: $(READY)   ## the table of results of RECIPE

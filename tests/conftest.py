@@ -1,9 +1,12 @@
 """Fixtures shared by the tests: a tiny data set as an LMDB, and a small net over it."""
 
+import signal
+
 import lmdb
 import numpy as np
 import pytest
 import torch
+from small_world import make_world
 
 from transfer_caffe.datum import raw_datum
 from transfer_caffe.proto import array_to_blob, write_binary
@@ -87,3 +90,16 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def driver_world(tmp_path, monkeypatch):
+    """The small world in a current folder whose name has a space and a quote; signal handlers are put back."""
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    make_world(folder)
+    monkeypatch.chdir(folder)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield folder
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -13,6 +13,7 @@ from transfer_caffe.datum import Database
 from transfer_caffe.files import sha256
 from transfer_caffe.proto import blob_to_array, read_binary
 from transfer_caffe.proto.caffe_pb2 import BlobProto
+from transfer_caffe.recipe import load_recipe
 from transfer_caffe.views import is_view, open_records
 
 RECIPE = """\
@@ -86,6 +87,20 @@ def test_a_second_start_makes_nothing(capsys):
     assert make() == 0
     assert {path: path.stat().st_mtime_ns for path in HERE.rglob("*")} == before
     assert capsys.readouterr().out == "the data of small is complete already\n"
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_what_is_missing_is_what_would_be_made(views):
+    if views:
+        use_views()
+    recipe = load_recipe("small.yaml")
+    assert len(data.missing(recipe, Path("data"))) == 5 * len(FOLDERS) + 4 * views
+    assert make() == 0
+    assert data.missing(recipe, Path("data")) == []
+    copies = [folder / f"{part}_lmdb" for folder in FOLDERS for part in ("train", "val")]
+    assert set(data.missing(recipe, Path("data"), copies=True)) == (set(copies) if views else set())
+    (FOLDERS[1] / "mean.binaryproto").unlink()
+    assert data.missing(recipe, Path("data")) == [FOLDERS[1] / "mean.binaryproto"]
 
 
 def test_what_a_kill_left_is_made_good_with_the_same_bytes():

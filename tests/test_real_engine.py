@@ -49,7 +49,7 @@ def _folder(tmp_path_factory):
     draw_shapes()
     write_text("tiny.yaml", RECIPE)
     make_data(load_recipe("tiny.yaml"), Path("data"), lambda line: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

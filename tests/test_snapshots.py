@@ -10,6 +10,8 @@ from transfer_caffe.files import checksum_path
 from transfer_caffe.proto import array_to_blob, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
 
+EXPECTED = snapshots.Expected({"conv1": 2, "fc2": 2}, random_seed=7, max_iter=20)
+
 
 def write_pair(
     folder: Path,
@@ -40,7 +42,7 @@ def folder(tmp_path) -> Path:
 
 def newest(folder: Path) -> tuple[int | None, list[str]]:
     said: list[str] = []
-    return snapshots.newest(folder, ["conv1", "fc2"], said.append), said
+    return snapshots.newest(folder, EXPECTED, said.append), said
 
 
 def test_the_newest_is_that_of_the_highest_iteration(folder):
@@ -90,7 +92,7 @@ def test_snapshots_of_real_caffe_get_checksums_that_go_with_them(folder):
     for path in paths:
         path.write_bytes(seal.read(path))
     snapshots.keep_checksums(folder, [10])
-    snapshots.thin(folder, keep=10)
+    snapshots.thin(folder, 10, count=1)
     names = {path.name for path in (folder / "snapshots").iterdir()}
     assert names == {file.name for path in paths for file in (path, checksum_path(path))}
     data = bytearray(paths[0].read_bytes())
@@ -115,7 +117,7 @@ def test_a_damaged_pair_is_set_aside_and_the_one_before_it_taken(folder, damage)
 def test_thinning_leaves_one_pair_and_what_is_not_a_snapshot(folder):
     (folder / "snapshots" / "notes.txt").write_text("mine")
     (folder / "snapshots" / "net_iter_8.caffemodel.damaged").write_text("")
-    snapshots.thin(folder, keep=10)
+    snapshots.thin(folder, 10, count=1)
     names = sorted(path.name for path in (folder / "snapshots").iterdir())
     assert names == ["net_iter_10.caffemodel", "net_iter_10.solverstate", "notes.txt"]
 

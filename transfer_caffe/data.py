@@ -61,6 +61,20 @@ def folders(recipe: Recipe, data: Path) -> list[Path]:
     return list(dict.fromkeys(needed))
 
 
+def missing(recipe: Recipe, data: Path, copies: bool = False) -> list[Path]:
+    """What `make_data` would make, as far as names tell: all is whole that is there."""
+    whole, used = [recipe.data_folder(data, "whole")] * recipe.images.views, folders(recipe, data)
+    absent = []
+    for folder in dict.fromkeys([*whole, *used]):
+        names = ["train.txt", "val.txt", "train_lmdb", "val_lmdb", *["mean.binaryproto"] * (folder in used)]
+        absent += [folder / name for name in names if not (folder / name).exists()]
+        if copies:
+            from transfer_caffe.views import is_view
+
+            absent += [folder / name for name in ("train_lmdb", "val_lmdb") if is_view(folder / name)]
+    return absent
+
+
 def make_images(recipe: Recipe, data: Path, say: Say) -> None:
     """Make the embedded dataset if it is the recipe's; of another one, require the image lists."""
     folder = recipe.dataset_folder(data)

@@ -10,6 +10,7 @@ step leaves whole files or none, and done.json comes last, so that nothing half 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -20,19 +21,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import processes, snapshots
+from transfer_caffe import processes, snapshots, started
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
-from transfer_caffe.files import read_record, sha256, write_json, write_text
-from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, layers_with_weights, render
+from transfer_caffe.files import read_record, sha256, sync, write_json, write_text
+from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, SettingsDiffer, layers_with_weights, render
 from transfer_caffe.inputs import require_data, require_labels
 from transfer_caffe.log import START, Log, LogParser, read_log
 from transfer_caffe.processes import Engine
+from transfer_caffe.proto.caffe_pb2 import LayerParameter
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import curve_csv, now_utc, record
+from transfer_caffe.record import curve_csv, record
 from transfer_caffe.surgery import take_over
 from transfer_caffe.treatment import Treatment
 
-DONE, CURVE, LOG, STARTED, SURGERY = "done.json", "curve.csv", "train.log", "started.json", "surgery.json"
+DONE, CURVE, LOG, SURGERY = "done.json", "curve.csv", "train.log", "surgery.json"
 
 Say = Callable[[str], None]
 
@@ -42,12 +44,14 @@ class RunFailed(Exception):
 
 
 def train(
-    network: Network, runs: Path, data: Path, engine: Engine, gpu: str | None, restart: bool, say: Say
-) -> dict[str, Any]:
+    network: Network, runs: Path, data: Path, engine: Engine, gpu: str | None, restart: bool, say: Say,
+    wait: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """Take a network to done and return what done.json says of it.
 
     UserError for what has to be put right first, RunFailed for a training that went wrong, KeyboardInterrupt when
-    it was told to stop (the engine has then written a snapshot).
+    it was told to stop (the engine has then written a snapshot). If another process is at work on the network it
+    waits for that, or without ``wait`` raises processes.Busy.
     """
     folder = network.folder(runs)
     if not restart and (done := read_done(network, runs)):
@@ -55,10 +59,11 @@ def train(
         say(f"done already (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
         return done
 
-    with processes.lock(folder.parent / f".{network.name}.lock", network.name, say) as lock:
+    with processes.lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as lock:
         if restart:
             set_aside(folder, say)
         elif done := read_done(network, runs):  # whoever held the lock has finished it
+            require_unchanged(network, runs, data, done)
             say("done meanwhile; nothing to do")
             return done
 
@@ -66,13 +71,14 @@ def train(
         require_data(network, data, views=engine.reads_views)
         layers = layers_with_weights(render_here(network, folder, data).net)
         names = [layer.name for layer in layers]
+        expected = snapshots.Expected(_outputs(layers), network.random_seed, network.max_iter)
         require_labels(network, data, layers[-1].inner_product_param.num_output)
         snapshots.remove_partial(folder)
-        require_same_engine(network, folder, engine, gpu)
+        started.require_same(network, folder, engine, data)
 
         # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
         argv = [*engine.argv, "train", "--solver", SOLVER]
-        iteration = snapshots.newest(folder, names, say)
+        iteration = snapshots.newest(folder, expected, say)
         base_sha = surgery(network, runs, folder) if network.base else None
         if iteration is not None:
             argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
@@ -85,10 +91,13 @@ def train(
             argv += ["--gpu", gpu]
 
         # 3. Training
+        started.begin_run(folder, iteration or 0, gpu)
         try:
-            code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, say)
+            written = functools.partial(look_after_snapshots, network, folder, expected, say)
+            code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, written, say)
         finally:
             snapshots.keep_checksums(folder)
+            started.end_run(folder)
         log = read_log(folder / LOG)
 
         # 4. Is it what it should be?
@@ -98,10 +107,11 @@ def train(
 
         # 5. Done
         write_text(folder / CURVE, curve_csv(log.rows()))
-        snapshots.thin(folder, keep=network.max_iter)
-        started = read_record(folder / STARTED, {"started": str}, "start anew with --restart")["started"]
-        done = record(network, folder, data, engine.name, started, log)
-        done |= {"frozen_layers": frozen, "base_sha256": base_sha, "resumed_from": log.resumed_from}
+        snapshots.thin(folder, network.max_iter, network.recipe.snapshots_kept(done=True))
+        done = record(network, folder, data, engine, started.read(folder), log)
+        done |= {"frozen_layers": frozen, "base_sha256": base_sha}
+        if len(log.devices) > 1:
+            say(f"it was trained on {' and '.join(log.devices)}: on one of them alone it would have ended elsewhere")
         write_json(folder / DONE, done)
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done
@@ -144,13 +154,10 @@ def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
     """Write the prototxts, or find that they are there already; others there are refused."""
     try:
         return render(network, data, folder)
-    except UserError as error:
-        if "exists and differs" not in str(error):
-            raise
-        what = str(error).split("; move the folder", 1)[0]
+    except SettingsDiffer as error:
         raise UserError(
-            f"{what}: the settings of a network that was started have changed; take them back, or start it anew with "
-            f"`python -m transfer_caffe.driver {arguments_of(network)} --restart`, which sets the old folder aside"
+            f"{error.what}: the settings of a network that was started have changed; take them back, or start it anew "
+            f"with `python -m transfer_caffe.driver {arguments_of(network)} --restart`, which sets the old folder aside"
         ) from None
 
 
@@ -158,6 +165,10 @@ def arguments_of(network: Network) -> str:
     """The driver's arguments that mean this network."""
     seed = f" --seed {network.seed}" if network.seed else ""
     return f"--recipe {network.recipe.given} --split {network.split} --treatment {network.treatment}{seed}"
+
+
+def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
+    return {layer.name: layer.convolution_param.num_output or layer.inner_product_param.num_output for layer in layers}
 
 
 def set_aside(folder: Path, say: Say) -> None:
@@ -169,22 +180,6 @@ def set_aside(folder: Path, say: Say) -> None:
         number += 1
     os.rename(folder, old)
     say(f"the old folder is now {old}")
-
-
-def require_same_engine(network: Network, folder: Path, engine: Engine, gpu: str | None) -> None:
-    """UserError if the network was started with another engine or number of threads: its bytes depend on both."""
-    now = {"engine": engine.name, "gpu": gpu, "threads": network.recipe.threads}
-    path = folder / STARTED
-    if not path.exists():
-        write_json(path, {**now, "started": now_utc()})
-        return
-    started = read_record(path, {"engine": str, "threads": int}, "start the network anew with --restart")
-    for key, value in now.items():
-        if started.get(key) != value:
-            raise UserError(
-                f"{path}: {network.name} was started with {key} {started.get(key)}, not {value}; go on with that, "
-                "or start it anew with --restart"
-            )
 
 
 def surgery(network: Network, runs: Path, folder: Path) -> str:
@@ -230,9 +225,12 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
 # ---- the training -----------------------------------------------------------------------------------------------
 
 
-def run_engine(argv: list[str], folder: Path, env: dict[str, str], lock: int, say: Say) -> int:
+def run_engine(
+    argv: list[str], folder: Path, env: dict[str, str], lock: int, written: Callable[[list[int]], None], say: Say
+) -> int:
     """Run the engine to its end, in the network's folder, its output appended to train.log; gives its exit code.
 
+    ``written`` is told the iterations of snapshots when the log says that they are complete.
     KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on as SIGINT, on which engines write a snapshot and end. The lock
     is the engine's too: should it outlive this process, the next one waits for it.
     """
@@ -245,7 +243,7 @@ def run_engine(argv: list[str], folder: Path, env: dict[str, str], lock: int, sa
         output.flush()
         process = processes.start(argv, output, folder, env, keep_open=[lock])
     try:
-        _follow(process, path, before, say)
+        _follow(process, path, before, written, say)
     except KeyboardInterrupt:
         say("stopping: the engine writes a snapshot (once more Ctrl-C ends it without)")
         process.send_signal(signal.SIGINT)
@@ -258,7 +256,9 @@ def run_engine(argv: list[str], folder: Path, env: dict[str, str], lock: int, sa
     return process.returncode
 
 
-def _follow(process: subprocess.Popen[bytes], path: Path, start: int, say: Say) -> None:
+def _follow(
+    process: subprocess.Popen[bytes], path: Path, start: int, written: Callable[[list[int]], None], say: Say
+) -> None:
     """Wait for the engine to end, and say each test result as it comes; its log begins at byte ``start``."""
     parser, said, summed = LogParser(), None, 0
     with open(path, encoding="utf-8", errors="replace") as log:
@@ -267,14 +267,33 @@ def _follow(process: subprocess.Popen[bytes], path: Path, start: int, say: Say) 
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=1)
             parser.feed(log.read())
-            snapshots.keep_checksums(path.parent, parser.log.snapshots[summed:])
-            summed = len(parser.log.snapshots)
+            if new := parser.log.snapshots[summed:]:
+                written(new)
+                summed += len(new)
             rows = [row for row in parser.log.rows() if row.test_accuracy is not None and row.test_loss is not None]
             if rows and rows[-1] != said and (said is None or rows[-1].iteration != said.iteration):
                 said = rows[-1]
                 say(f"iteration {said.iteration}: test accuracy {said.test_accuracy:.4f}, loss {said.test_loss:.4f}")
             if process.returncode is not None:
                 return
+
+
+def look_after_snapshots(
+    network: Network, folder: Path, expected: snapshots.Expected, say: Say, written: list[int]
+) -> None:
+    """Give snapshots that were written just now checksums, and remove older ones if the newest of them is whole."""
+    sync(folder / LOG)  # what it says of the time before a snapshot is not said again
+    snapshots.keep_checksums(folder, written)
+    count = network.recipe.snapshots_kept(done=False)
+    if count is None or max(written) == network.max_iter:  # what the final one replaces goes when the network is done
+        return
+    try:
+        snapshots.check_pair(folder, max(written), expected)
+    except (UserError, OSError) as error:
+        say(f"the snapshot of iteration {max(written)} is not whole, so that no older ones are removed: {error}")
+        return
+    # frozen layers that are not a base's are compared with the first snapshot, at the end
+    snapshots.thin(folder, max(written), count, first=network.treatment.is_random)
 
 
 def _drop_cut_off_line(path: Path) -> None:
@@ -379,6 +398,9 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--split", help="random0, natman, ... (default: random0; whole for base and R3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the network (default: 0)")
     parser.add_argument("--restart", action="store_true", help="set the network's folder aside and start anew")
+    parser.add_argument(
+        "--no-wait", action="store_true", help="if another process is at work on the network, exit at once with 75"
+    )
     args = parser.parse_args(argv)
     processes.interrupt_on_signals()
     treatment = Treatment.parse(args.treatment)
@@ -391,10 +413,14 @@ def main(argv: list[str] | None = None) -> int | None:
         print(f"{network.name}: {line}", flush=True)
 
     try:
-        train(network, args.runs, args.data, Engine.find(args.engine), args.gpu, args.restart, say)
+        engine = Engine.find(args.engine)
+        train(network, args.runs, args.data, engine, args.gpu, args.restart, say, wait=not args.no_wait)
     except RunFailed as error:
         say_error(parser.prog, f"{network.name}: {error}")
         return 1
+    except processes.Busy as error:
+        say_error(parser.prog, str(error))
+        return os.EX_TEMPFAIL
     return 0
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import jinja2
 
 from transfer_caffe.data_prep.lists import read_list
+from transfer_caffe.differences import differences, in_short
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import write_text
-from transfer_caffe.proto import caffe_pb2, parse_text, to_text
+from transfer_caffe.proto import caffe_pb2, parse_text
 from transfer_caffe.proto import read_text as read_message
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter
 from transfer_caffe.recipe import TEMPLATES, Network, load_recipe
@@ -43,6 +44,22 @@ class Prototxts:
     solver_text: str
 
 
+class SettingsDiffer(UserError):
+    """The files that are there mean something else than the recipe does now. ``what`` says where, and how."""
+
+    def __init__(self, network: Network, differing: dict[Path, list[str]]) -> None:
+        """``differing``: of each such file, its differences."""
+        first = next(iter(differing))
+        others = "".join(f" and {path.name}" for path in list(differing)[1:])
+        verbs = "exist and differ" if others else "exists and differs"
+        every = [each for differences in differing.values() for each in differences]
+        self.what = f"{first}{others} {verbs} from what {network.name} has by its recipe now: {in_short(every)}"
+        super().__init__(
+            f"{self.what}; move the folder away, or write the files anew with "
+            "`python -m transfer_caffe.generate --force`"
+        )
+
+
 def render(
     network: Network, data_root: str | os.PathLike[str], folder: str | os.PathLike[str], force: bool = False
 ) -> Prototxts:
@@ -58,13 +75,12 @@ def render(
         (folder / SOLVER, prototxts.solver_text, prototxts.solver, SolverParameter()),
     )
     if not force:
+        differing: dict[Path, list[str]] = {}
         for path, _, now, empty in files:
             if os.path.lexists(path) and (there := read_message(path, empty)) != now:
-                raise UserError(
-                    f"{path} exists and differs from what {network.name} has by its recipe now: "
-                    f"{_first_difference(to_text(there), to_text(now))}; move the folder away, or write the file anew "
-                    f"with `python -m transfer_caffe.generate --force`"
-                )
+                differing[path] = differences(there, now)
+        if differing:
+            raise SettingsDiffer(network, differing)
     (folder / "snapshots").mkdir(parents=True, exist_ok=True)  # Caffe does not make it, and stops without it
     for path, text, *_ in files:
         if force or not path.exists():
@@ -199,14 +215,6 @@ def _command_line(network: Network) -> str:
         f"python -m transfer_caffe.generate --recipe {network.recipe.name} --split {network.split} "
         f"--treatment {network.treatment} --seed {network.seed}"
     )
-
-
-def _first_difference(there: str, now: str) -> str:
-    old, new = there.splitlines(), now.splitlines()
-    for a, b in zip(old, new, strict=False):
-        if a != b:
-            return f"`{a.strip()}` is there, not `{b.strip()}`"
-    return f"it has {len(old)} settings, not {len(new)}"
 
 
 EXAMPLES = """examples:

@@ -32,6 +32,7 @@ _TRAIN = re.compile(r"Iteration (\d+)(?: \(.*\))?, loss = (\S+)")
 _RATE = re.compile(r"Iteration (\d+), lr = (\S+)")
 _STATE = re.compile(r"Snapshotting solver state to .*_iter_(\d+)\.solverstate")
 _RESUMED = re.compile(r"Starting .* --snapshot \S*_iter_(\d+)\.solverstate")
+_DEVICE = re.compile(r"Use (CPU)|Using GPUs \d+: (.+)|GPU \d+: (.+)")
 _IGNORED = re.compile(r"Ignoring source layer (\S+)")
 
 _THREADS = ("data_layer.cpp", "blocking_queue.cpp", "base_data_layer.cpp")
@@ -65,6 +66,8 @@ class Log:
     """Iterations whose snapshot is written to its end: the engine went on to say something else."""
     resumed_from: list[int] = field(default_factory=list)
     """The iterations of the snapshots from which runs went on, in the order of the runs."""
+    devices: list[str] = field(default_factory=list)
+    """What the runs were computed on, each once: `CPU`, or the name of a GPU."""
     done: bool = False
     stopped_early: bool = False
     seconds: float = 0.0
@@ -227,6 +230,10 @@ class LogParser:
             self._snapshot = int(match[1]) if (match := _STATE.match(message)) else None
         elif match := _RESUMED.match(message):
             log.resumed_from.append(int(match[1]))
+        elif match := _DEVICE.match(message):
+            device = next(filter(None, match.groups()))
+            if device not in log.devices:
+                log.devices.append(device)
         elif match := _IGNORED.match(message):
             log.ignored_layers.append(match[1])
         elif message.startswith("Optimization stopped early"):

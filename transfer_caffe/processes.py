@@ -23,6 +23,9 @@ from typing import IO
 from transfer_caffe import real_caffe
 from transfer_caffe.errors import UserError
 
+PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
+"""For PYTHONPATH: a child finds this package from any folder."""
+
 
 def cores() -> int:
     """The processors that this process may use."""
@@ -80,8 +83,7 @@ class Engine:
 
 def environment() -> dict[str, str]:
     """This process's environment, in which a child finds this package from any folder."""
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [PACKAGE_PARENT, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -107,6 +109,8 @@ def _dies_with(parent: int) -> Callable[[], None]:
     def ask() -> None:
         # a shell starts what runs in the background with SIGINT ignored, and children would inherit that
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # schedulers send SIGTERM to all processes at once; an engine, which would die of it, waits for its driver
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if prctl is not None:
             prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             if os.getppid() != parent:  # it died before we asked
@@ -115,11 +119,16 @@ def _dies_with(parent: int) -> Callable[[], None]:
     return ask
 
 
+class Busy(Exception):
+    """Somebody else is at work, and this process was told not to wait: who, in one line. Exit code 75."""
+
+
 @contextlib.contextmanager
-def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
+def lock(path: Path, what: str, say: Callable[[str], None], wait: bool = True) -> Iterator[int]:
     """Hold the lock file ``path``, waiting for whoever holds it; yields its descriptor, for children to inherit.
 
-    The kernel gives the lock up when all that hold the descriptor have ended, so a kill leaves no stale lock.
+    The kernel gives the lock up when all that hold the descriptor have ended, so a kill leaves no stale lock. Without
+    ``wait`` a lock that is held raises Busy.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -128,23 +137,32 @@ def lock(path: Path, what: str, say: Callable[[str], None]) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            if not wait:
+                raise Busy(f"{what}: {holder} is at work on it; not waiting") from None
             say(f"{what}: {holder} is at work on it; waiting until it ends")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # who holds it is a courtesy; on a full disk the lock holds all the same
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def interrupt_on_signals() -> None:
-    """Let SIGTERM do what Ctrl-C does: stop in order, with a snapshot. For the main thread of a command.
+    """Let SIGTERM and SIGUSR1 do what Ctrl-C does: stop in order, with a snapshot. For the main thread of a command.
 
-    Both do so in the background too, where a shell has SIGINT ignored.
+    They do so in the background too, where a shell has SIGINT ignored. SIGTERM and SIGUSR1 count once, however often
+    they come: Slurm sends them to all processes of a job, and the job's script passes them on. Only a second Ctrl-C
+    means that it is to end at once.
     """
+    asked: list[int] = []
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
+        if number != signal.SIGINT and asked:
+            return
+        asked.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, interrupt)

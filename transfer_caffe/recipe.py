@@ -23,6 +23,9 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     solver        any field of Caffe's SolverParameter that does not follow from the network; max_iter must be a
                   multiple of test_interval, so that the last weights are tested
     solver_for*   split pattern, as `reduced*`: solver fields that are others there
+    keep_snapshots*   how many of a network's newest snapshots are kept, while it is trained and after: a number, or
+                  `all`; if left out 2 while it is trained, the final one after. An older one is removed when a newer
+                  one has been read back and is whole, the final weights never. May be changed at any time
     watch*        what to call odd, in status and results (transfer_caffe/watch.py); it changes no network, and may be
                   changed at any time. chance_after*: the iteration from which on a test loss of ln(classes) is odd (by
                   default a tenth of max_iter); expect*: pattern of split-treatment, as `random*-base*`: [lowest,
@@ -30,12 +33,17 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     threads*      CPU threads a network; sums depend on it to the last bit
     seeds*        each network is trained once for each seed
     networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
+    slurm*        what each network's job asks for (`sweep run --slurm`); no setting of the networks, so it may change:
+                  partition*, account*; time*: the limit, in quotes ("24:00:00"); memory* (16G); cpus* (as many as
+                  threads); gpus* (1; 0 where the solver_mode is CPU); signal_seconds*: how long before the limit a
+                  job writes its snapshot and is queued again (120); extra*: a list of more flags for sbatch
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import math
 import os
 import re
@@ -46,6 +54,7 @@ from typing import Any, Literal
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.slurm_settings import SlurmSettings, read_slurm
 from transfer_caffe.strict_yaml import Section, is_whole, load_yaml, shown
 from transfer_caffe.treatment import Treatment, expand
 
@@ -115,9 +124,11 @@ class Recipe:
     test_images: int | None
     solver: Mapping[str, Any]
     solver_for: Mapping[str, Mapping[str, Any]]
+    keep_snapshots: int | Literal["all"] | None
     threads: int
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
+    slurm: SlurmSettings = field(default=SlurmSettings(), compare=False)
     watch: Watch = field(default=Watch(), compare=False)
     """No part of `settings`: it changes no network."""
     given: str = field(default="", compare=False)
@@ -153,8 +164,15 @@ class Recipe:
         """The folder of the lists, databases and mean of a half (letter A or B), or of `whole` and `reducedK`."""
         return Path(data_root) / Path(self.dataset).name / split / letter
 
+    def snapshots_kept(self, done: bool) -> int | None:
+        """How many snapshots of a network that is done, or not yet, are kept; None is all."""
+        if self.keep_snapshots == "all":
+            return None
+        # 450,000 iterations of a CaffeNet write 45 snapshots of 490 MB; with two, damage to one costs one interval
+        return self.keep_snapshots or (1 if done else 2)
+
     def settings(self) -> dict[str, Any]:
-        """The recipe as plain values in the shape of its YAML file, for provenance."""
+        """The recipe as plain values in the shape of its YAML file, for provenance; without `slurm`, see there."""
         return {
             "name": self.name,
             "dataset": self.dataset,
@@ -176,10 +194,20 @@ class Recipe:
             "test_images": "all" if self.test_images is None else self.test_images,
             "solver": dict(self.solver),
             "solver_for": {pattern: dict(fields) for pattern, fields in self.solver_for.items()},
+            **({} if self.keep_snapshots is None else {"keep_snapshots": self.keep_snapshots}),
             "threads": self.threads,
             "seeds": list(self.seeds),
             "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
         }
+
+    def sha256(self) -> str:
+        """The checksum of what a recipe says about its networks: of `settings` as JSON, keys sorted, without spaces.
+
+        How many snapshots are kept changes no network, and is left out.
+        """
+        settings = {key: value for key, value in self.settings().items() if key != "keep_snapshots"}
+        text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -304,6 +332,9 @@ def _recipe_of(value: Any, where: str) -> Recipe:
                 f"{where}: solver{pattern and '_for: '}{pattern}: max_iter {merged['max_iter']} is not a multiple of "
                 f"test_interval {merged['test_interval']}: the last weights would not be tested"
             )
+    keep = top.take("keep_snapshots", None)
+    if keep is not None and keep != "all" and not is_whole(keep, 1):
+        top.fail("keep_snapshots", f"`all` or a whole number, 1 or more, was expected, not {shown(keep)}")
     threads = top.whole("threads", 1, 1)
     seeds = top.take("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
@@ -314,11 +345,12 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
     if not treatments:
         top.fail("networks", "no split is listed")
+    slurm = read_slurm(Section(top.take("slurm", {}), f"{where}: slurm"))
     watch = _watch_of(Section(top.take("watch", {}), f"{where}: watch"))
     top.end()
     return Recipe(
-        name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for,
-        threads, tuple(seeds), treatments, watch,
+        name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
+        threads, tuple(seeds), treatments, slurm, watch,
     )  # fmt: skip
 
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import csv
-import datetime
 import io
-import os
-import platform
 import statistics
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import __version__, snapshots
+from transfer_caffe import provenance, snapshots
 from transfer_caffe.files import sha256
 from transfer_caffe.generate import INIT, NET, SOLVER, count_classes, layers_with_weights
 from transfer_caffe.log import Log, Row
+from transfer_caffe.processes import Engine
 from transfer_caffe.proto import read_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter
 from transfer_caffe.recipe import Network
+from transfer_caffe.started import now_utc
 
 
 def curve_csv(rows: list[Row]) -> str:
@@ -30,10 +28,12 @@ def curve_csv(rows: list[Row]) -> str:
     return out.getvalue()
 
 
-def record(network: Network, folder: Path, data: Path, engine: str, started: str, log: Log) -> dict[str, Any]:
+def record(
+    network: Network, folder: Path, data: Path, engine: Engine, started: dict[str, Any], log: Log
+) -> dict[str, Any]:
     """What done.json keeps: the results, and all that they came from.
 
-    ``engine`` is the engine's name, ``started`` the time of the first start, ``log`` that of a finished run.
+    ``started`` is what started.json says, ``log`` that of a finished run.
     """
     recipe, treatment, rows = network.recipe, network.treatment, log.rows()
     tests = [(row.test_accuracy, row.iteration) for row in rows if row.test_accuracy is not None]
@@ -74,13 +74,19 @@ def record(network: Network, folder: Path, data: Path, engine: str, started: str
         "wall_seconds": round(log.seconds, 3),
         "seconds_per_iteration": _rounded(log.seconds_per_iteration),
         "seconds_per_test": _rounded(log.seconds_per_test),
-        "engine": engine,
-        "versions": versions(),
-        "machine": machine(),
+        **provenance.engine_record(engine),
+        "versions": provenance.versions(),
+        "code": provenance.code(),
+        "machine": {**provenance.machine(), "devices": log.devices},
         "settings": recipe.settings(),
+        "recipe_sha256": recipe.sha256(),
         "sha256": {name: sha256(path) for name, path in files.items() if path.exists()},
-        "started": started,
+        "data": provenance.data_checksums(network, data),
+        "base": network.base.name if network.base else None,
+        "started": started["started"],
         "finished": now_utc(),
+        "runs": started.get("runs", []),
+        "resumed_from": log.resumed_from,
     }
 
 
@@ -89,34 +95,5 @@ def top10(accuracies: list[float]) -> float:
     return round(statistics.fmean(sorted(accuracies, reverse=True)[:10]), 6)
 
 
-def versions() -> dict[str, str]:
-    """The versions of what computes; torch is asked for its name plate only, importing it takes seconds."""
-    found = {"transfer_caffe": __version__, "python": platform.python_version()}
-    for package in ("torch", "numpy", "protobuf", "lmdb", "opencv-python-headless"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Where it was trained."""
-    model = ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        model = platform.processor()
-    return {"node": platform.node(), "system": platform.platform(), "cpu": model, "cores": os.cpu_count()}
-
-
 def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
-
-
-def now_utc() -> str:
-    """The time, in ISO format, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfer_caffe import processes
 from transfer_caffe.errors import ArgumentParser, UserError, command
 from transfer_caffe.files import read_record, read_text, write_text
 from transfer_caffe.recipe import Recipe, load_recipe
@@ -179,10 +180,15 @@ def _row_of(path: Path) -> Row:
 
 
 def write_results(recipe: Recipe, runs: str | os.PathLike[str]) -> tuple[Path, int]:
-    """Write runs/RECIPE/results.csv; gives its path and its number of rows."""
-    rows = collect(recipe, runs)
-    path = Path(runs) / recipe.name / "results.csv"
-    write_text(path, to_csv(rows))
+    """Write runs/RECIPE/results.csv; gives its path and its number of rows.
+
+    Of several at once, as jobs on a cluster that end together, the last one sees what all others have finished.
+    """
+    folder = Path(runs) / recipe.name
+    path = folder / "results.csv"
+    with processes.lock(folder / ".results.lock", "the table of results", lambda _: None):
+        rows = collect(recipe, runs)
+        write_text(path, to_csv(rows))
     return path, len(rows)
 
 

@@ -3,6 +3,8 @@
     python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order; what is done
     python -m transfer_caffe.sweep run    --recipe demo      data, networks, results.csv
     python -m transfer_caffe.sweep status --recipe demo      how far each one is
+    python -m transfer_caffe.sweep cancel --recipe demo      end its jobs on a cluster, after a snapshot
+    python -m transfer_caffe.sweep verify --recipe demo      whether what is done is still what was recorded
 
 Each network is trained by a `transfer_caffe.driver` of its own. Each command is a module here, with its options and
 examples.
@@ -18,6 +20,8 @@ COMMANDS = {
     "plan": "transfer_caffe.sweep.plan",
     "run": "transfer_caffe.sweep.local",
     "status": "transfer_caffe.sweep.status",
+    "cancel": "transfer_caffe.sweep.cancel",
+    "verify": "transfer_caffe.sweep.verify",
 }
 """The module of each command: it has SUMMARY, EXAMPLES, add_arguments(parser), main(args)."""
 

@@ -29,6 +29,7 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
+from transfer_caffe.sweep import slurm
 from transfer_caffe.sweep.cost import COST, Work, makespan
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
@@ -40,6 +41,7 @@ EXAMPLES = """examples:
   python -m transfer_caffe.sweep run --recipe demo --jobs 2
   python -m transfer_caffe.sweep run --recipe paper --gpu all --only 'A*B+' --split random0
   python -m transfer_caffe.sweep run --recipe demo_caffe --engine caffe
+  python -m transfer_caffe.sweep run --recipe paper --slurm --partition gpu --time 24:00:00
 """
 
 SECONDS_BETWEEN_ESTIMATES = 5.0
@@ -66,6 +68,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--keep-going", action=argparse.BooleanOptionalAction, default=True,
         help="start others when a network has failed (default); without, end when those in training have",
     )  # fmt: skip
+    slurm.add_slurm_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -76,6 +79,9 @@ def main(args: argparse.Namespace) -> int:
     selection = selected(recipe, args)
     if words := selection.words():
         _say(words)
+    if args.slurm:
+        return slurm.main(selection, args)
+    slurm.refuse_without_slurm(args)
     processes.interrupt_on_signals()
     engine = Engine.find(args.engine)  # an error here would be every network's
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]

@@ -1,4 +1,6 @@
-"""`sweep status`: how far each network of a recipe is, told from its files, and what is odd about it.
+"""`sweep status`: how far each network of a recipe is, and what is odd about it.
+
+Told from its files and, on a cluster, from Slurm's queue:
 
 python -m transfer_caffe.sweep status --recipe demo
 """
@@ -6,9 +8,11 @@ python -m transfer_caffe.sweep status --recipe demo
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 
 from transfer_caffe.errors import ArgumentParser
 from transfer_caffe.recipe import load_recipe
+from transfer_caffe.sweep import on_cluster
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 from transfer_caffe.watch import remarks_of
@@ -26,7 +30,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print how far each network is."""
-    networks = selected(load_recipe(args.recipe), args).networks
+    recipe = load_recipe(args.recipe)
+    networks = selected(recipe, args).networks
+    cluster = on_cluster.look(recipe, args.runs)
+    words: Counter[str] = Counter()
     wide = max(len(network.name) for network in networks)
     done_count = 0
     for network in networks:
@@ -37,7 +44,15 @@ def main(args: argparse.Namespace) -> None:
             text = f"test accuracy {state.done['accuracy_final']:.4f}, {text}"
         elif state.word == "started":
             text += f", last snapshot {state.snapshot}" if state.snapshot else ", no snapshot yet"
+        if cluster and not state.done and (said := cluster.say(network)):
+            words[said[0]] += 1
+            text = f"{said[1]}; {text}"
         print(f"{network.name:{wide}} {text}")
         for remark in remarks_of(network, args.runs, args.data):
             print(f"{'':{wide}} ! {remark}")
-    print(f"{done_count} of {len(networks)} networks are done")
+    others = "".join(f", {count} {word}" for word, count in sorted(words.items()))
+    print(f"{done_count} of {len(networks)} networks are done{others}")
+    if cluster:
+        for line in (cluster.silent and f"from files alone: {cluster.silent}", cluster.data(recipe)):
+            if line:
+                print(line)

@@ -1,0 +1,66 @@
+"""How tests drive a network of the small world (`small_world`, fixture `driver_world`) with the fake engine."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from small_world import fake_engine
+
+from transfer_caffe import driver
+from transfer_caffe.processes import Engine
+
+RUNS = Path("runs/small")
+
+
+def arguments(treatment: str, engine: str = "", *more: str) -> list[str]:
+    return ["--recipe", "small.yaml", "--treatment", treatment, "--engine", engine or fake_engine(), *more]
+
+
+def drive(treatment: str, *misbehaviours: str, more: tuple[str, ...] = ()) -> int:
+    return driver.main(arguments(treatment, fake_engine(*misbehaviours), *more))
+
+
+def done_of(name: str) -> dict:
+    return json.loads((RUNS / name / "done.json").read_text())
+
+
+def final(name: str) -> Path:
+    return RUNS / name / "snapshots" / "net_iter_8.caffemodel"
+
+
+def rename_engine(name: str) -> None:
+    path = RUNS / name / "started.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": Engine.find(fake_engine()).name}))
+
+
+def start_driver(treatment: str, *misbehaviours: str) -> subprocess.Popen[str]:
+    """A driver of its own, whose engine (which waits there, amid its work) has written a snapshot."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, fake_engine(*misbehaviours))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not list(RUNS.glob("*/snapshots/net_iter_3.solverstate")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def engine_pid() -> int:
+    """The process that writes the log that is growing."""
+    line = (RUNS / "random0-baseA-s0" / "train.log").read_text().splitlines()[-1]
+    return int(line.split()[2])
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # a process that ended, and whose new parent has not asked for its end, is gone too
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"

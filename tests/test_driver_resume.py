@@ -1,0 +1,140 @@
+"""A network that was stopped, killed or damaged goes on to the same bytes; two drivers never both train it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from driving import RUNS, arguments, done_of, drive, engine_pid, final, gone, rename_engine, start_driver
+from small_world import fake_engine
+
+from transfer_caffe.files import sha256
+
+pytestmark = pytest.mark.usefixtures("driver_world")
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(capsys):
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    # started.json keeps the engine's name, which holds the misbehaviour: for the test they are one engine
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    assert drive("baseA") == 0
+    assert "going on from the snapshot of iteration 2 of 8" in capsys.readouterr().out
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert [line.split(",")[0] for line in (RUNS / "random0-baseA-s0/curve.csv").read_text().split()[1:]] == list("048")
+
+
+def test_a_damaged_snapshot_is_set_aside_and_an_older_one_taken(capsys):
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    snapshots = RUNS / "random0-baseA-s0" / "snapshots"
+    for kind in ("caffemodel", "solverstate"):
+        shutil.copy(snapshots / f"net_iter_2.{kind}", snapshots / f"net_iter_6.{kind}")
+    os.truncate(snapshots / "net_iter_6.caffemodel", 5000)
+    (snapshots / ".net_iter_7.caffemodel.1234.tmp").write_text("half")
+    capsys.readouterr()
+    assert drive("baseA") == 0
+    said = capsys.readouterr().out
+    assert "the snapshot of iteration 6 is damaged and set aside" in said
+    assert "going on from the snapshot of iteration 2" in said
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert len(os.listdir(snapshots)) == 2
+
+
+def test_a_flipped_byte_in_a_snapshot_is_seen_though_real_caffe_writes_no_checksum(capsys):
+    assert drive("baseA", "early", "unsealed") == 1
+    rename_engine("random0-baseA-s0")
+    weights = RUNS / "random0-baseA-s0/snapshots/net_iter_2.caffemodel"
+    beside = weights.with_name("net_iter_2.caffemodel.sha256")
+    assert beside.read_text() == f"{sha256(weights)}  {weights.name}\n"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    assert drive("baseA") == 0
+    said = capsys.readouterr().out
+    assert "the snapshot of iteration 2 is damaged and set aside" in said and "going on from" not in said
+    assert done_of("random0-baseA-s0")["resumed_from"] == []
+
+
+def test_a_run_that_went_on_says_so_in_its_record_for_real_caffe_ends_elsewhere_then(capsys):
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    assert drive("baseA") == 0
+    assert done_of("random0-baseA-s0")["resumed_from"] == [2]
+    assert "real Caffe draws anew what is random" in capsys.readouterr().out
+
+
+def test_damaged_initial_weights_are_made_again(capsys):
+    assert drive("baseA") == 0
+    assert drive("A3B", "early") == 1
+    init = RUNS / "random0-A3B-s0" / "init.caffemodel"
+    whole = init.read_bytes()
+    init.write_bytes(whole[:-50] + b"\1" + whole[-49:])
+    assert drive("A3B", "early") == 1  # a little further
+    assert init.read_bytes() == whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
+    process = start_driver("baseA", "slow")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "stopping: the engine writes a snapshot" in out
+    assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_signals_that_a_scheduler_sends_to_everyone_and_twice_still_leave_a_snapshot():
+    process = start_driver("baseA", "slow")
+    os.kill(engine_pid(), signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_same_bytes():
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    process = start_driver("baseA", "slow")
+    engine = engine_pid()
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 5
+    while not gone(engine):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "Optimization Done." not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+    with open(RUNS / "random0-baseA-s0" / "train.log", "a") as log:
+        log.write("I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur")  # as a kill leaves it
+    assert drive("baseA", "slow") == 0
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+    assert "accurI" not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
+    first = start_driver("baseA", "slow")
+    second = subprocess.Popen(
+        [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"))],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert second.stdout
+    assert f"process {first.pid} on" in second.stdout.readline()
+    Path("go").touch()
+    first.communicate(timeout=60)
+    said, _ = second.communicate(timeout=60)
+    assert first.returncode == 0 and second.returncode == 0
+    assert "done meanwhile" in said

@@ -1,0 +1,270 @@
+"""`sweep verify`: whether the networks that are done are still what their done.json tells of.
+
+    python -m transfer_caffe.sweep verify --recipe demo
+    python -m transfer_caffe.sweep verify --recipe paper --quick       all but the databases
+
+Checksums are computed anew, of weights, prototxts, image lists, means and databases; each base is compared with what
+its networks took over, each curve with the log that it came from. What is not on this machine is counted, no error.
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe import driver, seal, snapshots
+from transfer_caffe.differences import differences, in_short
+from transfer_caffe.errors import ArgumentParser, UserError
+from transfer_caffe.files import read_record, read_text, require_checksum, sha256
+from transfer_caffe.generate import INIT, NET, SOLVER, compose
+from transfer_caffe.log import read_log
+from transfer_caffe.proto import caffe_pb2
+from transfer_caffe.proto import read_text as read_message
+from transfer_caffe.recipe import Network, load_recipe
+from transfer_caffe.record import curve_csv
+from transfer_caffe.sweep.selection import add_recipe_arguments, selected
+from transfer_caffe.tools.progress import track
+from transfer_caffe.views import is_view, whole_of
+
+SUMMARY = "compute the checksums of all that is done anew, and say what differs"
+EXAMPLES = """examples:
+  python -m transfer_caffe.sweep verify --recipe demo
+  python -m transfer_caffe.sweep verify --recipe paper --split random0 --quick
+
+exit code 0: all agree; 1: something differs, a line for each says what and what to do
+"""
+
+_MIB = 1 << 20
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `sweep verify`."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--quick", action="store_true", help="leave the databases out, which may take long to read")
+
+
+@dataclass
+class Finding:
+    """What was found of one network."""
+
+    network: Network
+    compared: int = 0
+    not_here: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    """A line each: what differs, and what to do."""
+
+    def compare(self, path: Path, then: str | None, now: str | None, remedy: str) -> None:
+        """Note a checksum that was recorded, and that of the file ``path`` now: None where there is no file."""
+        if then is None:
+            return
+        if now is None:
+            self.not_here.append(str(path))
+            return
+        self.compared += 1
+        if now != then:
+            self.differing.append(f"{path}: its checksum is {now[:12]}, {driver.DONE} says {then[:12]}; {remedy}")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print a line for each network, and one for each difference."""
+    recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
+    networks = selected(recipe, args).networks
+    findings, records = [], {}
+    for network in networks:
+        try:
+            if done := driver.read_done(network, runs):
+                records[network] = done
+        except UserError as error:
+            findings.append(Finding(network, differing=[str(error)]))
+    databases = {} if args.quick else _checksums(_databases(list(records), data))
+    known: dict[Path, str] = {}
+    findings += [verify(network, runs, data, done, databases, known) for network, done in records.items()]
+    for finding in findings:
+        words = f"{len(finding.differing)} differences" if finding.differing else "agrees"
+        away = f", {len(finding.not_here)} not here" if finding.not_here else ""
+        print(f"{finding.network.name:24} {words}: {finding.compared} compared{away}")
+        for line in finding.differing:
+            print(f"  {line}")
+    bad = sum(1 for finding in findings if finding.differing)
+    left = len(networks) - len(findings)
+    print(
+        f"{len(findings) - bad} networks agree, {bad} differ, {left} are not done; "
+        f"{sum(finding.compared for finding in findings)} comparisons, "
+        f"{sum(len(finding.not_here) for finding in findings)} files not here"
+        + (", databases left out" if args.quick else "")
+    )
+    return 1 if bad else 0
+
+
+def verify(
+    network: Network,
+    runs: Path,
+    data: Path,
+    done: dict[str, Any],
+    databases: Mapping[Path, str],
+    known: dict[Path, str],
+) -> Finding:
+    """Compare all that done.json names. ``databases``: the checksums of those that were read, by `_databases`' paths.
+
+    ``known`` remembers the checksums of files that many networks share.
+    """
+    finding = Finding(network)
+    folder = network.folder(runs)
+    anew = f"take a copy that is whole, or train {network.name} anew with --restart"
+    take_back = f"take it back, or train {network.name} anew with --restart"
+
+    own = {
+        "final": snapshots.weights_path(folder, done.get("max_iter", network.max_iter)),
+        "init": folder / INIT,
+        NET: folder / NET,
+        SOLVER: folder / SOLVER,
+    }
+    for name, path in own.items():
+        finding.compare(path, done["sha256"].get(name), sha256(path) if path.exists() else None, anew)
+
+    # older records have the lists and the mean among the checksums of files
+    of_data = {name: digest for name, digest in done["sha256"].items() if name not in own} | done.get("data", {})
+    for name, then in of_data.items():
+        try:
+            path = _data_path(network, data, name)
+        except UserError as error:
+            finding.differing.append(str(error))
+            continue
+        if path.name == "data.mdb":
+            if path in databases or not path.exists():
+                finding.compare(path, then, _database_now(path, then, databases), take_back)
+            continue
+        if path not in known and path.exists():
+            known[path] = sha256(path)
+        finding.compare(path, then, known.get(path), take_back)
+
+    for check in (_own_state, _base, _curve, _settings):
+        try:
+            check(finding, runs, data, done)
+        except FileNotFoundError as error:
+            finding.not_here.append(str(error.filename))
+        except UserError as error:
+            finding.differing.append(str(error))
+    return finding
+
+
+def _own_state(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
+    """The final solver state has its checksum inside, or beside it."""
+    path = snapshots.state_path(finding.network.folder(runs), done.get("max_iter", finding.network.max_iter))
+    require_checksum(path)
+    seal.verify(path)
+    finding.compared += 1
+
+
+def _base(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
+    """The base is the one that the layers were taken from, as both done.json and surgery.json say."""
+    network, then = finding.network, done.get("base_sha256")
+    if network.base is None or then is None:
+        return
+    folder = network.folder(runs)
+    made = read_record(folder / driver.SURGERY, {"base_sha256": str, "init_sha256": str}, "take a copy that is whole")
+    for key, said in (("base_sha256", then), ("init_sha256", done["sha256"].get("init"))):
+        finding.compare(
+            folder / driver.SURGERY, said, made[key], f"its {key} is meant; train {network.name} anew with --restart"
+        )
+    base = driver.read_done(network.base, runs)
+    remedy = f"{network.base.name} was trained anew since; train {network.name} anew, too, with --restart"
+    path = network.base.folder(runs) / driver.DONE
+    finding.compare(path, then, base["sha256"]["final"] if base else None, remedy)
+
+
+def _curve(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
+    """The curve is what the log says, and its end the accuracy in the record."""
+    folder = finding.network.folder(runs)
+    rows = read_log(folder / driver.LOG).rows()
+    finding.compared += 1
+    if not rows or rows[-1].test_accuracy != done["accuracy_final"]:
+        last = rows[-1].test_accuracy if rows else None
+        finding.differing.append(
+            f"{folder / driver.LOG}: its last test accuracy is {last}, {driver.DONE} says {done['accuracy_final']}; "
+            "take the log back from a copy"
+        )
+    there, now = read_text(folder / driver.CURVE).splitlines(), curve_csv(rows).splitlines()
+    finding.compared += 1
+    for number, (line, meant) in enumerate(itertools.zip_longest(there, now, fillvalue="nothing"), start=1):
+        if line != meant:
+            finding.differing.append(
+                f"{folder / driver.CURVE}: line {number} is {line!r}, by {driver.LOG} it is {meant!r}; take the one of "
+                "the two that was changed back from a copy"
+            )
+            return
+
+
+def _settings(finding: Finding, runs: Path, data: Path, _: dict[str, Any]) -> None:
+    """The recipe still means this network, where the image lists are here to tell."""
+    network, folder = finding.network, finding.network.folder(runs)
+    lists = [network.data_folder(data) / f"{part}.txt" for part in ("train", "val")]
+    if not all(path.exists() for path in lists):
+        return  # counted as not here already
+    now = compose(network, data, folder)
+    differing = differences(read_message(folder / NET, caffe_pb2.NetParameter()), now.net)
+    differing += differences(read_message(folder / SOLVER, caffe_pb2.SolverParameter()), now.solver)
+    finding.compared += 1
+    if differing:
+        finding.differing.append(
+            f"{folder}: by the recipe {network.recipe.name} it is another network now: {in_short(differing)}; take the "
+            f"recipe's settings back, or train {network.name} anew with --restart"
+        )
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def _data_path(network: Network, data: Path, name: str) -> Path:
+    """The file that a name of `provenance.data_checksums` means, here and now."""
+    if name == "mean.binaryproto":
+        return network.mean_folder(data) / name
+    path = network.data_folder(data) / name
+    if path.name == "data.mdb" and is_view(path.parent):
+        return whole_of(path.parent).resolve() / path.name
+    return path
+
+
+def _databases(networks: list[Network], data: Path) -> list[Path]:
+    """The databases that these networks read, each once, as far as they are here."""
+    found: dict[Path, None] = {}
+    for network in networks:
+        for part in ("train", "val"):
+            with contextlib.suppress(UserError):  # a damaged view: `verify` tells of it
+                path = _data_path(network, data, f"{part}_lmdb/data.mdb")
+                if path.exists():
+                    found[path] = None
+    return list(found)
+
+
+def _database_now(path: Path, then: str, databases: Mapping[Path, str]) -> str | None:
+    """What is to be compared with what was recorded: of a database without a checksum its size was."""
+    if then.endswith(" bytes") and path.exists():
+        return f"{path.stat().st_size} bytes"
+    return databases.get(path)
+
+
+def _checksums(paths: list[Path]) -> dict[Path, str]:
+    """The sha256 of large files, read now, with the time left shown."""
+    digests = {path: hashlib.sha256() for path in paths}
+
+    def pieces() -> Iterator[None]:
+        for path, digest in digests.items():
+            with open(path, "rb") as file:
+                while piece := file.read(_MIB):
+                    digest.update(piece)
+                    yield
+
+    total = sum(-(-path.stat().st_size // _MIB) for path in paths)
+    for _ in track(pieces(), total, "MiB of databases read"):
+        pass
+    sys.stderr.flush()
+    return {path: digest.hexdigest() for path, digest in digests.items()}
