@@ -36,16 +36,17 @@ def rename_engine(name: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"engine": Engine.find(fake_engine()).name}))
 
 
-def start_driver(treatment: str, *misbehaviours: str) -> subprocess.Popen[str]:
-    """A driver of its own, whose engine (which waits there, amid its work) has written a snapshot."""
+def start_driver(treatment: str, *misbehaviours: str, engine: str = "", newest: int = 3) -> subprocess.Popen[str]:
+    """A driver of its own, whose engine (which waits there, amid its work) has written the snapshot ``newest``."""
+    engine = engine or fake_engine(*misbehaviours)
     process = subprocess.Popen(
-        [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, fake_engine(*misbehaviours))],
+        [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, engine)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 30
-    while not list(RUNS.glob("*/snapshots/net_iter_3.solverstate")):
+    while not list(RUNS.glob(f"*/snapshots/net_iter_{newest}.solverstate")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     return process

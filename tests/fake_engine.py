@@ -5,9 +5,10 @@
 The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
 Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
 folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
+lingers (after iteration 6 it waits likewise), tears (cuts off the weights of iteration 6),
 silent (no `Optimization Done.`), quits (exit 0 amid training), rots (the last weights are not finite, the losses are),
 untested (no last test), cpu (it knows no --gpu), deaf (it goes on when told to stop), notes (a line a start, in `notes`
-beside runs/: which GPU it sees), unsealed (snapshots without a checksum, as real Caffe writes them).
+beside runs/: which GPU it sees), unsealed (snapshots without checksums and seed, as real Caffe writes them).
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 
 from transfer_caffe import seal
 from transfer_caffe.engine import glog
+from transfer_caffe.files import sha256
 from transfer_caffe.generate import layers_with_weights
 from transfer_caffe.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter, SolverState
@@ -77,6 +79,8 @@ def main() -> int:
         glog.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {path}.solverstate")
         state = SolverState(iter=iteration, learned_net=f"{path}.caffemodel")
         state.history.extend(array_to_blob(array) for each in weights.values() for array in each)
+        if "unsealed" not in bad:
+            state.random_seed, state.learned_net_sha256 = solver.random_seed, sha256(f"{path}.caffemodel")
         write_binary(f"{path}.solverstate", state)
         if "unsealed" in bad:
             for each in (f"{path}.caffemodel", f"{path}.solverstate"):
@@ -112,6 +116,12 @@ def main() -> int:
             weights["fc8"][0][0] = np.nan
         if done % solver.snapshot == 0 or done == solver.max_iter:
             snapshot(done)
+        if "tears" in bad and done == 6:
+            os.truncate(f"{solver.snapshot_prefix}_iter_6.caffemodel", 5000)
+            glog.info("solver.cpp:0", "The snapshot is written")
+        while "lingers" in bad and done == 6 and not stop and not GO.exists():
+            glog.info("solver.cpp:0", "Lingering")
+            time.sleep(0.05)
         while "slow" in bad and not start and done >= solver.snapshot and not stop and not GO.exists():
             time.sleep(0.02)
         if stop or ("early" in bad and done == start + 2):

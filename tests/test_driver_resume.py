@@ -1,6 +1,7 @@
 """A network that was stopped, killed or damaged goes on to the same bytes; two drivers never both train it."""
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from driving import RUNS, arguments, done_of, drive, engine_pid, final, gone, rename_engine, start_driver
-from small_world import fake_engine
+from small_world import RECIPE, fake_engine
 
 from transfer_caffe.files import sha256
+from transfer_caffe.snapshots import iterations, weights_path
 
 pytestmark = pytest.mark.usefixtures("driver_world")
 
@@ -138,3 +140,121 @@ def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
     said, _ = second.communicate(timeout=60)
     assert first.returncode == 0 and second.returncode == 0
     assert "done meanwhile" in said
+
+
+def test_without_waiting_a_second_driver_leaves_at_once_with_75_and_one_line():
+    first = start_driver("baseA", "slow")
+    argv = [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"), "--no-wait")]
+    second = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    assert second.returncode == 75 and second.stderr.count("\n") == 1
+    assert f"process {first.pid} on" in second.stderr and "not waiting" in second.stderr
+    Path("go").touch()
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert subprocess.run(argv, capture_output=True, timeout=20).returncode == 0  # done already
+
+
+def test_an_engine_that_outlives_its_driver_keeps_others_away_until_it_has_ended():
+    assert drive("baseA") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    shutil.rmtree(RUNS)
+    # the death of the driver reaches its own child alone: here the shell, and not the engine that the shell has started
+    shell = Path("shell engine.sh").resolve()
+    shell.write_text(f'#!/bin/sh\n{fake_engine("slow")} "$@" &\nwait $!\n')
+    shell.chmod(0o755)
+    process = start_driver("baseA", engine=str(shell))
+    engine = engine_pid()
+    process.kill()
+    process.communicate()
+    assert not gone(engine)
+    argv = [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", str(shell))]
+    assert subprocess.run([*argv, "--no-wait"], capture_output=True, timeout=20).returncode == 75
+    second = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    assert second.stdout and "waiting until it ends" in second.stdout.readline()
+    os.kill(engine, signal.SIGINT)
+    said, _ = second.communicate(timeout=60)
+    assert second.returncode == 0 and "going on from the snapshot of iteration" in said
+    assert sha256(final("random0-baseA-s0")) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("keep", "training", "after"),
+    [("", {4, 6}, {8}), ("keep_snapshots: 1\n", {6}, {8}), ("keep_snapshots: 3\n", {2, 4, 6}, {4, 6, 8}),
+     ("keep_snapshots: all\n", {2, 4, 6}, {2, 4, 6, 8})],
+    ids=["default", "1", "3", "all"],
+)  # fmt: skip
+def test_so_many_snapshots_are_kept_as_the_recipe_says_while_training_and_after(keep, training, after):
+    recipe = RECIPE.replace("snapshot: 3", "snapshot: 2")
+    Path("small.yaml").write_text(recipe + keep)
+    process = start_driver("baseA", "lingers", newest=6)
+    folder = RUNS / "random0-baseA-s0"
+    deadline = time.monotonic() + 20
+    while set(iterations(folder)) != training:
+        assert time.monotonic() < deadline, iterations(folder)
+        time.sleep(0.05)
+    assert [weights_path(folder, each).exists() for each in training] == [True] * len(training)
+    Path("go").touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and set(iterations(folder)) == after
+    Path("small.yaml").write_text(recipe + "keep_snapshots: 7\n")  # no changed setting
+    assert drive("baseA", "lingers") == 0
+
+
+def test_no_older_snapshot_is_removed_while_the_newer_one_is_not_whole():
+    Path("small.yaml").write_text(RECIPE.replace("snapshot: 3", "snapshot: 2") + "keep_snapshots: 1\n")
+    process = start_driver("baseA", "lingers", "tears", newest=6)
+    folder = RUNS / "random0-baseA-s0"
+    assert process.stdout
+    assert any("iteration 6 is not whole, so that no older ones are removed" in line for line in process.stdout)
+    assert {4, 6} <= set(iterations(folder))
+    process.kill()
+    process.communicate()
+    Path("go").touch()
+    rename_engine("random0-baseA-s0")
+    assert drive("baseA") == 0
+    assert done_of("random0-baseA-s0")["resumed_from"] == [4]
+
+
+def test_snapshots_cut_off_anywhere_or_swapped_are_set_aside_until_a_whole_pair_is_found(capsys):
+    assert drive("baseA") == 0 and drive("baseB") == 0
+    undisturbed = sha256(final("random0-baseA-s0"))
+    draw = random.Random(0)
+    a, b = (RUNS / f"random0-{name}-s0" / "snapshots" for name in ("baseA", "baseB"))
+
+    def cut(path: Path) -> None:
+        os.truncate(path, draw.randrange(path.stat().st_size))
+
+    def swap(kind: str) -> None:
+        shutil.copy(b / f"net_iter_8.{kind}", a / f"net_iter_8.{kind}")
+
+    harms = {
+        "weights cut off": lambda: cut(a / "net_iter_8.caffemodel"),
+        "state cut off": lambda: cut(a / "net_iter_8.solverstate"),
+        "both empty": lambda: [os.truncate(a / f"net_iter_8.{kind}", 0) for kind in ("caffemodel", "solverstate")],
+        "no weights": lambda: (a / "net_iter_8.caffemodel").unlink(),
+        "no state": lambda: (a / "net_iter_8.solverstate").unlink(),
+        "another's weights": lambda: swap("caffemodel"),
+        "another's state": lambda: swap("solverstate"),
+    }
+    for what, harm in harms.items():
+        for _ in range(3 if "cut" in what else 1):
+            (RUNS / "random0-baseA-s0" / "done.json").unlink()
+            harm()
+            capsys.readouterr()
+            assert drive("baseA") == 0, what
+            assert ("set aside" in capsys.readouterr().out) == (what != "no state"), what
+            assert sha256(final("random0-baseA-s0")) == undisturbed, what
+
+
+def test_a_network_does_not_go_on_with_other_data_than_it_was_started_on(capsys):
+    assert drive("baseA", "early") == 1
+    rename_engine("random0-baseA-s0")
+    image_list = Path("data/pictures/random0/A/val.txt")
+    before = image_list.read_text()
+    image_list.write_text(before.replace("0.png", "zero.png"))
+    capsys.readouterr()
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert "was started on other data: the checksum of val.txt was" in error and error.count("\n") == 1
+    image_list.write_text(before)
+    assert drive("baseA") == 0

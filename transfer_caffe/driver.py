@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,9 @@ from transfer_caffe.surgery import take_over
 from transfer_caffe.treatment import Treatment
 
 DONE, CURVE, LOG, SURGERY = "done.json", "curve.csv", "train.log", "surgery.json"
+
+FULL = 1 << 20
+"""A disk with fewer bytes free is full, where an engine has failed without a word."""
 
 Say = Callable[[str], None]
 
@@ -310,6 +314,8 @@ def _drop_cut_off_line(path: Path) -> None:
 def require_finished(log: Log, code: int, folder: Path, max_iter: int) -> None:
     """RunFailed unless the engine came to its proper end with finite numbers; real Caffe exits 0 for far less."""
     why = f": {log.errors[0]}" if log.errors else ""
+    if not why and shutil.disk_usage(folder).free < FULL:  # so full that the log could not say it
+        why = ": no space left on the device; free some, then run the same command again"
     if "CPU-only" in why:
         why += " (leave --gpu away, and set solver_mode: CPU in the recipe)"
     if log.bad_number:  # first: real Caffe exits with 0 then, or dies of it (max pooling writes beyond its memory)

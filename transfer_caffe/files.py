@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -63,8 +64,12 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _name_target(error: BaseException, temporary: Path, path: Path) -> None:
     """Let an error of the operating system name the file that was wanted, not the temporary one."""
-    if isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike):
+    if not isinstance(error, OSError):
+        return
+    if isinstance(error.filename, str | os.PathLike):
         error.filename = os.fspath(error.filename).replace(str(temporary), str(path))
+    elif error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error.filename = str(path)  # writing, unlike opening, names no file
 
 
 def sync(path: Path) -> None:

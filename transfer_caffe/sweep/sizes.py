@@ -184,8 +184,7 @@ def snapshots_kept(network: Network, done: bool) -> int:
     """How many snapshots of a network lie there at the most, while it is trained or when it is done."""
     interval = network.solver.get("snapshot", 0)
     written = math.ceil(network.max_iter / interval) if interval else 1
-    kept_by = getattr(network.recipe, "snapshots_kept", lambda done: 1 if done else None)
-    kept: int | None = kept_by(done)
+    kept = network.recipe.snapshots_kept(done)
     if not done and kept is not None:
         kept += 1 + network.treatment.is_random  # the newest is written before an old one goes; the first one stays
     return written if kept is None else min(written, kept)
