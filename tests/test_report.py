@@ -135,6 +135,8 @@ def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
     assert "AnB+ is +1.38 points above BnB+; +1.38 of it come from the halves" in text
     assert "confounded random: AnB+ - BnB+ (as published)" in text
     assert "148 networks of the paper's authors" in text
+    assert "No better than guessing at the end" in text  # R3, and five on few images
+    assert "about features: nolearn_1_3, reduced-0005, reduced-0010, reduced-0025, reduced-0050 and 1 more." in text
 
 
 def test_planned_networks_without_a_result_are_counted_and_named(page):

@@ -35,6 +35,7 @@ from transfer_caffe.report import curve
 from transfer_caffe.report.words import GROUPS, points
 from transfer_caffe.results import Row, load
 from transfer_caffe.treatment import Treatment
+from transfer_caffe.watch import at_chance
 
 LOG_CHARACTERS = 24_000_000
 """Of all logs together; packed they are about a tenth of that."""
@@ -55,6 +56,8 @@ class Page:
     facts: list[tuple[str, str]]
     curve: Markup
     layers: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    at_chance: bool = False
+    """Whether its last test shows nothing better than guessing."""
     filters: str = ""
     """The conv1 filters as a PNG in base64, of a base."""
     solver: str = ""
@@ -89,6 +92,9 @@ def read_networks(rows: Sequence[Row], metric: str, runs: Path | None) -> list[P
             [] if runs is None else [(_paper_label(each), tests[each.network]) for each in alike(row, paper, tests)]
         )
         page = Page(row, marker, _words(row), _facts(row, marker, metric), curve.svg(own, theirs, row.network))
+        page.at_chance = bool(own) and at_chance(own[-1], row.target_classes)
+        if page.at_chance:
+            page.facts.append(("remark", "at the end it is no better than guessing"))
         if folder is not None and folder.is_dir():
             _of_folder(page, folder, share)
         pages.append(page)

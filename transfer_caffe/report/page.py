@@ -60,6 +60,10 @@ def render(
     if missing:
         what = "networks have no result" if paper else "planned networks have no result"
         warnings.insert(0, f"Not complete: {len(missing)} {what} (listed below the table).")
+    if guessing := [page.row.network for page in networks if page.at_chance]:
+        warnings.append(
+            f"No better than guessing at the end, so that nothing is learnt from them about features: {_few(guessing)}."
+        )
     having = sum(accuracy_of(row, metric) is not None for row in rows)
     counted = f"{having} networks of {whose}"
     detail = environment.get_template("network.html.j2")
@@ -162,12 +166,15 @@ def _settings(networks: Sequence[Page]) -> tuple[dict[str, Any], list[str]]:
     same = {key: value for key, value in latest.items() if key not in plan}
     others = [name for name, _, each in found if {key: value for key, value in each.items() if key not in plan} != same]
     if others:
-        few = ", ".join(others[:5]) + (" and others" if len(others) > 5 else "")
         return latest, [
-            f"{len(others)} networks were trained with other settings than the ones shown below ({few}): "
+            f"{len(others)} networks were trained with other settings than the ones shown below ({_few(others)}): "
             "differences between them and the rest need not come from the treatment."
         ]
     return latest, []
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list[str]:
