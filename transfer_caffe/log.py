@@ -38,6 +38,9 @@ _IGNORED = re.compile(r"Ignoring source layer (\S+)")
 _THREADS = ("data_layer.cpp", "blocking_queue.cpp", "base_data_layer.cpp")
 """What Caffe's data threads write, under process numbers of their own, amid everything else."""
 
+LOG = "train.log"
+"""The log in a network's folder, of all its runs."""
+
 START = "driver.py"
 """The name that stands for the source file in the line with which the driver opens each run of an engine."""
 
