@@ -41,7 +41,7 @@ def main() -> int:
         print(number)
     elif name == "squeue":
         for job in queue:
-            print("|".join(map(str, job)))
+            print("|".join(map(str, [*job[:-1], "1:02:03", job[-1]])))
     elif name == "scancel":
         queue = [job for job in queue if str(job[0]) not in argv]
     (here / "queue.json").write_text(json.dumps(queue))

@@ -65,7 +65,7 @@ def test_every_network_gets_a_job_that_depends_on_its_bases_job():
         assert jobs[name]["dependency"] == f"afterok:{number}" and jobs[name]["kill-on-invalid-dep"] == "yes"
     assert "dependency" not in jobs["whole-R2-s0"]
     wanted = {
-        "time": "2-00:00:00", "mem": "8G", "cpus-per-task": "1", "gres": "gpu:1", "signal": "B:USR1@120",
+        "time": "2-00:00:00", "mem": "8G", "cpus-per-task": "1", "signal": "B:USR1@120",
         "partition": "long", "account": "vision", "qos": "low", "open-mode": "append", "requeue": "", "parsable": "",
     }  # fmt: skip
     assert wanted.items() <= base.items()
@@ -103,6 +103,34 @@ def test_jobs_that_ended_are_submitted_again_and_a_dependent_waits_for_a_live_pa
     assert set(jobs) == {"random0-A3B-s0", "random0-A3B+-s0"}
     assert {flags["dependency"] for flags in jobs.values()} == {"afterok:7"}
     assert calls("scancel")[0]["argv"] == ["9"]
+
+
+def test_a_job_that_slurm_holds_because_a_node_could_not_start_it_is_let_go(capsys):
+    in_queue((7, "PENDING", "", "random0-baseA-s0", "launch failed requeued held"))
+    assert submit("--only", "baseA") == 0
+    assert [call["argv"] for call in calls("scontrol")] == [["release", "7"]]
+    assert submitted() == {}
+    assert "job 7 was held, since a node could not start it" in capsys.readouterr().out
+
+
+def test_where_only_others_may_release_a_held_job_another_takes_its_place():
+    Path("bin/scontrol").write_text("#!/bin/sh\necho 'scontrol: error: Access denied' >&2; exit 1\n")
+    in_queue((7, "PENDING", "", "random0-baseA-s0", "launch failed requeued held"))
+    assert submit("--only", "baseA") == 0
+    assert [call["argv"] for call in calls("scancel")] == [["7"]]
+    assert set(submitted()) == {"random0-baseA-s0"}
+
+
+def test_what_is_submitted_again_is_said_with_the_failure_before(capsys):
+    (RUNS / "slurm").mkdir(parents=True)
+    log = f"{STARTS}python -m transfer_caffe.driver: error: random0-baseA-s0: not today\n"
+    (RUNS / "slurm" / "random0-baseA-s0.log").write_text(
+        f"{log}transfer_caffe: job 12 ends with exit code 1 on node3\n"
+    )
+    assert submit("--only", "base?") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"random0-baseA-s0: job \d+; the one before, 12: random0-baseA-s0: not today", out)
+    assert re.search(r"random0-baseB-s0: job \d+$", out, re.MULTILINE)
 
 
 def test_another_sweeps_jobs_of_the_same_names_are_not_ours():
@@ -216,12 +244,14 @@ def test_a_job_that_is_warned_writes_a_snapshot_and_only_before_its_time_limit_i
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
 
 
-@pytest.mark.parametrize(("recipe", "hidden"), [(SLURM, False), (SLURM.replace("slurm: {", "slurm: {gpus: 0, "), True)])
+@pytest.mark.parametrize(("recipe", "hidden"), [(SLURM.replace("slurm: {", "slurm: {gpus: 1, "), False), (SLURM, True)])
 def test_a_job_without_a_gpu_sees_none(recipe, hidden):
     Path("small.yaml").write_text(recipe)
     assert submit("--only", "baseA") == 0
     assert ("gres" in submitted()["random0-baseA-s0"]) is not hidden
-    assert bool(re.search("^export CUDA_VISIBLE_DEVICES=$", calls()[0]["script"], re.MULTILINE)) is hidden
+    script = calls()[0]["script"]
+    assert bool(re.search("^export CUDA_VISIBLE_DEVICES=$", script, re.MULTILINE)) is hidden
+    assert ("--gpu 0" in script) is not hidden  # never on the CPU where a GPU was asked for
 
 
 # ---- what is told of jobs ---------------------------------------------------------------------------------------
@@ -261,7 +291,7 @@ def test_status_tells_what_runs_what_waits_and_for_what_and_what_is_held(capsys)
     )
     assert sweep.main(["status", "--recipe", "small.yaml"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"random0-baseA-s0 +running on node4 as job 7", out)
+    assert re.search(r"random0-baseA-s0 +running on node4 as job 7, 1:02:03 left in it", out)
     assert re.search(r"random0-A3B-s0 +waiting for random0-baseA-s0 \(job 8\)", out)
     assert re.search(r"random0-A3B\+-s0 +waiting for a free place \(job 9\)", out)
     assert re.search(r"whole-R2-s0 +HELD \(JobHeldUser\): `scontrol release 10`", out)

@@ -35,7 +35,7 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
     networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
     slurm*        what each network's job asks for (`sweep run --slurm`); no setting of the networks, so it may change:
                   partition*, account*; time*: the limit, in quotes ("24:00:00"); memory* (16G); cpus* (as many as
-                  threads); gpus* (1; 0 where the solver_mode is CPU); signal_seconds*: how long before the limit a
+                  threads); gpus* (1 where the solver_mode is GPU, else 0); signal_seconds*: how long before the limit a
                   job writes its snapshot and is queued again (120); extra*: a list of more flags for sbatch
 """
 

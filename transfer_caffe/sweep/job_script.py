@@ -30,7 +30,8 @@ say starts
 child=$!
 [ -z "$told" ] || kill -s "$told" "$child" 2>/dev/null   # it came before there was a child
 while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || break; done
-if [ "$told" = USR1 ] && [ "$code" != 0 ]; then
+# a driver that ends with 1 or 2 says that its network failed by itself
+if [ "$told" = USR1 ] && [ "$code" -gt 2 ]; then
     say "is queued again: its time limit is near; it ends"
     # 99: should the controller not answer, and should the cluster's RequeueExit say so
     scontrol requeue "$SLURM_JOB_ID"

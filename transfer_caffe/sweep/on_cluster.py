@@ -78,7 +78,8 @@ class Cluster:
         if job.held:
             return "held", f"HELD ({job.reason}): `scontrol release {job.id}` lets it go"
         if job.state in ("RUNNING", "COMPLETING"):
-            return "running", f"running on {job.node} as job {job.id}"
+            left = f", {job.left} left in it" if job.left[:1].isdigit() else ""
+            return "running", f"running on {job.node} as job {job.id}{left}"
         if job.state != "PENDING":
             return "waiting", f"job {job.id} is {job.state.lower()}"
         reason = _REASONS.get(job.reason, job.reason)

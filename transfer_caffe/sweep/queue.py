@@ -43,11 +43,18 @@ class Job:
     state: str
     reason: str
     node: str
+    left: str = ""
+    """The time left until its limit, in Slurm's words, as 1-02:03:04."""
 
     @property
     def live(self) -> bool:
         """Whether it runs or is still to run; one whose dependency failed is not."""
         return self.state not in ENDED and self.reason != "DependencyNeverSatisfied"
+
+    @property
+    def launch_failed(self) -> bool:
+        """Whether Slurm holds it, for ever, because a node could not start it: as after a loss of slurmctld."""
+        return self.state == "PENDING" and "launch failed" in self.reason
 
     @property
     def held(self) -> bool:
@@ -64,13 +71,13 @@ def jobs(comment: str) -> dict[str, Job]:
     """The user's jobs with this comment, by name: the live one, or else the newest of those that Slurm remembers."""
     user = pwd.getpwuid(os.geteuid()).pw_name
     # the comment comes last: it may hold anything
-    out = slurm("squeue", "--noheader", "--states=all", f"--user={user}", "--format=%i|%T|%N|%j|%r|%k")
+    out = slurm("squeue", "--noheader", "--states=all", f"--user={user}", "--format=%i|%T|%N|%j|%r|%L|%k")
     found: dict[str, Job] = {}
     for line in out.splitlines():
-        fields = line.split("|", 5)
-        if len(fields) < 6 or fields[5].rstrip() != comment or not fields[0].isdecimal():
+        fields = line.split("|", 6)
+        if len(fields) < 7 or fields[6].rstrip() != comment or not fields[0].isdecimal():
             continue
-        job = Job(int(fields[0]), fields[3], fields[1], fields[4], fields[2])
+        job = Job(int(fields[0]), fields[3], fields[1], fields[4], fields[2], fields[5])
         known = found.get(job.name)
         if known is None or (job.live, job.id) > (known.live, known.id):
             found[job.name] = job
@@ -84,6 +91,11 @@ def submit(script: str, flags: Sequence[str]) -> int:
     if not number.isdecimal():
         raise SlurmError(f"sbatch: said {out.strip()[:200]!r} where the number of the job was expected")
     return int(number)
+
+
+def release(job: Job) -> None:
+    """Let a held job go. SlurmError where only others may."""
+    slurm("scontrol", "release", str(job.id))
 
 
 def cancel(numbers: Iterable[int], *flags: str) -> None:

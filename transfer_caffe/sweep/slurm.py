@@ -90,6 +90,13 @@ class Pass:
         jobs = queue.jobs(self.tag)  # first: a job that ends from now on has left its files by the time we look
         if dead := [job.id for job in jobs.values() if job.reason == "DependencyNeverSatisfied"]:
             queue.cancel(dead)
+        for job in [job for job in jobs.values() if job.launch_failed]:
+            _say(f"{job.name}: job {job.id} was held, since a node could not start it; it is let go")
+            try:
+                queue.release(job)
+            except queue.SlurmError:  # not the user's to say, there
+                queue.cancel([job.id])
+                del jobs[job.name]
         live = {name: job.id for name, job in jobs.items() if job.live}
         self.logs.mkdir(parents=True, exist_ok=True)
         done: set[str] = set()
@@ -118,7 +125,7 @@ class Pass:
             for network in todo:
                 parent = live.get(network.base.name) if network.base else None
                 parent = data_job if parent is None else parent
-                live[network.name] = self._submit(network.name, *self._network(network), parent)
+                live[network.name] = self._submit(network.name, *self._network(network), parent, self._failure(network))
         except queue.SlurmError as error:
             raise UserError(
                 f"{error}; {self.submitted} jobs were submitted before, and stay; put this right, and run the same "
@@ -155,9 +162,16 @@ class Pass:
         argv = [sys.executable, "-m", "transfer_caffe.driver", *where, "--data", str(args.data)]
         argv += ["--engine", args.engine, "--split", network.split]
         argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
+        if gpus:  # Slurm's is the first that the job sees; if it is no good, to train on the CPU instead is no remedy
+            argv += ["--gpu", "0"]
         return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
-    def _submit(self, name: str, script: str, gpus: int, parent: int | None) -> int:
+    def _failure(self, network: Network) -> str:
+        """Why the last job of a network came to no end, to be said as it is submitted again; "" where there is none."""
+        told = job_script.read_log(self.logs / f"{network.name}.log")
+        return "" if told is None or told.why is None else f"; the one before, {told.job}: {told.why}"
+
+    def _submit(self, name: str, script: str, gpus: int, parent: int | None, before: str = "") -> int:
         log = str(self.logs.absolute() / f"{name}.log").replace("%", "%%")  # sbatch has names for %j and its like
         argv: Sequence[str] = [
             f"--job-name={name}", f"--comment={self.tag}", f"--output={log}", "--open-mode=append", "--requeue",
@@ -166,7 +180,7 @@ class Pass:
         ]  # fmt: skip
         job = queue.submit(script, argv)
         self.submitted += 1
-        _say(f"{name}: job {job}" + (f", after {parent}" if parent else ""))
+        _say(f"{name}: job {job}" + (f", after {parent}" if parent else "") + before)
         return job
 
 
@@ -176,10 +190,10 @@ def submit_lock(recipe: Recipe, runs: Path) -> AbstractContextManager[int]:
 
 
 def gpus_of(recipe: Recipe, settings: SlurmSettings) -> int:
-    """How many GPUs a network's job asks for: what the settings say, or one unless it is trained on the CPU."""
+    """How many GPUs a network's job asks for: what the settings say, or one where the recipe's solver_mode is GPU."""
     if settings.gpus is not None:
         return settings.gpus
-    return 1 if recipe.solver.get("solver_mode", "GPU") == "GPU" else 0
+    return 1 if recipe.solver.get("solver_mode") == "GPU" else 0
 
 
 def log_folder(recipe: Recipe, runs: Path) -> Path:
