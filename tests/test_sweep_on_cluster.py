@@ -158,7 +158,7 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
     assert [each.returncode for each in both] == [0, 0]
     assert sorted(re.findall(r"(\d+) submitted now", text)[0] for text in said)[0] == "0"
     names = Counter(cluster.ask("squeue", "-h", "-o", "%j").split())
-    assert set(names.values()) == {1} and len(names) == 9  # eight networks, and the data
+    assert set(names.values()) == {1} and set(names) | {"data"} == {*undisturbed, "data"}  # the data may be made
 
     # a node fails; on another one slurmd alone is killed, so that its job goes on beside the copy that is queued again
     wait_until_held(BASE_A, BASE_B, BASE)
@@ -217,7 +217,9 @@ def test_a_sweep_moves_from_the_cluster_to_one_machine_and_back(cluster, world, 
     capsys.readouterr()
     assert sweep.main(["status", "--recipe", "tiny.yaml"]) == 0
     status = capsys.readouterr().out
-    assert re.search(rf"{BASE_A} +running on node\d as job \d+; at iteration 15 of 20, last snapshot 15", status)
+    assert re.search(
+        rf"{BASE_A} +running on node\d as job \d+, \S+ left in it; at iteration 15 of 20, last snapshot 15", status
+    )
     assert sweep.main(["cancel", "--recipe", "tiny.yaml"]) == 0
     assert not jobs() and cluster.ask("squeue", "-h", "-o", "%i").split() == [stranger]
     assert (RUNS / BASE_A / "snapshots/net_iter_16.solverstate").exists()  # it ends its iteration first

@@ -124,9 +124,8 @@ def test_where_only_others_may_release_a_held_job_another_takes_its_place():
 def test_what_is_submitted_again_is_said_with_the_failure_before(capsys):
     (RUNS / "slurm").mkdir(parents=True)
     log = f"{STARTS}python -m transfer_caffe.driver: error: random0-baseA-s0: not today\n"
-    (RUNS / "slurm" / "random0-baseA-s0.log").write_text(
-        f"{log}transfer_caffe: job 12 ends with exit code 1 on node3\n"
-    )
+    ends = "transfer_caffe: job 12 ends with exit code 1 on node3\n"
+    (RUNS / "slurm" / "random0-baseA-s0.log").write_text(log + ends)
     assert submit("--only", "base?") == 0
     out = capsys.readouterr().out
     assert re.search(r"random0-baseA-s0: job \d+; the one before, 12: random0-baseA-s0: not today", out)
