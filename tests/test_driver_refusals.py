@@ -135,18 +135,36 @@ def test_real_caffe_is_not_started_on_a_view(capsys, monkeypatch):
     assert drive("baseA") == 0
 
 
-@pytest.mark.parametrize("name", ["done.json", "started.json"])
-@pytest.mark.parametrize("content", ["null", "[]", "3", '"x"', "{}", "[" * 100_000, '{"sha256": {"final": null}}', ""])
-def test_a_damaged_record_of_a_network_is_an_error_in_one_line(name, content, capsys):
+DAMAGED = ["null", "[]", "3", '"x"', "{}", "[" * 100_000, '{"sha256": {"final": null}}', ""]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_of_a_start_is_an_error_in_one_line(content, capsys):
     assert drive("baseA") == 0
-    (RUNS / "random0-baseA-s0" / name).write_text(content)
-    if name == "started.json":
-        (RUNS / "random0-baseA-s0" / "done.json").unlink()
+    (RUNS / "random0-baseA-s0" / "started.json").write_text(content)
+    (RUNS / "random0-baseA-s0" / "done.json").unlink()
     capsys.readouterr()
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert (name in error and "--restart" in error) or "not valid JSON" in error
+    assert ("started.json" in error and "--restart" in error) or "not valid JSON" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_of_a_done_network_is_set_aside_and_made_anew(content, capsys):
+    assert drive("baseA") == 0
+    done, weights = RUNS / "random0-baseA-s0" / "done.json", final("random0-baseA-s0").read_bytes()
+    before = json.loads(done.read_text())
+    done.write_text(content)
+    capsys.readouterr()
+    assert drive("baseA") == 0
+    assert "set aside as done.json.damaged" in capsys.readouterr().out
+    assert done.with_name("done.json.damaged").read_text() == content
+    after = json.loads(done.read_text())
+    same = ("accuracy_final", "random_seed", "settings", "data")
+    assert [after[key] for key in same] == [before[key] for key in same]
+    assert after["sha256"]["final"] == before["sha256"]["final"]
+    assert final("random0-baseA-s0").read_bytes() == weights
 
 
 def test_a_done_network_whose_weights_are_damaged_or_whose_record_is_anothers_is_not_taken_for_done(capsys):
@@ -154,8 +172,8 @@ def test_a_done_network_whose_weights_are_damaged_or_whose_record_is_anothers_is
     done = RUNS / "random0-baseA-s0" / "done.json"
     whole = done.read_text()
     done.write_text((RUNS / "random0-baseB-s0" / "done.json").read_text())
-    assert drive("baseA") == 2 and "it is not of random0-baseA-s0" in capsys.readouterr().err
-    done.write_text(whole)
+    assert drive("baseA") == 0 and "it is not of random0-baseA-s0" in capsys.readouterr().out
+    assert json.loads(done.read_text())["network"] == "random0-baseA-s0" == json.loads(whole)["network"]
     weights = final("random0-baseA-s0")
     weights.write_bytes(weights.read_bytes()[:-1])
     assert drive("baseA") == 2 and "not the weights that done.json tells of" in capsys.readouterr().err

@@ -33,9 +33,9 @@ def verify(capsys, *more: str) -> tuple[int, str]:
     return code, capsys.readouterr().out
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, place: int | None = None) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
 
 
@@ -71,6 +71,15 @@ DAMAGES = {
         "its last test accuracy is 2.0, done.json says 1.0",
     ),
     "record": (lambda: (TRANSFER / "done.json").write_text("{}"), "done.json: damaged"),
+    "record edited": (
+        lambda: replace(TRANSFER / "done.json", '"random_seed": ', '"random_seed": 1'),
+        "done.json: its checksum is",
+    ),
+    "starts": (
+        lambda: replace(TRANSFER / "started.json", '"threads": ', '"threads":  '),
+        "started.json: its checksum is",
+    ),
+    "log's times": (lambda: flip(TRANSFER / "train.log", 3), "train.log: its checksum is"),
     "recipe": (lambda: replace(Path("small.yaml"), "base_lr: 0.5", "base_lr: 0.25"), "base_lr is 0.5 in the folder"),
 }
 
@@ -131,7 +140,17 @@ def test_records_of_before_the_data_was_recorded_are_read(trained, capsys):
     shutil.copytree(trained, Path.cwd(), dirs_exist_ok=True)
     for path in RUNS.glob("*/done.json"):
         done = json.loads(path.read_text())
-        for key in ("data", "code", "runs", "recipe_sha256", "base", "engine_version", "engine_path", "engine_sha256"):
+        for key in (
+            "data",
+            "code",
+            "runs",
+            "recipe_sha256",
+            "base",
+            "engine_version",
+            "engine_path",
+            "engine_sha256",
+            "record_sha256",
+        ):
             done.pop(key, None)
         path.write_text(json.dumps(done))
     assert verify(capsys)[0] == 0

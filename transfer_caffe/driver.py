@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from transfer_caffe.outcome import RunFailed, require_finished, require_sound
 from transfer_caffe.processes import Engine
 from transfer_caffe.proto.caffe_pb2 import LayerParameter
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import curve_csv, record
+from transfer_caffe.record import curve_csv, record, record_sha256
 from transfer_caffe.surgery import take_over
 from transfer_caffe.treatment import Treatment
 
@@ -51,7 +52,11 @@ def train(
     waits for that, or without ``wait`` raises processes.Busy.
     """
     folder = network.folder(runs)
-    if not restart and (done := read_done(network, runs)):
+    try:
+        done = None if restart else read_done(network, runs)
+    except UserError:
+        done = None  # under the lock it is set aside
+    if done:
         require_unchanged(network, runs, data, done)
         say(f"done already (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
         return done
@@ -59,7 +64,7 @@ def train(
     with processes.lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as lock:
         if restart:
             set_aside(folder, say)
-        elif done := read_done(network, runs):  # whoever held the lock has finished it
+        elif done := read_done_or_set_aside(network, runs, say):  # whoever held the lock has finished it
             require_unchanged(network, runs, data, done)
             say("done meanwhile; nothing to do")
             return done
@@ -109,7 +114,7 @@ def train(
         done |= {"frozen_layers": frozen, "base_sha256": base_sha}
         if len(log.devices) > 1:
             say(f"it was trained on {' and '.join(log.devices)}: on one of them alone it would have ended elsewhere")
-        write_json(folder / DONE, done)
+        write_json(folder / DONE, done | {"record_sha256": record_sha256(done)})
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done
 
@@ -128,6 +133,17 @@ def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
     if done["network"] != network.name or not isinstance(done["sha256"].get("final"), str):
         raise UserError(f"{path}: damaged: it is not of {network.name}, or names no weights; {remedy}")
     return done
+
+
+def read_done_or_set_aside(network: Network, runs: Path, say: Say) -> dict[str, Any] | None:
+    """As `read_done`, but one that is damaged is set aside, to be made anew from the last snapshot."""
+    try:
+        return read_done(network, runs)
+    except UserError as error:
+        path = network.folder(runs) / DONE
+        os.replace(path, path.with_name(f"{DONE}.damaged"))
+        say(f"set aside as {DONE}.damaged, and made anew: {error}")
+        return None
 
 
 def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> None:
@@ -152,16 +168,20 @@ def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
     try:
         return render(network, data, folder)
     except SettingsDiffer as error:
+        again = f"python -m transfer_caffe.driver {arguments_of(network, folder.parent.parent, data)} --restart"
         raise UserError(
             f"{error.what}: the settings of a network that was started have changed; take them back, or start it anew "
-            f"with `python -m transfer_caffe.driver {arguments_of(network)} --restart`, which sets the old folder aside"
+            f"with `{again}`, which sets the old folder aside"
         ) from None
 
 
-def arguments_of(network: Network) -> str:
-    """The driver's arguments that mean this network."""
-    seed = f" --seed {network.seed}" if network.seed else ""
-    return f"--recipe {network.recipe.given} --split {network.split} --treatment {network.treatment}{seed}"
+def arguments_of(network: Network, runs: Path, data: Path | None = None) -> str:
+    """The driver's arguments that mean this network, for a shell."""
+    words = ["--recipe", network.recipe.given, "--split", network.split, "--treatment", str(network.treatment)]
+    words += ["--seed", str(network.seed)] if network.seed else []
+    words += ["--runs", str(runs)] if runs != Path("runs") else []
+    words += ["--data", str(data)] if data not in (None, Path("data")) else []
+    return shlex.join(words)
 
 
 def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
@@ -186,7 +206,7 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
     if base is None:
         raise UserError(
             f"{network.name} takes over layers of {network.base.name}, which is not done; train that first: "
-            f"python -m transfer_caffe.driver {arguments_of(network.base)}"
+            f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
     base_sha: str = base["sha256"]["final"]
     record_path = folder / SURGERY

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,15 @@ from typing import Any
 from transfer_caffe import provenance, snapshots
 from transfer_caffe.files import sha256
 from transfer_caffe.generate import INIT, NET, SOLVER, count_classes, layers_with_weights
-from transfer_caffe.log import Log, Row
+from transfer_caffe.log import LOG, Log, Row
 from transfer_caffe.processes import Engine
 from transfer_caffe.proto import read_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter
 from transfer_caffe.recipe import Network
 from transfer_caffe.started import now_utc
+
+BESIDE = ("surgery.json", "curve.csv", "started.json", LOG)
+"""What else of a network's folder has its checksum in the record: written before that, and not touched again."""
 
 
 def curve_csv(rows: list[Row]) -> str:
@@ -49,6 +54,7 @@ def record(
         "train.txt": data_folder / "train.txt",
         "val.txt": data_folder / "val.txt",
         "mean.binaryproto": network.mean_folder(data) / "mean.binaryproto",
+        **{name: folder / name for name in BESIDE},
     }
     return {
         "network": network.name,
@@ -88,6 +94,12 @@ def record(
         "runs": started.get("runs", []),
         "resumed_from": log.resumed_from,
     }
+
+
+def record_sha256(done: dict[str, Any]) -> str:
+    """The sha256 of a record's own content: of its JSON on one line, keys sorted, without this checksum."""
+    text = json.dumps({key: value for key, value in done.items() if key != "record_sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def top10(accuracies: list[float]) -> float:

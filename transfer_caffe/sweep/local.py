@@ -218,11 +218,11 @@ class Sweep:
             if state.word == "done":
                 self.done.add(network.name)
             elif state.word == "changed":
-                again = f"python -m transfer_caffe.driver {driver.arguments_of(network)} --restart"
+                again = (
+                    f"python -m transfer_caffe.driver {driver.arguments_of(network, self.runs, self.data)} --restart"
+                )
                 self._fail(network, f"{state.words(network)}; take that back, or set it aside and train anew: {again}")
-            elif state.word == "damaged":
-                self._fail(network, state.note)
-            else:
+            else:  # a damaged record is made anew by the driver
                 self.waiting.append(network)
         if self.done and self.waiting:
             self.display.event(f"{len(self.done)} of {len(self.networks)} networks are done already")

@@ -111,7 +111,7 @@ class Pass:
                 state = look(network, self.runs)
                 if state.word == "done":
                     done.add(network.name)
-                elif state.word in ("changed", "damaged"):
+                elif state.word == "changed":
                     raise UserError(
                         f"{state.words(network)}; take that back, or start it anew by the driver's --restart"
                     )

@@ -29,7 +29,7 @@ from transfer_caffe.log import read_log
 from transfer_caffe.proto import caffe_pb2
 from transfer_caffe.proto import read_text as read_message
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import curve_csv
+from transfer_caffe.record import BESIDE, curve_csv, record_sha256
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 from transfer_caffe.tools.progress import track
 from transfer_caffe.views import is_view, whole_of
@@ -126,9 +126,12 @@ def verify(
         "init": folder / INIT,
         NET: folder / NET,
         SOLVER: folder / SOLVER,
+        **{name: folder / name for name in BESIDE},
     }
     for name, path in own.items():
         finding.compare(path, done["sha256"].get(name), sha256(path) if path.exists() else None, anew)
+
+    finding.compare(folder / driver.DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {anew}")
 
     # older records have the lists and the mean among the checksums of files
     of_data = {name: digest for name, digest in done["sha256"].items() if name not in own} | done.get("data", {})
