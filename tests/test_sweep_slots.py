@@ -82,6 +82,11 @@ def test_without_nvidia_smi_pytorch_is_asked_in_a_child(machine):
     assert machine(None, "") == [] and machine(None, None) == []
 
 
+def test_where_none_is_visible_none_is_found_by_the_real_programs(monkeypatch):
+    monkeypatch.setenv(slots.VISIBLE, "-1")
+    assert find_gpus() == []
+
+
 def test_a_program_that_is_missing_or_fails_says_nothing():
     assert slots._output(["no-such-program"]) is None
     assert slots._output([sys.executable, "-c", "raise SystemExit(3)"]) is None

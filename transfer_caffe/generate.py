@@ -113,7 +113,7 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
         "description": describe(treatment),
         "command": _command_line(network),
     }
-    environment = _templates()
+    environment = _templates(TEMPLATES)
     texts = []
     for name in (NET, SOLVER):
         template = f"{recipe.architecture}/{name}.j2"
@@ -129,10 +129,10 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def _templates(folder: Path) -> jinja2.Environment:
     """One for all networks: compiling the templates takes ten times as long as rendering them."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     environment.filters |= {"quoted": quoted, "solver_value": solver_value}
     return environment

@@ -302,14 +302,14 @@ class Sweep:
         """For the display."""
         running = tuple(job.shown() for job in self.running)
         now = time.monotonic()
-        if now - self._left[0] > SECONDS_BETWEEN_ESTIMATES:
+        if now - self._left[0] > SECONDS_BETWEEN_ESTIMATES or not self.running:
             self._left = (now, self._seconds_left())
         return State(len(self.networks), len(self.done), len(self.failed), running, self._left[1])
 
     def _seconds_left(self) -> float | None:
         """When all will be done, at the speed so far of all networks of this sweep; None while none is known."""
         paces = [*self._paces, *filter(None, (job.pace() for job in self.running))]
-        if not paces:
+        if not paces or not (self.running or self.waiting):
             return None
         pace = statistics.median(paces)
         works = []

@@ -27,7 +27,7 @@ from transfer_caffe.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-_BY_TORCH = "import torch; print(*(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())), sep='\\n')"
+_BY_TORCH = "import torch; [print(torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def find_gpus() -> list[Gpu]:
         if wanted is None:
             return [Gpu(number, key, name) for number, (key, name) in enumerate(found)]
         return _visible(found, wanted)
-    names = (_output([sys.executable, "-c", _BY_TORCH]) or "").splitlines()
+    names = (_output([sys.executable, "-c", _BY_TORCH]) or "").split("\n")[:-1]
     keys = [str(number) for number in range(len(names))] if wanted is None else wanted
     return [Gpu(number, key, name) for number, (key, name) in enumerate(zip(keys, names, strict=False))]
 
