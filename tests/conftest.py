@@ -6,6 +6,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from driving import STARTED
 from small_world import make_world
 
 from transfer_caffe.datum import raw_datum
@@ -101,5 +102,10 @@ def driver_world(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield folder
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        if process.stdout and not process.stdout.closed:
+            process.communicate()
     for number, handler in handlers.items():
         signal.signal(number, handler)

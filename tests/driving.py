@@ -13,6 +13,8 @@ from transfer_caffe import driver
 from transfer_caffe.processes import Engine
 
 RUNS = Path("runs/small")
+STARTED: list[subprocess.Popen[str]] = []
+"""Drivers that `start_driver` has started; the fixture `driver_world` ends those that a test left alive."""
 
 
 def arguments(treatment: str, engine: str = "", *more: str) -> list[str]:
@@ -45,6 +47,7 @@ def start_driver(treatment: str, *misbehaviours: str, engine: str = "", newest: 
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
     deadline = time.monotonic() + 30
     while not list(RUNS.glob(f"*/snapshots/net_iter_{newest}.solverstate")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -3,13 +3,16 @@
 import csv
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from driving import RUNS, done_of, drive, final
 
 from transfer_caffe.files import sha256
-from transfer_caffe.processes import Engine
+from transfer_caffe.processes import Engine, environment
 from transfer_caffe.snapshots import read_weights
 
 pytestmark = pytest.mark.usefixtures("driver_world")
@@ -125,3 +128,11 @@ def test_an_engine_may_lie_in_a_folder_with_a_space():
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     assert Engine.find(str(program)).argv == (str(program.resolve()),)
+
+
+def test_the_driver_itself_is_light_it_imports_no_torch_and_takes_little_time():
+    before = time.process_time()
+    assert drive("baseA") == 0
+    assert time.process_time() - before < 1.5  # seconds of this process, without the engine's
+    words = "import sys, transfer_caffe.driver; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], env=environment()).returncode == 0
