@@ -76,7 +76,8 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
     try:
         header = next(lines, [])
         if missing := [name for name in COLUMNS if name not in header and name not in _OWN]:
-            raise UserError(f"{path}:1: not a results table: the column {missing[0]} is missing")
+            hint = "; commas are expected between the columns" if len(header) == 1 else ""
+            raise UserError(f"{path}:1: not a results table: the column {missing[0]} is missing{hint}")
         if len(set(header)) < len(header):
             raise UserError(f"{path}:1: a column is there twice")
         for values in lines:
@@ -107,9 +108,11 @@ def _row(values: dict[str, str], where: str) -> Row:
             except ValueError as error:
                 raise UserError(f"{where}: {field.name}: {error}") from None
     try:
-        Treatment.parse(typed["treatment"])
+        treatment = Treatment.parse(typed["treatment"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if typed["n"] != treatment.n:
+        raise UserError(f"{where}: n is {typed['n']}, but the treatment is {treatment}")
     return Row(**typed)
 
 

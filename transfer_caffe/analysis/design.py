@@ -140,10 +140,16 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
         paired = Comparison("AnB+", other, "own base" if other == "base" else "same target")
         status, why = (
             _paired(recipe, family, paired, members).status,
-            f"{what}: the same halves in the same proportions",
+            f"{what}: the same halves in the same proportions, so that pooling says what pairs say",
         )
         return Finding(
-            recipe, family, f"AnB+ - {other}", "as published", status, f"{why}, so that it is as good as paired", ""
+            recipe,
+            family,
+            f"AnB+ - {other}",
+            "as published",
+            status,
+            why + ("" if status == SUPPORTED else f"; that is {status} for itself"),
+            "",
         )
     why = f"the treatment and the halves{' or n' * layers} it was tried on cannot be told apart: {what}"
     if number.halves is not None:

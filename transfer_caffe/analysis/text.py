@@ -39,7 +39,7 @@ BESIDE_TABLE_1 = {
 METRIC_WORDS = {
     "final": "after the last iteration",
     "top10": "the mean of the ten highest tests of a training, as the paper plots: picked on the test set, so slightly "
-    "too high",
+    "too high; where there are few tests it is the mean of much of the training, and says little",
 }
 
 

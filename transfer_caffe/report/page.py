@@ -65,21 +65,24 @@ def render(
             f"No better than guessing at the end, so that nothing is learnt from them about features: {_few(guessing)}."
         )
     having = sum(accuracy_of(row, metric) is not None for row in rows)
-    counted = f"{having} networks of {whose}"
+    counted = f"{having} network{'s' * (having != 1)} of {whose}"
     detail = environment.get_template("network.html.j2")
     return environment.get_template("report.html.j2").render(
         title="How transferable are the features?" + (f" Recipe {', '.join(recipes)}" if recipes else ""),
         subtitle=_subtitle(paper, counted, len(missing), bool(settings)),
         warnings=warnings,
-        lead=[f"{counted} have a result.", *(_lead(analysis, len(analyses) > 1) for analysis in analyses)],
-        findings=[each for analysis in analyses for each in effect_sentences(analysis)],
+        lead=[
+            f"{counted} {'has' if having == 1 else 'have'} a result.",
+            *(_lead(analysis, len(analyses) > 1) for analysis in analyses),
+        ],
+        findings=[each for analysis in analyses for each in effect_sentences(analysis, len(analyses) > 1)],
         limits=[
             (finding.status, finding_words(names, finding))
             for analysis in analyses
             for names, finding in grouped(analysis.findings)
         ],
         caveats=caveats(analyses),
-        effects=[table for analysis in analyses for table in effects_tables(analysis, paper)],
+        effects=[table for analysis in analyses for table in effects_tables(analysis, paper, len(analyses) > 1)],
         table1=table1(analyses),
         paper=paper,
         figures=[_figure(each) for each in drawn],

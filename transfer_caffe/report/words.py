@@ -6,6 +6,7 @@ Everything is a difference between networks that share recipe, split, seed and t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -73,25 +74,33 @@ def verdict(effect: Effect) -> str:
     return "above" if effect.estimate > 0 else "below"
 
 
-def effects_tables(analysis: Analysis, paper: bool) -> list[Effects]:
-    """Causes and gains of each family of splits; the paper's own estimates beside, unless these are the ``paper``'s."""
-    theirs = {} if paper else _papers(analysis.metric)
+def effects_tables(analysis: Analysis, paper: bool, several: bool = False) -> list[Effects]:
+    """Causes and gains of each family of splits; the paper's own estimates beside, unless these are the ``paper``'s.
+
+    Where there are ``several`` recipes, the titles name this one.
+    """
+    name = f"{analysis.recipe}: " if several else ""
     tables = []
     for _, family in groups_of(analysis.markers):
         effects = [effect for effect in analysis.effects if effect.family == family]
         for what, titles in (("causes of the loss", CAUSES), ("gains, and random features", GAINS)):
             columns = effect_columns(effects, titles)
-            rows = [(n, [_estimate(column.get(n), theirs) for column in columns.values()]) for n in lines_of(columns)]
+            theirs = [{} if paper else _papers(analysis.metric, tuple(column)) for column in columns.values()]
+            cells = list(zip(columns.values(), theirs, strict=True))
+            rows = [(n, [_estimate(column.get(n), their) for column, their in cells]) for n in lines_of(columns)]
             if rows:
                 heads = [(title, titles[title][0].replace(" - ", f" {MINUS} ")) for title in columns]
-                tables.append(Effects(f"{FAMILIES[family]}: {what}", heads, rows))
+                tables.append(Effects(f"{name}{FAMILIES[family]}: {what}", heads, rows))
     return tables
 
 
-def _papers(metric: str) -> dict[tuple[str, str, str, str], float]:
+@functools.cache
+def _papers(metric: str, lines: tuple[str, ...]) -> dict[tuple[str, str, str, str], float]:
+    """The paper's estimates; over a range of n those of the n alone that are among ``lines``, as one's own are."""
+    rows = [row for row in load("paper") if not row.n or str(row.n) in lines]
     return {
         (effect.family, effect.comparison, effect.pairing, effect.n): effect.estimate
-        for analysis in analyse(load("paper"), metric)
+        for analysis in analyse(rows, metric)
         for effect in analysis.effects
     }
 
@@ -130,8 +139,12 @@ def _order(split: str, target: str) -> tuple[int, int, str, str]:
     return ("natman", "whole").index(split) + 1 if split in ("natman", "whole") else 0, len(split), split, target
 
 
-def effect_sentences(analysis: Analysis) -> list[tuple[str, str]]:
-    """(what, sentence) for each comparison there is, family by family: its mean over n, and at which n it is sure."""
+def effect_sentences(analysis: Analysis, several: bool = False) -> list[tuple[str, str]]:
+    """(what, sentence) for each comparison there is, family by family: its mean over n, and at which n it is sure.
+
+    Where there are ``several`` recipes, each names this one.
+    """
+    name = f" ({analysis.recipe})" if several else ""
     sentences = []
     for _, family in groups_of(analysis.markers):
         members = [effect for effect in analysis.effects if effect.family == family]
@@ -143,8 +156,8 @@ def effect_sentences(analysis: Analysis) -> list[tuple[str, str]]:
                 continue  # the second best, where the first is there
             if found:
                 where = "" if family == "random" else f", {FAMILIES[family].lower()}"
-                sentences.append((f"{what[0].upper()}{what[1:]}{where}", _sentence(wanted[0], words, found)))
-    return sentences + [("As the paper's Table 1 has it", each) for each in _published_sentence(analysis)]
+                sentences.append((f"{what[0].upper()}{what[1:]}{where}{name}", _sentence(wanted[0], words, found)))
+    return sentences + [(f"As the paper's Table 1 has it{name}", each) for each in _published_sentence(analysis)]
 
 
 def _published_sentence(analysis: Analysis) -> list[str]:
@@ -216,7 +229,8 @@ def caveats(analyses: Iterable[Analysis]) -> list[str]:
     if any(analysis.metric == "top10" for analysis in analyses):
         sentences.append(
             "Accuracy is the paper's: the mean of the ten highest test accuracies, picked on the test set, "
-            "so slightly too high."
+            "so slightly too high where there are hundreds, as the paper's 450. Of a network with few tests "
+            "it is the mean of much of the training, and says little about its end."
         )
     return sentences
 
