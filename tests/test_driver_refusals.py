@@ -1,5 +1,7 @@
 """What the driver refuses before an engine starts: data, settings and records that are damaged or have changed."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -77,6 +79,21 @@ def test_changed_settings_are_refused_until_restart(capsys):
     assert drive("baseA", more=("--restart",)) == 0
     assert (RUNS / "random0-baseA-s0.old1" / "done.json").exists()
     assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        ("mirror: true", "mirror: true\nthreads: 2", "threads was 1 and is 2"),
+        ("resize: [32, 32]", "resize: [40, 40]", "images.resize was [32, 32] and is [40, 40]"),
+    ],
+)
+def test_changed_settings_that_no_prototxt_tells_of_are_refused_of_a_done_network_too(old, new, difference, capsys):
+    assert drive("baseA") == 0
+    Path("small.yaml").write_text(RECIPE.replace(old, new))
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert difference in error and "--restart" in error and error.count("\n") == 1
 
 
 def test_another_engine_or_thread_count_is_refused_amid_a_network(capsys):
@@ -177,6 +194,20 @@ def test_a_done_network_whose_weights_are_damaged_or_whose_record_is_anothers_is
     weights = final("random0-baseA-s0")
     weights.write_bytes(weights.read_bytes()[:-1])
     assert drive("baseA") == 2 and "not the weights that done.json tells of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_before_any_engine_starts(number, capsys, monkeypatch):
+    """As NFS mounted with nolock, or Lustre without -o flock."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert ".random0-baseA-s0.lock: this file system has no locks" in error and error.count("\n") == 1
+    assert not (RUNS / "random0-baseA-s0").exists()
 
 
 def test_a_treatment_that_means_nothing_is_an_error(capsys):

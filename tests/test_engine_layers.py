@@ -22,8 +22,11 @@ def run(text, *bottoms, training=True, batch=0):
     tops = "" if " top:" in text else ' top: "t"'
     param = parse_text(f'name: "l"{names}{tops} {text}', LayerParameter(), "test")
     layer = LAYERS[param.type](param, Context(seed=1, device=torch.device("cpu"), training=training))
-    layer.setup([tuple(bottom.shape) for bottom in bottoms])
-    return layer, layer.forward(bottoms, batch)
+    shapes = [tuple(bottom.shape) for bottom in bottoms]
+    layer.setup(shapes)
+    foreseen, tops = layer.top_shapes(shapes), layer.forward(bottoms, batch)
+    assert [tuple(top.shape) for top in tops] == [tuple(shape) for shape in foreseen]
+    return layer, tops
 
 
 def ramp(*shape):

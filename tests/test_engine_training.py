@@ -18,6 +18,7 @@ from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import encoded_datum
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.net import Net
+from transfer_caffe.processes import environment
 from transfer_caffe.proto import array_to_blob, blob_to_array, parse_text, read_binary, write_binary
 from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverState
 
@@ -92,6 +93,20 @@ def test_resuming_at_any_snapshot_gives_the_same_bytes_as_an_undisturbed_run(tin
             main(["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_{iteration}.solverstate"]) == 0
         )
         assert [(tiny / name).read_bytes() for name in names] == whole
+
+
+def test_a_start_loads_no_compiler_of_pytorchs_which_would_take_a_second(tiny):
+    edit(tiny / "net.prototxt", ("pooling_param { pool: AVE", "pooling_param { pool: MAX"))
+    script = (
+        "import sys, torch; before = set(sys.modules); from transfer_caffe.engine.__main__ import main; "
+        "code = main(['train', '--solver', 'solver.prototxt']); loaded = set(sys.modules) - before; "
+        "print(*sorted(name for name in loaded if name.startswith(('torch._dynamo', 'torch._inductor', 'sympy')))); "
+        "sys.exit(code)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert not ended.stdout.split()
 
 
 def test_another_seed_gives_other_weights(tiny):

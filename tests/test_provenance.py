@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from driving import RUNS, done_of, drive, rename_engine
+from driving import RUNS, done_of, drive, rename_engine, start_driver
 
 from transfer_caffe import provenance
 from transfer_caffe.files import sha256, write_text
@@ -30,7 +31,8 @@ def test_a_checkout_tells_its_commit_and_whether_files_differ_from_it_and_an_ins
     package = tmp_path / "transfer_caffe"
     write_text(package / "driver.py", "pass\n")
     monkeypatch.setattr(provenance, "PACKAGE", package)
-    monkeypatch.setattr(provenance, "code_sha256", provenance.code_sha256.__wrapped__)
+    for name in ("code_sha256", "code"):
+        monkeypatch.setattr(provenance, name, getattr(provenance, name).__wrapped__)
     assert set(provenance.code()) == {"version", "sha256"}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
@@ -66,6 +68,28 @@ def test_done_json_alone_tells_where_a_network_comes_from():
     assert done["machine"]["cpu"] and done["machine"]["node"] and "devices" in done["machine"]
     assert done["seed"] == 0 and done["random_seed"] > 0 and done["engine"] and done["engine_path"]
     assert done["started"] <= done["runs"][0]["began"] <= done["runs"][0]["ended"] <= done["finished"]
+
+
+@pytest.mark.usefixtures("driver_world")
+def test_code_and_data_are_recorded_as_they_were_when_training_began(tmp_path, monkeypatch):
+    """Whoever pulls a new version, or makes data anew, amid a training of days, changes nothing of what made it."""
+    package = tmp_path / "checkout" / "transfer_caffe"
+    shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-C", str(package.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    first = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    val = sha256(A / "val.txt")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    process = start_driver("baseA", "slow")
+    write_text(package / "__init__.py", (package / "__init__.py").read_text() + "# new\n")
+    subprocess.run([*git, "commit", "-qam", "second"], check=True)
+    write_text(A / "val.txt", (A / "val.txt").read_text().replace("0.png", "zero.png"))
+    Path("go").touch()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    done = done_of("random0-baseA-s0")
+    assert (done["code"]["commit"], done["code"]["dirty"]) == (first, False) and done["data"]["val.txt"] == val
 
 
 @pytest.mark.usefixtures("driver_world")

@@ -178,3 +178,21 @@ def test_a_view_is_compared_with_its_table_and_with_the_database_under_it(capsys
     flip(A / "train_lmdb/records.npy")
     code, out = verify(capsys)
     assert code == 1 and "A/train_lmdb/records.npy: its checksum is" in out and "1 files not here" in out
+
+
+def test_a_copy_in_the_place_of_the_view_that_was_trained_on_is_no_difference(capsys, monkeypatch):
+    """As real Caffe needs one: the same records, but no checksum in common with the view's."""
+    monkeypatch.setattr(Engine, "reads_views", True)
+    from driving import drive
+
+    for part in ("train", "val"):
+        os.rename(A / f"{part}_lmdb", f"data/{part}_lmdb")
+        entries = np.array([(number, number % 3) for number in range(6)])
+        write_view(A / f"{part}_lmdb", Database(f"data/{part}_lmdb"), entries, {"list_sha256": "none"})
+    assert drive("baseA") == 0
+    shutil.rmtree(A / "train_lmdb")
+    os.rename("data/train_lmdb", A / "train_lmdb")
+    flip(A / "train_lmdb/data.mdb")  # not the bytes that lay under the view
+    shutil.copytree("data/val_lmdb", "data/train_lmdb")
+    code, out = verify(capsys)
+    assert code == 0 and "2 files not here" in out  # the view's table and its database

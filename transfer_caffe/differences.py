@@ -1,19 +1,23 @@
-"""How two settings of a network differ, field by field: a net or solver in its folder, and that of the recipe now.
+"""How two settings of a network differ: a net or solver in its folder, or the recipe of its record, and those now.
 
-    differences(there, now)     ["base_lr is 0.01 in the folder and 0.02 by the recipe", ...]
+    differences(there, now)           ["base_lr is 0.01 in the folder and 0.02 by the recipe", ...]
+    changed_setting(network, done)    "threads was 1 and is 2"
 
 Comparing messages instead of lines of text, a field is named with all that it lies in, whatever the order of the lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import Message
 
 from transfer_caffe.proto import to_text
+from transfer_caffe.recipe import Network
 
 SHOWN = 3
 """So many differences are named; of more the number is told."""
@@ -35,6 +39,35 @@ def in_short(every: list[str]) -> str:
     """The first few sentences, and how many there are more, on one line."""
     more = len(every) - SHOWN
     return ", ".join(every[:SHOWN]) + (f", and {more} more" if more > 0 else "")
+
+
+def changed_setting(network: Network, done: Mapping[str, Any]) -> str:
+    """The first setting by which a network would be another one than its done.json tells of; nothing if none is."""
+    if not isinstance(made := done.get("settings"), dict):
+        return ""
+    before = training_settings(made, network.split)
+    now = training_settings(network.recipe.settings(), network.split)
+    solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
+    for key in sorted(before.keys() & now.keys() | solver):  # another version may have had no word for the others
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key, 'not given')} and is {now.get(key, 'not given')}"
+    return ""
+
+
+def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What of a recipe's settings (`Recipe.settings`) makes a network of this split what it is, by dotted keys."""
+    solver = dict(settings.get("solver", {}))
+    for pattern, fields in settings.get("solver_for", {}).items():
+        if fnmatch.fnmatchcase(split, pattern):
+            solver |= fields
+    flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
+    for key in ("images", "batch"):
+        flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
+    flat["dataset"] = Path(str(settings.get("dataset"))).name  # where images lie is of no matter
+    for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
+        if key in settings:
+            flat[key] = settings[key]
+    return flat
 
 
 def _walk(there: Message, now: Message, prefix: str) -> Iterator[tuple[str, Any, Any, Any]]:

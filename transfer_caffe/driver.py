@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes, snapshots, started
+from transfer_caffe.differences import changed_setting
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_record, sha256, sync, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, SettingsDiffer, layers_with_weights, render
@@ -150,6 +151,8 @@ def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, 
     """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
     folder = network.folder(runs)
     render_here(network, folder, data)
+    if note := changed_setting(network, done):  # what no prototxt tells: how images are made, threads
+        raise UserError(f"{network.name}: done, but by the recipe {note}; {_take_back(network, runs, data)}")
     final = snapshots.weights_path(folder, network.max_iter)
     if final.exists() and sha256(final) != done["sha256"]["final"]:
         raise UserError(
@@ -168,11 +171,15 @@ def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
     try:
         return render(network, data, folder)
     except SettingsDiffer as error:
-        again = f"python -m transfer_caffe.driver {arguments_of(network, folder.parent.parent, data)} --restart"
         raise UserError(
-            f"{error.what}: the settings of a network that was started have changed; take them back, or start it anew "
-            f"with `{again}`, which sets the old folder aside"
+            f"{error.what}: the settings of a network that was started have changed; "
+            + _take_back(network, folder.parent.parent, data)
         ) from None
+
+
+def _take_back(network: Network, runs: Path, data: Path) -> str:
+    again = f"python -m transfer_caffe.driver {arguments_of(network, runs, data)} --restart"
+    return f"take that back, or start it anew with `{again}`, which sets the old folder aside"
 
 
 def arguments_of(network: Network, runs: Path, data: Path | None = None) -> str:

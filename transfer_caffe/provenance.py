@@ -44,8 +44,12 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def code() -> dict[str, Any]:
-    """Version and checksum of this program; in a checkout its commit, too, and whether files differ from that."""
+    """Version and checksum of this program; in a checkout its commit, too, and whether files differ from that.
+
+    As they are when first asked for: while a network is trained, for days, the checkout may get another commit.
+    """
     found: dict[str, Any] = {"version": __version__, "sha256": code_sha256()}
     checkout = PACKAGE.parent
     if (checkout / ".git").exists():  # an installed copy may lie in the checkout of something else

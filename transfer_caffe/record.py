@@ -87,7 +87,7 @@ def record(
         "settings": recipe.settings(),
         "recipe_sha256": recipe.sha256(),
         "sha256": {name: sha256(path) for name, path in files.items() if path.exists()},
-        "data": provenance.data_checksums(network, data),
+        "data": started.get("data") or provenance.data_checksums(network, data),
         "base": network.base.name if network.base else None,
         "started": started["started"],
         "finished": now_utc(),

@@ -69,7 +69,7 @@ def begin_run(folder: Path, iteration: int, gpu: str | None) -> None:
         "from_iteration": iteration,
         "node": platform.node(),
         "gpu": gpu,
-        "code_sha256": provenance.code_sha256(),
+        "code_sha256": provenance.code()["sha256"],
     }
     write_json(folder / STARTED, started | {"runs": [*started.get("runs", []), run]})
 

@@ -6,7 +6,6 @@ state.word          # done, changed, damaged, started, to do
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import driver, snapshots
+from transfer_caffe.differences import changed_setting
 from transfer_caffe.errors import UserError
 from transfer_caffe.log import LogParser
 from transfer_caffe.recipe import Network
@@ -71,32 +71,11 @@ def look(network: Network, runs: Path) -> Progress:
 
 def changed(network: Network, done: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
     """What makes a network that is done another one than it would be now; nothing if it is the same."""
-    if isinstance(made := done.get("settings"), dict):
-        before = training_settings(made, network.split)
-        now = training_settings(network.recipe.settings(), network.split)
-        solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
-        for key in sorted(before.keys() & now.keys() | solver):  # another version may have had no word for the others
-            if before.get(key) != now.get(key):
-                return f"{key} was {before.get(key, 'not given')} and is {now.get(key, 'not given')}"
+    if note := changed_setting(network, done):
+        return note
     if base and base["sha256"]["final"] != done.get("base_sha256"):
         return f"its base {base['network']} was trained anew since"
     return ""
-
-
-def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """What of a recipe's settings (`Recipe.settings`) makes a network of this split what it is, by dotted keys."""
-    solver = dict(settings.get("solver", {}))
-    for pattern, fields in settings.get("solver_for", {}).items():
-        if fnmatch.fnmatchcase(split, pattern):
-            solver |= fields
-    flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
-    for key in ("images", "batch"):
-        flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
-    flat["dataset"] = Path(str(settings.get("dataset"))).name  # where images lie is of no matter
-    for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
-        if key in settings:
-            flat[key] = settings[key]
-    return flat
 
 
 def newest_iteration(log: Path) -> int:

@@ -32,7 +32,7 @@ from transfer_caffe.recipe import Network, load_recipe
 from transfer_caffe.record import BESIDE, curve_csv, record_sha256
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 from transfer_caffe.tools.progress import track
-from transfer_caffe.views import is_view, whole_of
+from transfer_caffe.views import RECORDS, is_view, whole_of
 
 SUMMARY = "compute the checksums of all that is done anew, and say what differs"
 EXAMPLES = """examples:
@@ -141,6 +141,9 @@ def verify(
         except UserError as error:
             finding.differing.append(str(error))
             continue
+        if _of_another_kind(network.data_folder(data) / name, of_data):
+            finding.not_here.append(str(path))
+            continue
         if path.name == "data.mdb":
             if path in databases or not path.exists():
                 finding.compare(path, then, _database_now(path, then, databases), take_back)
@@ -234,6 +237,17 @@ def _data_path(network: Network, data: Path, name: str) -> Path:
     if path.name == "data.mdb" and is_view(path.parent):
         return whole_of(path.parent).resolve() / path.name
     return path
+
+
+def _of_another_kind(path: Path, recorded: Mapping[str, str]) -> bool:
+    """Whether a view was recorded where a copy of its records lies now, or a copy where a view lies.
+
+    They hold the same records, but have no checksum in common.
+    """
+    folder = path.parent
+    if not folder.name.endswith("_lmdb") or not folder.exists():
+        return False
+    return (f"{folder.name}/{RECORDS}" in recorded) != is_view(folder)
 
 
 def _databases(networks: list[Network], data: Path) -> list[Path]:

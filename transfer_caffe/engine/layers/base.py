@@ -112,7 +112,11 @@ class Layer:
         raise self.error("makes its tops itself, and cannot be fed")
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of the tops: by a run on the meta device, which computes shapes without values."""
+        """The shapes of the tops: by a run on the meta device, which computes shapes without values.
+
+        With some operations PyTorch loads its compiler for that, which takes a second: the layers of a CaffeNet tell
+        their shapes themselves.
+        """
         blobs = self.blobs
         self.blobs = [Blob(blob.data.detach().to("meta")) for blob in blobs]
         try:

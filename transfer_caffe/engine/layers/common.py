@@ -28,6 +28,9 @@ class InnerProduct(Layer):
         if param.bias_term:
             self.add_blob((outputs,), param.bias_filler)
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [(*shapes[0][: self.first], self.param.inner_product_param.num_output)]
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         weight, bias = self.blobs[0].data, self.blobs[1].data if len(self.blobs) > 1 else None
         return [F.linear(bottoms[0].flatten(self.first), weight.t() if self.transpose else weight, bias)]

@@ -100,6 +100,9 @@ class SoftmaxWithLoss(_Labelled):
         self.ignore = loss.ignore_label if loss.HasField("ignore_label") else None
         self.mode = _normalization(loss, LossParameter.VALID)
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [(), shapes[0]][: len(self.top)]
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         scores, labels = self.rows(bottoms)
         losses = F.cross_entropy(scores, labels, ignore_index=self.ignored(), reduction="none")
@@ -312,6 +315,9 @@ class Accuracy(_Labelled):
         self.ignore = param.ignore_label if param.HasField("ignore_label") else None
         if not 1 <= param.top_k <= self.classes:
             raise self.error(f"top_k {param.top_k} must lie between 1 and the number of classes, {self.classes}")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [(), (self.classes,)][: len(self.top)]
 
     @torch.no_grad()
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:

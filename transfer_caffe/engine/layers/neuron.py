@@ -49,6 +49,9 @@ class Neuron(Layer):
         """The derivative, from what the buffers of bottom and top hold in the backward pass."""
         raise NotImplementedError
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [shapes[0]]
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         if self.buffer is None or not bottoms[0].requires_grad or not torch.is_grad_enabled():
             return [self.value(bottoms[0])]

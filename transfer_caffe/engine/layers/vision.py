@@ -54,6 +54,10 @@ class Convolution(Layer):
         zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         return [(size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in zipped]
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        axis, outputs = self.channel_axis, self.param.convolution_param.num_output
+        return [(*shape[:axis], outputs, *self.sizes(shape[axis + 1 :])) for shape in shapes]
+
     def weight_shape(self, channels: int, outputs: int) -> Shape:
         """The shape of blob 0."""
         return (outputs, channels // self.group, *self.kernel)
@@ -126,6 +130,9 @@ class Pooling(Layer):
         self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True)) and self.size == [
             self._size(*side, self.ceil, True) for side in sides
         ]
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [(*shapes[0][:2], *self.size)] * len(self.top)
 
     @staticmethod
     def _size(side: int, kernel: int, stride: int, pad: int, up: bool, drop: bool) -> int:
@@ -213,6 +220,9 @@ class LRN(Layer):
         if param.local_size % 2 == 0:
             raise self.error(f"local_size must be odd, not {param.local_size}")
         self.ignores_propagate_down = param.norm_region == LRNParameter.ACROSS_CHANNELS
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [shapes[0]]
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         param, x = self.param.lrn_param, bottoms[0]
