@@ -34,9 +34,9 @@ def cores() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next record; else it goes back, and comes again as pages to be cleared.
+    """Ask glibc to keep freed memory for the next record or iteration; else it comes again as pages to be cleared.
 
-    That saves half of the time of writing. Elsewhere than on glibc nothing happens.
+    That saves half of the time of writing a database. Elsewhere than on glibc nothing happens.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -6,8 +6,6 @@ python -m transfer_caffe.engine train --solver solver.prototxt [--weights init.c
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from transfer_caffe.engine.snapshot import read_state
 from transfer_caffe.engine.solver import Signals, Solver, test_pass
 from transfer_caffe.engine.solver_file import read_solver
 from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.processes import keep_freed_memory
 from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
 
 
@@ -27,21 +26,10 @@ from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
 def main(argv: list[str] | None = None) -> int:
     """Run one of caffe's commands."""
     args = _parser().parse_args(argv)
-    _keep_freed_memory()
+    keep_freed_memory()  # else page faults are a fifth of the time of small nets
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     return args.run(args)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed: each iteration asks for the same blocks again.
-
-    By default glibc maps large blocks anew each time, and page faults were a fifth of the time of small nets.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(option, 1 << 30)
 
 
 def _parser() -> ArgumentParser:
