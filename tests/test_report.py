@@ -129,6 +129,16 @@ def test_a_table_of_effects_has_intervals_what_they_rest_on_and_the_papers_numbe
     } == {""}
 
 
+def test_over_a_range_the_papers_number_is_of_the_same_n(tmp_path):
+    networks = [("random0", name, 0, 0.5) for name in ("baseA", "A5A", "A7A")]
+    (analysis,) = analyse(read_results(write_table(tmp_path, networks)))
+    rows = dict(effects_tables(analysis, paper=False)[0].rows)
+    single = [rows[n][0] for n in ("5", "7")]
+    assert rows["1-7"][0] and all(single)
+    mean = sum(float(each.paper.replace("−", "-")) for each in single if each) / 2  # of all n it is -0.73
+    assert float(rows["1-7"][0].paper.replace("−", "-")) == pytest.approx(mean, abs=0.011)
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
     text = text_of(page_of(Path("paper"), tmp_path / "out", "--metric", "top10"))

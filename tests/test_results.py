@@ -73,6 +73,12 @@ def test_what_is_wrong_is_named_with_its_line(table, old, new, message):
     assert message in str(error.value) and str(table) in str(error.value)
 
 
+def test_an_n_that_is_not_the_treatments_is_named_with_its_line(table):
+    table.write_text(PAPER.replace("random3,A7B,A,B,7,", "random3,A7B,A,B,6,"))
+    with pytest.raises(UserError, match=r"results\.csv:3: n is 6, but the treatment is A7B"):
+        read_results(table)
+
+
 def test_a_missing_table_is_an_operating_system_error_that_names_it(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_results(tmp_path / "none.csv")

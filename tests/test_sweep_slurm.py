@@ -243,6 +243,20 @@ def test_a_job_that_is_warned_writes_a_snapshot_and_only_before_its_time_limit_i
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
 
 
+@pytest.mark.parametrize(("code", "requeued"), [(1, []), (2, []), (130, [["requeue", "100"]])])
+def test_a_network_that_fails_by_itself_near_the_limit_is_not_queued_again(code, requeued):
+    driver_like = ["sh", "-c", f"trap 'exit {code}' USR1; touch ready; while :; do sleep 0.02; done"]
+    environment = {**os.environ, "SLURM_JOB_ID": "100"}
+    job = subprocess.Popen(["sh", "-c", job_script.script(driver_like, None, gpus=0)], env=environment)
+    end = time.monotonic() + 30
+    while not Path("ready").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == (99 if requeued else code)
+    assert [call["argv"] for call in calls("scontrol")] == requeued
+
+
 @pytest.mark.parametrize(("recipe", "hidden"), [(SLURM.replace("slurm: {", "slurm: {gpus: 1, "), False), (SLURM, True)])
 def test_a_job_without_a_gpu_sees_none(recipe, hidden):
     Path("small.yaml").write_text(recipe)
