@@ -79,6 +79,9 @@ def why_not() -> str | None:
 class Cluster:
     """Daemons of a small cluster; ``environment`` leads Slurm's commands to it."""
 
+    SAVES_WITHIN = 7
+    """Seconds after which slurmctld has what happened on disk: it waits 5 s (SAVE_MAX_WAIT), and then loses nothing."""
+
     def __init__(self, folder: Path, scheduler: str = "") -> None:
         """``folder`` must be empty, and have a short name without spaces; ``scheduler``: more SchedulerParameters."""
         self.folder = folder

@@ -168,7 +168,8 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
     release(BASE_A)
     for node in (lost, half_lost):  # else Slurm finds out by itself, after a while
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    # the controller is killed, with jobs pending and running
+    # the controller is killed, with jobs pending and running, after it has written them down
+    time.sleep(cluster.SAVES_WITHIN)
     cluster.kill_controller()
     cluster.start_controller()
     # a network is told, as before its time limit, to write a snapshot and go back to the queue
