@@ -65,7 +65,7 @@ class Solver:
         """The steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
         # all first history blobs, then all second ones: that is their order in a .solverstate
-        self._rule, groups = updates.RULES[param.type]
+        groups = updates.RULES[param.type][1]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
         if param.snapshot or param.snapshot_after_train:
@@ -197,12 +197,14 @@ class Solver:
         if param.iter_size > 1:
             for gradient in gradients:
                 gradient.mul_(1 / param.iter_size)
-        for index, blob, gradient in zip(places, blobs, gradients, strict=True):
-            decay = param.weight_decay * blob.decay_mult
-            if decay:
-                gradient.add_(blob.data if param.regularization_type == "L2" else blob.data.sign(), alpha=decay)
-            history = self.history[index::count]
-            blob.data.sub_(self._rule(param, rate * blob.lr_mult, gradient, history, self.iteration))
+        decays = [param.weight_decay * blob.decay_mult for blob in blobs]
+        if param.regularization_type == "L1":
+            for blob, gradient, decay in zip(blobs, gradients, decays, strict=True):
+                gradient.add_(blob.data.sign(), alpha=decay)
+            decays = [0.0] * len(blobs)
+        rated = [rate * blob.lr_mult for blob in blobs]
+        histories = [self.history[index::count] for index in places]
+        updates.update(param, [blob.data for blob in blobs], gradients, histories, rated, decays, self.iteration)
 
     def _rate(self, show: bool) -> float:
         """This iteration's learning rate."""

