@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import sgd as torch_sgd
+from torch.optim.sgd import sgd as torch_sgd
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto.caffe_pb2 import SolverParameter
@@ -105,7 +105,7 @@ def _sgd_at_once(
         groups.setdefault(pair, []).append(index)
     for (rate, decay), members in groups.items():
         scale = torch.full((), 1 / rate if rate else math.inf, device=weights[members[0]].device)
-        torch_sgd.sgd(
+        torch_sgd(
             [weights[index] for index in members],
             [gradients[index].contiguous() for index in members],  # it goes through memory, whatever the strides
             [histories[index][0] for index in members],
