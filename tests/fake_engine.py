@@ -36,7 +36,7 @@ def main() -> int:
     at = sys.argv.index("train")
     bad = set(sys.argv[1:at])
     parser = argparse.ArgumentParser()
-    for flag in ("--solver", "--weights", "--snapshot", "--gpu"):
+    for flag in ("--solver", "--weights", "--snapshot", "--gpu", "--precision"):
         parser.add_argument(flag)
     args = parser.parse_args(sys.argv[at + 1 :])
     stop: list[int] = []

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driving import RUNS, arguments, done_of, drive, final, rename_engine
-from small_world import RECIPE, database
+from small_world import RECIPE, database, fake_engine
 
 from transfer_caffe import driver
 from transfer_caffe.datum import Database
+from transfer_caffe.errors import UserError
 from transfer_caffe.files import sha256
 from transfer_caffe.processes import Engine
+from transfer_caffe.recipe import load_recipe
 from transfer_caffe.tools.compute_mean import write_mean
 from transfer_caffe.views import write_view
 
@@ -85,6 +87,7 @@ def test_changed_settings_are_refused_until_restart(capsys):
     ("old", "new", "difference"),
     [
         ("mirror: true", "mirror: true\nthreads: 2", "threads was 1 and is 2"),
+        ("mirror: true", "mirror: true\nprecision: bf16", "precision was fp32 and is bf16"),
         ("resize: [32, 32]", "resize: [40, 40]", "images.resize was [32, 32] and is [40, 40]"),
     ],
 )
@@ -104,6 +107,26 @@ def test_another_engine_or_thread_count_is_refused_amid_a_network(capsys):
     Path("small.yaml").write_text(RECIPE + "threads: 2\n")
     assert drive("baseA") == 2
     assert "was started with threads 1, not 2" in capsys.readouterr().err
+
+
+def test_another_precision_is_refused_amid_a_network_and_by_engines_that_know_fp32_alone(capsys):
+    embedded = Engine("embedded", Engine.find(fake_engine()).argv)
+
+    def train():
+        network = load_recipe("small.yaml").network("random0", "baseA")
+        return driver.train(network, Path("runs"), Path("data"), embedded, None, False, print)
+
+    Path("small.yaml").write_text(RECIPE + "precision: bf16\n")
+    assert drive("baseA") == 2
+    error = capsys.readouterr().err
+    assert "fake_engine.py computes in fp32 alone, not in bf16" in error and error.count("\n") == 1
+    done = train()
+    assert done["settings"]["precision"] == "bf16"
+    assert "--precision bf16" in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+    (RUNS / "random0-baseA-s0" / "done.json").unlink()
+    Path("small.yaml").write_text(RECIPE)
+    with pytest.raises(UserError, match="was started with precision bf16, not fp32"):
+        train()
 
 
 def test_a_network_whose_base_was_trained_anew_is_refused(capsys):

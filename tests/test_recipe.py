@@ -152,6 +152,16 @@ def test_the_settings_written_as_yaml_are_the_same_recipe_again(tmp_path: Path) 
     assert load_recipe(path) == recipe
 
 
+def test_a_precision_is_a_setting_that_is_told_only_where_it_is_not_the_default(tmp_path: Path) -> None:
+    default, given, low = (
+        recipe_of(tmp_path),
+        recipe_of(tmp_path, precision="fp32"),
+        recipe_of(tmp_path, precision="bf16"),
+    )
+    assert "precision" not in default.settings() and given.sha256() == default.sha256()
+    assert low.settings()["precision"] == "bf16" and low.sha256() != default.sha256()
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"colour": 1}, "unknown key colour; known are name, dataset, images"),
     ({"images": {"root": "x", "resize": [32, 32], "size": 1}}, "images: unknown key size; known are root, val_root"),
@@ -173,6 +183,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"mean": "both"}, "mean: one of target, base"),
     ({"name": "../up"}, "name: letters, digits"),
     ({"threads": 0}, "threads: a whole number, 1 or more"),
+    ({"precision": "fp16"}, "precision: one of fp32, tf32, bf16 was expected, not 'fp16'"),
     ({"seeds": []}, "seeds: a list of whole numbers"),
     ({"seeds": [1, 1]}, "seeds: a seed is there twice"),
     ({"solver": {"base_lr": 0.01, "lr_policy": "fixed"}}, "solver: the key `max_iter` is missing"),

@@ -67,7 +67,7 @@ def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]
     for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
         if key in settings:
             flat[key] = settings[key]
-    return flat
+    return flat | {"precision": settings.get("precision", "fp32")}
 
 
 def _walk(there: Message, now: Message, prefix: str) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -71,6 +71,7 @@ def train(
             return done
 
         # 1. What it is trained on, and its files
+        precision = engine.computing_in(network.recipe.precision)
         require_data(network, data, views=engine.reads_views)
         layers = layers_with_weights(render_here(network, folder, data).net)
         names = [layer.name for layer in layers]
@@ -80,7 +81,7 @@ def train(
         started.require_same(network, folder, engine, data)
 
         # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
-        argv = [*engine.argv, "train", "--solver", SOLVER]
+        argv = [*engine.argv, "train", "--solver", SOLVER, *precision]
         iteration = snapshots.newest(folder, expected, say)
         base_sha = surgery(network, runs, folder) if network.base else None
         if iteration is not None:

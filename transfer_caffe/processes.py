@@ -76,6 +76,17 @@ class Engine:
         # engines run in the network's folder, where a relative path would mean another program
         return cls(" ".join([Path(words[0]).name, *words[1:]]), (os.path.abspath(program), *words[1:]))
 
+    def computing_in(self, precision: str) -> list[str]:
+        """The flags by which it computes in a recipe's precision. UserError if it knows fp32 alone."""
+        if precision == "fp32":
+            return []
+        if self.name != "embedded":
+            raise UserError(
+                f"the engine {self.name} computes in fp32 alone, not in {precision}; take --engine embedded, or a "
+                "recipe without `precision`"
+            )
+        return ["--precision", precision]
+
     def environment(self, threads: int) -> dict[str, str]:
         """What the engine runs under: the log on standard error, and so many threads for its sums."""
         counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))

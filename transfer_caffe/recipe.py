@@ -31,6 +31,8 @@ cannot hold are errors that name the file, the key and what is allowed. The keys
                   default a tenth of max_iter); expect*: pattern of split-treatment, as `random*-base*`: [lowest,
                   highest] final accuracy; of several patterns that fit a network the first counts
     threads*      CPU threads a network; sums depend on it to the last bit
+    precision*    what the embedded engine computes in: fp32 (the default, and all that real Caffe knows), tf32 or bf16
+                  (transfer_caffe/engine/precision.py)
     seeds*        each network is trained once for each seed
     networks      split: list of treatments, as `A{1-7}B+`; bases that these need are added
     slurm*        what each network's job asks for (`sweep run --slurm`); no setting of the networks, so it may change:
@@ -63,6 +65,8 @@ RECIPES = HERE / "recipes"
 TEMPLATES = HERE / "prototxt_templates"
 
 SPLITS = "random0, random1, ... (the number is the seed), natman, whole, reduced1, reduced2, ... (images a class)"
+
+PRECISIONS = ["fp32", "tf32", "bf16"]
 
 # SGDSolver::GetLearningRate knows these; real Caffe finds out at the first iteration
 LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
@@ -126,6 +130,7 @@ class Recipe:
     solver_for: Mapping[str, Mapping[str, Any]]
     keep_snapshots: int | Literal["all"] | None
     threads: int
+    precision: str
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
     slurm: SlurmSettings = field(default=SlurmSettings(), compare=False)
@@ -196,6 +201,7 @@ class Recipe:
             "solver_for": {pattern: dict(fields) for pattern, fields in self.solver_for.items()},
             **({} if self.keep_snapshots is None else {"keep_snapshots": self.keep_snapshots}),
             "threads": self.threads,
+            **({} if self.precision == "fp32" else {"precision": self.precision}),
             "seeds": list(self.seeds),
             "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
         }
@@ -336,6 +342,7 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     if keep is not None and keep != "all" and not is_whole(keep, 1):
         top.fail("keep_snapshots", f"`all` or a whole number, 1 or more, was expected, not {shown(keep)}")
     threads = top.whole("threads", 1, 1)
+    precision = top.one_of("precision", PRECISIONS, "fp32")
     seeds = top.take("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
         top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {shown(seeds)}")
@@ -350,7 +357,7 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     top.end()
     return Recipe(
         name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
-        threads, tuple(seeds), treatments, slurm, watch,
+        threads, precision, tuple(seeds), treatments, slurm, watch,
     )  # fmt: skip
 
 

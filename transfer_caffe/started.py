@@ -1,7 +1,7 @@
 """started.json of a network's folder: what the network was started with, and each run of an engine on it since.
 
-Its bytes depend on engine, number of threads and data, so that it may go on with the same ones only. On which GPU it
-is trained may change, as the GPUs there are free: `runs` tells.
+Its bytes depend on engine, number of threads, precision and data, so that it may go on with the same ones only. On
+which GPU it is trained may change, as the GPUs there are free: `runs` tells.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _AGAIN = "start the network anew with --restart"
 
 def require_same(network: Network, folder: Path, engine: Engine, data: Path) -> None:
     """Note what the network is started with; UserError, with the difference, if it was started with something else."""
-    now = {"engine": engine.name, "threads": network.recipe.threads}
+    now = {"engine": engine.name, "threads": network.recipe.threads, "precision": network.recipe.precision}
     checksums = provenance.data_checksums(network, data)
     path = folder / STARTED
     if not path.exists():
         write_json(path, {**now, "started": now_utc(), "data": checksums, "runs": []})
         return
-    started = read(folder)
+    started: dict[str, Any] = {"precision": "fp32", **read(folder)}  # records were once without
     for key, value in now.items():
         if started[key] != value:
             raise UserError(

@@ -14,6 +14,7 @@ import torch
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net, read_net, state_of
+from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.snapshot import read_state
 from transfer_caffe.engine.solver import Signals, Solver, test_pass
 from transfer_caffe.engine.solver_file import read_solver
@@ -27,8 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run one of caffe's commands."""
     args = _parser().parse_args(argv)
     keep_freed_memory()  # else page faults are a fifth of the time of small nets
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
     return args.run(args)
 
 
@@ -48,10 +47,13 @@ def _parser() -> ArgumentParser:
         sub.set_defaults(run=run)
 
     add(
-        "train", train, "train or finetune a net", "solver snapshot weights gpu stage level sigint_effect sighup_effect"
+        "train",
+        train,
+        "train or finetune a net",
+        "solver snapshot weights gpu stage level precision deterministic sigint_effect sighup_effect",
     )
-    add("test", test, "score a net", "model weights iterations gpu stage level")
-    add("time", time_net, "time a net layer by layer", "model iterations gpu stage level phase")
+    add("test", test, "score a net", "model weights iterations gpu stage level precision deterministic")
+    add("time", time_net, "time a net layer by layer", "model iterations gpu stage level precision deterministic phase")
     add("device_query", device_query, "show what is known of the GPUs", "gpu")
     return parser
 
@@ -68,6 +70,16 @@ _FLAGS: dict[str, dict] = {
     "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU, `all` for the first"},
     "stage": {"default": "", "metavar": "NAME[,NAME]", "help": "stages of the net state"},
     "level": {"default": 0, "type": int, "metavar": "N", "help": "level of the net state"},
+    "precision": {
+        "default": "fp32",
+        "choices": PRECISIONS,
+        "help": "compute in it; weights stay float32 (default fp32; tf32 is of GPUs)",
+    },
+    "deterministic": {
+        "default": "on",
+        "choices": ("on", "off"),
+        "help": "off: let cuDNN try which algorithms are the fastest, whose sums may differ each time (default on)",
+    },
     "phase": {"default": "TRAIN", "choices": ("TRAIN", "TEST"), "help": "phase to time"},
     "iterations": {"default": 50, "type": int, "metavar": "N", "help": "batches to run (default 50)"},
     "sigint_effect": {"default": "stop", "choices": ("snapshot", "stop", "none"), "help": "on SIGINT (default stop)"},
@@ -100,6 +112,11 @@ def _use(device: torch.device) -> torch.device:
     return device
 
 
+def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """What nets compute in, after --precision and --deterministic have been seen to."""
+    return use_precision(args.precision, args.deterministic == "on", device)
+
+
 def _files(given: str) -> list[str]:
     """The files of a list as Caffe takes it: FILE[,FILE], with or without spaces."""
     files = [name.strip() for name in given.split(",")]
@@ -120,7 +137,8 @@ def train(args: argparse.Namespace) -> int:
     state = read_state(args.snapshot) if args.snapshot else None
     if state and state.seed is not None and param.random_seed < 0:
         param.random_seed = state.seed  # drawn when the run began
-    solver = Solver(param, _device(args.gpu, param), _stages(args), args.level)
+    device = _device(args.gpu, param)
+    solver = Solver(param, device, _stages(args), args.level, _dtype(args, device))
     signals = Signals(args.sigint_effect, args.sighup_effect)
     if state:
         solver.restore(args.snapshot, state)
@@ -168,7 +186,8 @@ def _net(args: argparse.Namespace, phase: str) -> Net:
         raise UserError(f"--iterations must be at least 1, not {args.iterations}")
     param = read_net(args.model)
     state = state_of(param, {"TRAIN": TRAIN, "TEST": TEST}[phase], args.level, _stages(args))
-    return Net(param, state, 0, _device(args.gpu))
+    device = _device(args.gpu)
+    return Net(param, state, 0, device, dtype=_dtype(args, device))
 
 
 def time_net(args: argparse.Namespace) -> int:
@@ -182,7 +201,7 @@ def time_net(args: argparse.Namespace) -> int:
         count = iteration >= 0  # the first round warms up
         blobs: dict[str, torch.Tensor] = {}
         for layer in net.layers:
-            bottoms = [blobs[name] for name in layer.param.bottom]
+            bottoms = layer.cast([blobs[name] for name in layer.param.bottom])
             inputs = [
                 b.detach().requires_grad_(i == 0 and bool(layer.blobs or b.grad_fn)) for i, b in enumerate(bottoms)
             ]

@@ -81,9 +81,10 @@ class Net:
     """
 
     def __init__(
-        self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None
-    ) -> None:
-        """Build all layers; bad settings are UserErrors that name the layer."""
+        self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """Build all layers; bad settings are UserErrors that name the layer. ``dtype`` as in `Context`."""
         param = upgrade_net(param, f"net {param.name!r}")  # the nets inside a solver come as they are written
         self.name: str = param.name
         self.state = state
@@ -92,7 +93,7 @@ class Net:
         self._first: dict[str, Tensor] = {}
         self._loss: Tensor | None = None
         training = state.phase == caffe_pb2.TRAIN
-        context = Context(seed, device, training, param.force_backward)
+        context = Context(seed, device, training, param.force_backward, dtype)
         self.layers: list[Layer] = []
         self.learnable: list[Blob] = []
         self._weights: list[list[tuple[str, float]]] = []
@@ -297,7 +298,7 @@ class Net:
             bottoms = [blobs[bottom] for bottom in layer.param.bottom]
             if cut := self._cut.get(layer):
                 bottoms = [bottom.detach() if index in cut else bottom for index, bottom in enumerate(bottoms)]
-            tops = layer.forward(bottoms, batch)
+            tops = layer.forward(layer.cast(bottoms), batch)
             if not keep and (relu := self._relu_after.get(layer)):
                 tops = relu.forward(tops, batch)
             if self._force_backward and not bottoms and not layer.blobs:
@@ -312,14 +313,15 @@ class Net:
                             top.retain_grad()
             blobs.update(zip(layer.top, tops, strict=True))
             for top, weight in weights:
-                term = blobs[top].sum() if weight == 1 else blobs[top].sum() * weight
+                term = blobs[top].sum(dtype=torch.float32)
+                term = term if weight == 1 else term * weight
                 loss = term if loss is None else loss + term
         for layer in self.layers:
             if layer.buffer is not None:
                 layer.buffer.content = blobs[layer.top[0]].detach()
         if keep:
             self.blobs, self._first, self._loss = blobs, first, loss
-        outputs = {name: blobs[name] for name in self.outputs}
+        outputs = {name: blobs[name].float() for name in self.outputs}
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
 
     def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:

@@ -43,9 +43,12 @@ class Signals:
 class Solver:
     """Trains a net, tests it, writes snapshots and Caffe's log."""
 
-    def __init__(self, param: SolverParameter, device: torch.device, stages: Iterable[str] = (), level: int = 0):
-        """Build the training net and the test nets."""
-        self.param, self.device = param, device
+    def __init__(
+        self, param: SolverParameter, device: torch.device, stages: Iterable[str] = (), level: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """Build the training net and the test nets; ``dtype`` is what they compute in (`precision`)."""
+        self.param, self.device, self.dtype = param, device, dtype
         self.seed = param.random_seed if param.random_seed >= 0 else int.from_bytes(os.urandom(4), "little")
         if param.random_seed < 0:
             glog.info("common.cpp:0", f"random_seed is not set: taking {self.seed}; set it to resume exactly")
@@ -58,7 +61,7 @@ class Solver:
         more.level = level
         more.stage.extend(stages)
         state = _merged(NetState(phase=caffe_pb2.TRAIN), net_param.state, more)
-        self.net = Net(net_param, state, self.seed, device)
+        self.net = Net(net_param, state, self.seed, device, dtype=dtype)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
         self._step = 0
@@ -75,7 +78,7 @@ class Solver:
         glog.info("solver.cpp:190", f"Creating test net (#{index})")
         net_param, more = solver_file.test_net(self.param, index)
         state = _merged(NetState(phase=caffe_pb2.TEST), net_param.state, more)
-        return Net(net_param, state, self.seed, self.device, share=self.net)
+        return Net(net_param, state, self.seed, self.device, self.net, self.dtype)
 
     def finetune(self, path: str) -> None:
         """Start from the weights in a .caffemodel or .caffemodel.h5; layers that only a test net has, too."""

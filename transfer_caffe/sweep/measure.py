@@ -70,6 +70,7 @@ def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every:
     )  # fmt: skip
     write_text(folder / "solver.prototxt", to_text(solver))
     argv = [*engine.argv, "train", "--solver", "solver.prototxt"]
+    argv += engine.computing_in(network.recipe.precision)
     parser = LogParser()
     with open(folder / "log", "wb") as output:
         process = processes.start(argv, output, folder, engine.environment(network.recipe.threads))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,12 +24,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of a net share: the seed, the device, the phase, and whether all gradients are wanted."""
+    """What all layers of a net share: the seed, the device, the phase, and whether all gradients are wanted.
+
+    ``dtype`` is what layers compute in that can do with less than float32 (`Layer.precision`).
+    """
 
     seed: int
     device: torch.device
     training: bool
     force_backward: bool = False
+    dtype: torch.dtype = torch.float32
 
 
 class Blob:
@@ -68,6 +72,9 @@ class Layer:
     is_loss: ClassVar[bool] = False
     # real Caffe's backward pass of some layers does not look at propagate_down
     ignores_propagate_down: bool = False
+    # where the net's dtype is a shorter one than float32: whether this layer computes in it (`low`), in that of each
+    # bottom (`given`: it moves, picks or scales values), or in float32 all the same
+    precision: ClassVar[Literal["float32", "given", "low"]] = "float32"
     # the bottom that holds labels, if one does
     label_bottom: ClassVar[int | None] = None
     check_labels: bool = False
@@ -106,6 +113,13 @@ class Layer:
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         """The tops. ``batch`` counts the batches this net has seen: data and dropout are functions of it."""
         raise NotImplementedError
+
+    def cast(self, bottoms: list[Tensor]) -> list[Tensor]:
+        """The bottoms in the precision in which this layer takes them."""
+        if self.precision == "given" or self.context.dtype == torch.float32:
+            return bottoms
+        dtype = self.context.dtype if self.precision == "low" else torch.float32
+        return [bottom.to(dtype) for bottom in bottoms]
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
         """Take the values of some tops, by name, from outside. Only layers that are fed by code can."""

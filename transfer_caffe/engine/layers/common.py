@@ -17,6 +17,8 @@ from transfer_caffe.proto.caffe_pb2 import EltwiseParameter, FillerParameter
 class InnerProduct(Layer):
     """Fully connected layer (caffe/layers/inner_product_layer.cpp). Weights: outputs, inputs (transposed if so set)."""
 
+    precision = "low"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.inner_product_param, shapes[0]
         self.first = self.axis(param.axis, shape)
@@ -32,8 +34,9 @@ class InnerProduct(Layer):
         return [(*shapes[0][: self.first], self.param.inner_product_param.num_output)]
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        weight, bias = self.blobs[0].data, self.blobs[1].data if len(self.blobs) > 1 else None
-        return [_linear(bottoms[0].flatten(self.first), weight.t() if self.transpose else weight, bias)]
+        x = bottoms[0].flatten(self.first)
+        weight, *bias = (blob.data.to(x.dtype) for blob in self.blobs)
+        return [_linear(x, weight.t() if self.transpose else weight, bias[0] if bias else None)]
 
 
 LARGE = 1 << 20
@@ -44,8 +47,8 @@ _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.bac
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Rows x inputs by outputs x inputs, plus bias."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if _onednn is None or not plain or x.ndim != 2 or weight.numel() < LARGE:
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 2
+    if _onednn is None or not plain or weight.numel() < LARGE:
         return F.linear(x, weight, bias)
     y = _LargeLinear.apply(x, weight, bias)
     assert isinstance(y, Tensor)

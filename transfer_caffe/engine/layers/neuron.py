@@ -99,6 +99,8 @@ class Clip(Neuron):
 class Dropout(Layer):
     """In training, zero a unit with probability dropout_ratio and scale the others by 1 / (1 - ratio)."""
 
+    precision = "given"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.ratio = self.param.dropout_param.dropout_ratio
         if not 0 <= self.ratio < 1:
@@ -110,7 +112,7 @@ class Dropout(Layer):
             return [x]
         generator = rng.torch_generator(self.context.seed, "dropout", self.key, batch, device=x.device)
         keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
-        return [x * keep.mul_(1 / (1 - self.ratio))]
+        return [(x * keep.mul_(1 / (1 - self.ratio))).to(x.dtype)]
 
 
 class ELU(Neuron):
@@ -185,6 +187,8 @@ class PReLU(Layer):
 
 class ReLU(Neuron):
     """max(x, 0) + negative_slope * min(x, 0)."""
+
+    precision = "given"
 
     def value(self, x: Tensor) -> Tensor:
         slope = self.param.relu_param.negative_slope

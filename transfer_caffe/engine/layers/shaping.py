@@ -34,6 +34,7 @@ class BatchReindex(Layer):
 class Concat(Layer):
     """Blobs one after the other along an axis."""
 
+    precision = "given"
     bottoms = (1, None)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -104,6 +105,7 @@ class Filter(Layer):
 class Flatten(Layer):
     """The axes from ``axis`` to ``end_axis`` as one."""
 
+    precision = "given"
     ignores_propagate_down = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -139,6 +141,7 @@ class Reduction(Layer):
 class Reshape(Layer):
     """Another shape for the same values: 0 keeps a size, -1 takes what is left (caffe/layers/reshape_layer.cpp)."""
 
+    precision = "given"
     ignores_propagate_down = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -188,6 +191,7 @@ class Silence(Layer):
 class Slice(Layer):
     """A blob cut along an axis, at the slice points or into equal parts (caffe/layers/slice_layer.cpp)."""
 
+    precision = "given"
     tops = (1, None)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -215,6 +219,7 @@ class Slice(Layer):
 class Split(Layer):
     """A blob under several names."""
 
+    precision = "given"
     tops = (1, None)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:

@@ -22,6 +22,7 @@ class Convolution(Layer):
 
     bottoms = (1, None)
     tops = (1, None)
+    precision = "low"
     functions = (F.conv1d, F.conv2d, F.conv3d)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -68,7 +69,8 @@ class Convolution(Layer):
     def over_images(self, bottom: Tensor) -> Tensor:
         """One bottom; Caffe takes all axes before ``axis`` for the batch."""
         images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
-        top = self.convolve(images, self.blobs[0].data, self.blobs[1].data if len(self.blobs) > 1 else None)
+        weight, *bias = (blob.data.to(images.dtype) for blob in self.blobs)
+        top = self.convolve(images, weight, bias[0] if bias else None)
         return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -104,6 +106,7 @@ class Pooling(Layer):
     """
 
     tops = (1, 2)
+    precision = "given"
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.pooling_param, shapes[0]
@@ -169,7 +172,7 @@ class Pooling(Layer):
         rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
         height, width = bottoms[0].shape[2:]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        return [top, torch.where(inside, rows * width + columns, -1).to(top.dtype)][: len(self.top)]
+        return [top, torch.where(inside, rows * width + columns, -1).to(torch.float32)][: len(self.top)]
 
     def _areas(self, x: Tensor) -> Tensor:
         """The area of each window, clipped to the image with its padding, as height x width."""
@@ -183,25 +186,30 @@ class Pooling(Layer):
 
 
 class _LRNAcrossChannels(torch.autograd.Function):
-    """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size channels around); see lrn_layer.cpp."""
+    """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size channels around); see lrn_layer.cpp.
+
+    Computed in float32, whatever x is.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
-        scale = _channel_sums(x * x, size, alpha / size, k)
+        values = x.float()
+        scale = _channel_sums(values * values, size, alpha / size, k)
         power = _negative_power(scale, beta)
         ctx.save_for_backward(x, scale, power)
         ctx.settings, ctx.buffer = (size, 2 * alpha * beta / size), buffer
-        return x * power
+        return (values * power).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (x, scale, power) = grad_outputs, ctx.saved_tensors
-        size, factor = ctx.settings
+        x, scale, power = ctx.saved_tensors
+        (size, factor), dtype = ctx.settings, x.dtype
+        gradient, x = grad_outputs[0].float(), x.float()
         weighted = gradient * power
         # gradient * top, in Caffe: other than x * power where a layer in place has overwritten the top
         by_top = weighted * x if ctx.buffer is None else gradient * ctx.buffer.content
         sums = _channel_sums(by_top.div_(scale), size, factor)
-        return weighted.addcmul_(sums, x, value=-1), None, None, None, None, None
+        return weighted.addcmul_(sums, x, value=-1).to(dtype), None, None, None, None, None
 
 
 FEW_CHANNELS = 32
@@ -236,6 +244,8 @@ def _negative_power(x: Tensor, beta: float) -> Tensor:
 class LRN(Layer):
     """Local response normalisation (caffe/layers/lrn_layer.cpp); alpha is divided by local_size."""
 
+    precision = "given"
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.lrn_param
         if len(shapes[0]) != 4:
@@ -254,8 +264,9 @@ class LRN(Layer):
             assert isinstance(y, Tensor)
             return [y]
         # within a channel Caffe averages x^2 over a padded square (so alpha is divided by its area), and k is 1
-        mean = F.avg_pool2d(x * x, param.local_size, 1, param.local_size // 2)
-        return [x * (1 + param.alpha * mean).pow(-param.beta)]
+        values = x.float()
+        mean = F.avg_pool2d(values * values, param.local_size, 1, param.local_size // 2)
+        return [(values * (1 + param.alpha * mean).pow(-param.beta)).to(x.dtype)]
 
 
 LAYERS = (Convolution, Deconvolution, Pooling, LRN)
