@@ -167,7 +167,7 @@ class Images(Layer):
         windows = []  # of several sizes, each cropped by itself
         for index, record in enumerate(records):
             plan[1:, index : index + 1] = self.transformer.draws(draw, 1, (0, *record.shape[:2]))
-            windows.append(cut(record[None], every[:1], plan[1:, index : index + 1]))
+            windows.append(cut(np.ascontiguousarray(record)[None], every[:1], plan[1:, index : index + 1]))
         return np.concatenate(windows), labels, plan
 
     def _upcoming(self, batch: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class Transformer:
         if param.HasField("mean_file") and param.mean_value:
             raise UserError(f"{where}: mean_file and mean_value cannot both be given")
         self.mean: np.ndarray | None = None
-        """(height, width, channels), or (1, 1, channels) for values."""
+        """(height, width, channels), or for values (1, width of the crop, channels)."""
         self.mean_file = param.HasField("mean_file")
         if param.HasField("mean_file"):
             mean = read_mean(param.mean_file)
@@ -47,7 +47,8 @@ class Transformer:
             if len(param.mean_value) not in (1, shape[0]):
                 raise UserError(f"{where}: {len(param.mean_value)} mean_value for {shape[0]} channels")
             values = np.broadcast_to(np.asarray(param.mean_value, np.float32), shape[:1])
-            self.mean = np.ascontiguousarray(values[None, None])  # the same at all places
+            # the same at all places; a whole row of it lets numpy subtract in long runs
+            self.mean = np.tile(values, (1, self.out_shape[2], 1))
 
     @property
     def out_shape(self) -> Shape:
