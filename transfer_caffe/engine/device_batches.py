@@ -7,6 +7,8 @@ alone, on tensors that stay where they are.
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,34 +32,24 @@ class DeviceBatches:
     def __init__(self, layer: Images, copy: resident.Copy | None, dtype: np.dtype) -> None:
         """``copy``: the records, on the device; None if the host cuts windows of ``dtype``, bytes or floats."""
         device, batch = layer.context.device, layer.batch_size
-        self._layer, self.on_device = layer, copy is not None
+        self.on_device = copy is not None
+        # no reference back to the layer: the records' memory is free at once when the layer goes
+        layer_proxy = weakref.proxy(layer)
         self._transform = OnDevice(layer.transformer, device)
         self.drawn = torch.zeros((4, batch), dtype=torch.int64, device=device)
         """`Images.plan` of the batch."""
         if copy is not None:
             assert copy.pixels is not None and copy.labels is not None
             self._pixels, self._labels = copy.pixels, torch.from_numpy(copy.labels).to(device)
-            self.staging = Staging([self.drawn], self._plan, ahead=0)
+            self.staging = Staging([self.drawn], partial(_plan, layer_proxy), ahead=0)
         else:
             channels, height, width = layer.transformer.out_shape
             kind = torch.from_numpy(np.empty(0, dtype)).dtype
             self._pixels = torch.zeros((batch, height, width, channels), dtype=kind, device=device)
             self._labels = torch.zeros(batch, device=device)
             ahead = FROM_MEMORY if layer.keeps_records else resident.threads()
-            self.staging = Staging([self.drawn, self._pixels, self._labels], self._cut, ahead)
-
-    def _plan(self, arrays: list[np.ndarray], batch: int) -> None:
-        arrays[0][:] = self._layer.plan(batch)
-
-    def _cut(self, arrays: list[np.ndarray], batch: int) -> None:
-        windows, labels, plan = self._layer.windows(batch)
-        if windows.dtype != arrays[1].dtype and arrays[1].dtype == np.uint8:
-            raise self._layer.error(
-                f"{self._layer.source} holds floats in a record of batch {batch}, bytes in the first one; build the "
-                "database again, or train on the CPU"
-            )
-        for array, values in zip(arrays, (plan, windows, labels), strict=True):
-            array[:] = values
+            targets = [self.drawn, self._pixels, self._labels]
+            self.staging = Staging(targets, partial(_cut, layer_proxy), ahead)
 
     def make(self) -> list[Tensor]:
         """Images and labels of the batch that was sent last."""
@@ -66,3 +58,18 @@ class DeviceBatches:
             return [self._transform.cut(self._pixels, place, window), self._labels[place]]
         # the next batch overwrites the labels: who holds a top must not see that
         return [self._transform.finish(self._pixels, window), self._labels.clone()]
+
+
+def _plan(layer: Images, arrays: list[np.ndarray], batch: int) -> None:
+    arrays[0][:] = layer.plan(batch)
+
+
+def _cut(layer: Images, arrays: list[np.ndarray], batch: int) -> None:
+    windows, labels, plan = layer.windows(batch)
+    if windows.dtype != arrays[1].dtype and arrays[1].dtype == np.uint8:
+        raise layer.error(
+            f"{layer.source} holds floats in a record of batch {batch}, bytes in the first one; build the database "
+            "again, or train on the CPU"
+        )
+    for array, values in zip(arrays, (plan, windows, labels), strict=True):
+        array[:] = values

@@ -14,7 +14,7 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,11 @@ class Copy:
     def nbytes(self) -> int:
         """The memory that it takes, or will take."""
         return math.prod(self.shape)
+
+    @property
+    def promised(self) -> int:
+        """The memory that it will take, and that still counts as free."""
+        return self.nbytes if self._usable and self.pixels is None else 0
 
     def ready(self) -> bool:
         """Decode and keep all records, unless that is done. False if they are not alike, or the memory is gone.
@@ -134,8 +139,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def _promised(on_device: bool) -> int:
-    """What copies take that are not filled yet: the memory still counts as free."""
-    return sum(copy.nbytes for copy in _copies.values() if copy.on_device is on_device and copy.pixels is None)
+    return sum(copy.promised for copy in _copies.values() if copy.on_device is on_device)
 
 
 def _size(count: int) -> str:
@@ -202,16 +206,16 @@ def _decode(records: Records, first: int, pixels: np.ndarray, labels: np.ndarray
 class _Progress:
     """Lines in the log about a long loading."""
 
-    def __init__(self, source: str, count: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._source, self._count, self._clock = source, count, clock
-        self._began = self._said = clock()
+    def __init__(self, source: str, count: int) -> None:
+        self._source, self._count = source, count
+        self._began = self._said = time.monotonic()
 
     def at(self, done: int) -> None:
-        now = self._clock()
+        now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES and done < self._count:
             left = (now - self._began) * (self._count - done) / done
             glog.info(_PLACE, f"{self._source}: {done} of {self._count} records decoded, {left:.0f} s left")
             self._said = now
 
     def end(self) -> None:
-        glog.info(_PLACE, f"{self._source}: {self._count} records decoded in {self._clock() - self._began:.1f} s")
+        glog.info(_PLACE, f"{self._source}: {self._count} records decoded in {time.monotonic() - self._began:.1f} s")

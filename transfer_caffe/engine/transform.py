@@ -78,12 +78,12 @@ class Transformer:
         if not self.crop:
             return pixels[image]
         count, height, width, channels = pixels.shape
-        by_image, by_row, by_column, by_channel = pixels.strides
+        by_image, by_row, by_column, _ = pixels.strides  # of a single channel the last one may be anything
         crop = self.crop
         every = as_strided(
             pixels,
             (count, height - crop + 1, width - crop + 1, crop, crop * channels),
-            (by_image, by_row, by_column, by_row, by_channel),
+            (by_image, by_row, by_column, by_row, pixels.itemsize),
             writeable=False,
         )
         return every[image, drawn[0], drawn[1]].reshape(-1, crop, crop, channels)
