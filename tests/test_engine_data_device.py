@@ -334,7 +334,7 @@ def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd
 
     monkeypatch.setattr(resident.time, "monotonic", lambda: float(next(now)))
     pixels = torch.zeros((40, 2, 2, 1), dtype=torch.uint8)
-    labels = resident.load(Records(), pixels, "x")
+    labels = resident.load(Records(), pixels, "x", resident.say)
     assert labels.tolist() == list(range(40)) and (pixels == torch.arange(40)[:, None, None, None]).all()
     assert len(seen) > 1
     said = capfd.readouterr().err

@@ -22,6 +22,7 @@ from torch import Tensor
 from transfer_caffe.engine import resident, rng
 from transfer_caffe.engine.device_batches import DeviceBatches
 from transfer_caffe.engine.layers import LAYERS, Layer, Shape
+from transfer_caffe.engine.sharing import Source
 from transfer_caffe.engine.transform import Transformer
 from transfer_caffe.proto.caffe_pb2 import DataParameter
 from transfer_caffe.views import open_records
@@ -247,12 +248,15 @@ class Data(Images):
             raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
         if transform.force_color and transform.force_gray:
             raise self.error("force_color and force_gray cannot both be set")
-        color = transform.force_color if transform.force_color or transform.force_gray else None
-        return open_records(param.source, color), param.source, param.batch_size, param.rand_skip
+        return open_records(param.source, self._color()), param.source, param.batch_size, param.rand_skip
 
     def identity(self) -> Hashable:
+        return Source(Path(self.source).resolve(), self._color())
+
+    def _color(self) -> bool | None:
+        """As in `datum.decode_datum`."""
         transform = self.param.transform_param
-        return Path(self.source).resolve(), transform.force_color, transform.force_gray
+        return transform.force_color if transform.force_color or transform.force_gray else None
 
 
 LAYERS["Data"] = Data

@@ -14,7 +14,7 @@ import math
 import time
 import weakref
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe import processes
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import glog, sharing
 from transfer_caffe.engine.staging import Buffer
 
 if TYPE_CHECKING:
@@ -46,88 +46,137 @@ def reserve(total: int) -> int:
     return min(8 << 30, total * 15 // 100)
 
 
-class Copy:
-    """The decoded records of a source. Made as a promise of so much memory; `ready` fills it."""
+class Unlike(Exception):
+    """A record has another shape than the first one, or holds floats."""
 
-    def __init__(self, records: Records, source: str, device: torch.device, on_device: bool) -> None:
-        """``device`` is where the records lie; ``on_device`` whether that is where the net runs."""
-        channels, height, width = records.shape
-        self.shape = (len(records), height, width, channels)
-        self.device, self.on_device = device, on_device
+
+class Copy:
+    """The decoded records of a source. Made as a promise; `ready` fetches them."""
+
+    def __init__(self, source: str, on_device: bool, promised: int, fetch: Fetch) -> None:
+        """``on_device``: whether they are where the net runs; ``promised``: the bytes that ``fetch`` will allocate."""
+        self.on_device = on_device
+        self.promised = promised
+        """Memory that will be taken, and that still counts as free."""
         self.pixels: Tensor | None = None
         """uint8, (records, height, width, channels)."""
         self.labels: np.ndarray | None = None
         """float32, on the host."""
-        self._records, self._source = records, source
-        self._usable = True
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes, or will take."""
-        return math.prod(self.shape)
-
-    @property
-    def promised(self) -> int:
-        """The memory that it will take, and that still counts as free."""
-        return self.nbytes if self._usable and self.pixels is None else 0
+        self._source = source
+        self._fetch: Fetch | None = fetch
 
     def ready(self) -> bool:
-        """Decode and keep all records, unless that is done. False if they are not alike, or the memory is gone.
+        """Have all records decoded, unless that is done. False if they are not alike, or the memory is gone.
 
         UserError for a record that is damaged.
         """
-        if self.pixels is None and self._usable:
+        if self._fetch is not None:
+            fetch, self._fetch = self._fetch, None
             try:
-                pixels = torch.empty(self.shape, dtype=torch.uint8, device=self.device)
-                self.labels = load(self._records, pixels, self._source)
-                self.pixels = pixels
-            except (_Unlike, torch.OutOfMemoryError) as error:
-                why = error if isinstance(error, _Unlike) else f"{self.device} has no room for it any more"
-                glog.info(_PLACE, f"{self._source}: not kept: {why}; each batch is decoded anew")
-                self._usable = False
+                self.pixels, self.labels = fetch()
+            except (Unlike, torch.OutOfMemoryError) as error:
+                why = error if isinstance(error, Unlike) else "the memory that was free is not any more"
+                say(f"{self._source}: not kept: {why}; each batch is decoded anew")
+            self.promised = 0
         return self.pixels is not None
 
 
-class _Unlike(Exception):
-    """A record has another shape than the first one, or holds floats."""
-
-
+Fetch = Callable[[], tuple[Tensor, np.ndarray]]
 _copies: weakref.WeakValueDictionary[Hashable, Copy] = weakref.WeakValueDictionary()
 
 
 def copy_of(records: Records, key: Hashable, source: str, device: torch.device) -> Copy | None:
     """The copy of a source for nets on ``device``, or None where there is no room; ``key`` tells sources apart.
 
-    Room is given away in the order of the calls: a solver makes its training net first.
+    Room is given away in the order of the calls: a solver makes its training net first. A key that is a
+    `sharing.Source` stands for one copy of all processes that share this GPU, where a sweep wants that.
     """
     found = _copies.get((device, key))
     if found is not None:
-        glog.info(_PLACE, f"{source}: shares the records that another layer keeps")
+        say(f"{source}: shares the records that another layer keeps")
         return found
-    copy = _place(records, source, device)
+    share = sharing.Share.of_this_process()
+    if share is not None and isinstance(key, sharing.Source):
+        copy = _shared(share, key, records, source, device)
+    else:
+        place = _place(records, source, device)
+        copy = None if place is None else _private(records, source, place, place is device)
     if copy is not None:
         _copies[device, key] = copy
     return copy
 
 
-def _place(records: Records, source: str, device: torch.device) -> Copy | None:
+def _private(records: Records, source: str, place: torch.device, on_device: bool) -> Copy:
+    shape = shape_of(records)
+
+    def fetch() -> tuple[Tensor, np.ndarray]:
+        pixels = torch.empty(shape, dtype=torch.uint8, device=place)
+        return pixels, load(records, pixels, source, say)
+
+    return Copy(source, on_device, math.prod(shape), fetch)
+
+
+def _shared(
+    share: sharing.Share, key: sharing.Source, records: Records, source: str, device: torch.device
+) -> Copy | None:
+    """The copy that a process of its own keeps for all networks on this GPU, which is started if need be."""
+    with share.lock():
+        user = share.join(key)
+        if user is None:
+            place = _place(records, source, device, share.networks)
+            if place is None:
+                return None
+            user = share.start(key, place, place is device)
+        else:
+            say(f"{source}: shares the records that process {user.pid} keeps")
+    if not user.room:
+        say(f"{source}: not kept: the memory that was free is not any more; each batch is decoded anew")
+        user.give_up()
+        return None
+
+    def fetch() -> tuple[Tensor, np.ndarray]:
+        received = user.receive()
+        if isinstance(received, str):
+            raise Unlike(received)
+        return received
+
+    copy = Copy(source, user.on_device, 0, fetch)
+    weakref.finalize(copy, user.give_up)
+    return copy
+
+
+def shape_of(records: Records) -> tuple[int, int, int, int]:
+    """Number, height, width, channels of records that are like the first one."""
+    channels, height, width = records.shape
+    return len(records), height, width, channels
+
+
+def _place(records: Records, source: str, device: torch.device, networks: int = 1) -> torch.device | None:
+    """Where there is room for all records: ``device``, the host's memory, or nowhere; said in a line of the log.
+
+    ``networks``: how many run on the device, each with weights and activations of its own.
+    """
+    shape = shape_of(records)
+    size = math.prod(shape)
     free, total = device_memory(device)
-    room = free - reserve(total) - _promised(True)
-    copy = Copy(records, source, device, True)
-    what = f"{source}: {len(records)} records of {'x'.join(map(str, copy.shape[1:]))}, {_size(copy.nbytes)} decoded"
-    if copy.nbytes <= room:
-        glog.info(_PLACE, f"{what}, are kept on {device}, which has room for {_size(room)}")
-        return copy
+    room = free - networks * reserve(total) - _promised(True)
+    what = f"{source}: {len(records)} records of {'x'.join(map(str, shape[1:]))}, {_size(size)} decoded"
+    if size <= room:
+        say(f"{what}, are kept on {device}, which has room for {_size(room)}")
+        return device
     available = processes.available_memory()
     host = available - reserve(available) - _promised(False)
     why = f"{device} has room for {_size(room)}"
-    if copy.nbytes <= host:
-        glog.info(_PLACE, f"{what}: {why}; they are kept in the host's memory, which has room for {_size(host)}")
-        return Copy(records, source, torch.device("cpu"), False)
-    glog.info(
-        _PLACE, f"{what}: {why}, the host's memory for {_size(host)}; each batch is decoded anew by {threads()} threads"
-    )
+    if size <= host:
+        say(f"{what}: {why}; they are kept in the host's memory, which has room for {_size(host)}")
+        return torch.device("cpu")
+    say(f"{what}: {why}, the host's memory for {_size(host)}; each batch is decoded anew by {threads()} threads")
     return None
+
+
+def say(line: str) -> None:
+    """A line in the log."""
+    glog.info(_PLACE, line)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
@@ -146,7 +195,7 @@ def _size(count: int) -> str:
     return f"{max(count, 0) / 2**30:.1f} GiB"
 
 
-def load(records: Records, pixels: Tensor, source: str) -> np.ndarray:
+def load(records: Records, pixels: Tensor, source: str, say: Callable[[str], None]) -> np.ndarray:
     """Decode all ``records`` into ``pixels`` by several threads; gives their labels. Says how far it is.
 
     UserError for a record that is damaged; of several the first one.
@@ -158,7 +207,7 @@ def load(records: Records, pixels: Tensor, source: str) -> np.ndarray:
     # a GPU's tensor is filled through pinned buffers in a ring, another one directly
     buffers = deque(Buffer([pixels[:chunk]]) for _ in range(workers + 2)) if pixels.is_cuda else None
     pending: deque[tuple[int, Buffer | None, Future[None]]] = deque()
-    progress = _Progress(source, count)
+    progress = _Progress(source, count, say)
 
     def finish() -> None:
         first, buffer, made = pending.popleft()
@@ -197,25 +246,25 @@ def _decode(records: Records, first: int, pixels: np.ndarray, labels: np.ndarray
     for index in range(len(labels)):
         image, labels[index] = records.record(first + index)
         if image.dtype != np.uint8:
-            raise _Unlike(f"record {first + index} holds floats")
+            raise Unlike(f"record {first + index} holds floats")
         if image.shape[1:] != pixels.shape[1:3] or image.shape[0] != pixels.shape[3]:
-            raise _Unlike(f"record {first + index} is {list(image.shape)}, another shape than the first one's")
+            raise Unlike(f"record {first + index} is {list(image.shape)}, another shape than the first one's")
         pixels[index] = image.transpose(1, 2, 0)
 
 
 class _Progress:
     """Lines in the log about a long loading."""
 
-    def __init__(self, source: str, count: int) -> None:
-        self._source, self._count = source, count
+    def __init__(self, source: str, count: int, say: Callable[[str], None]) -> None:
+        self._source, self._count, self._say = source, count, say
         self._began = self._said = time.monotonic()
 
     def at(self, done: int) -> None:
         now = time.monotonic()
         if now - self._said >= SECONDS_BETWEEN_LINES and done < self._count:
             left = (now - self._began) * (self._count - done) / done
-            glog.info(_PLACE, f"{self._source}: {done} of {self._count} records decoded, {left:.0f} s left")
+            self._say(f"{self._source}: {done} of {self._count} records decoded, {left:.0f} s left")
             self._said = now
 
     def end(self) -> None:
-        glog.info(_PLACE, f"{self._source}: {self._count} records decoded in {time.monotonic() - self._began:.1f} s")
+        self._say(f"{self._source}: {self._count} records decoded in {time.monotonic() - self._began:.1f} s")
