@@ -71,7 +71,7 @@ def share(tmp_path, monkeypatch):
     monkeypatch.setattr(resident, "device_memory", resident.device_memory)
     monkeypatch.setattr(sharing, "_started", [])
     folder = tmp_path / ("a folder with a name too long for the address of a socket " * 3) / "records"
-    monkeypatch.setenv(sharing.VARIABLE, f"2:{folder}")
+    monkeypatch.setenv(processes.SHARED_RECORDS, f"2:{folder}")
     write()
     yield Share(2, folder)
     for holder in sharing._started:
@@ -237,7 +237,7 @@ def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
 
 def test_nothing_is_shared_unless_a_sweep_says_so(monkeypatch):
     for value in ("", "2", "x:/tmp"):
-        monkeypatch.setenv(sharing.VARIABLE, value)
+        monkeypatch.setenv(processes.SHARED_RECORDS, value)
         assert Share.of_this_process() is None
     device("device")
     assert layer().resident and not sharing._started

@@ -27,6 +27,9 @@ from transfer_caffe.errors import UserError
 PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 """For PYTHONPATH: a child finds this package from any folder."""
 
+SHARED_RECORDS = "TRANSFER_CAFFE_SHARED_RECORDS"
+"""The variable by which a sweep tells engines that they share a GPU: `engine.sharing`."""
+
 
 def cores() -> int:
     """The processors that this process may use."""

@@ -36,7 +36,6 @@ from transfer_caffe.engine import glog
 from transfer_caffe.errors import UserError, say_error
 from transfer_caffe.views import RECORDS, whole_of
 
-VARIABLE = "TRANSFER_CAFFE_SHARED_RECORDS"
 _PLACE = "data_layer.cpp:45"
 _started: list[subprocess.Popen[bytes]] = []
 """Holders that this process has started; they outlive it, if others use them."""
@@ -70,7 +69,7 @@ class Share:
     @classmethod
     def of_this_process(cls) -> Share | None:
         """What the environment says; None where nothing is shared."""
-        given = os.environ.get(VARIABLE, "")
+        given = os.environ.get(processes.SHARED_RECORDS, "")
         networks, _, folder = given.partition(":")
         return cls(int(networks), Path(folder)) if folder and networks.isdecimal() else None
 
