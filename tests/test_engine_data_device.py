@@ -1,6 +1,7 @@
 """Batches made on a device, here on the CPU in its place: the bits of the host's batches, wherever the records lie."""
 
 import itertools
+import signal
 import threading
 import time
 
@@ -12,6 +13,7 @@ import torch
 from transfer_caffe import processes
 from transfer_caffe.datum import raw_datum
 from transfer_caffe.engine import data, resident, staging
+from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.data import Data, Images
 from transfer_caffe.engine.layers import Context
 from transfer_caffe.engine.sources import ImageData
@@ -224,6 +226,22 @@ def test_make_gives_what_was_prepared_from_tensors_that_stay_where_they_are(tier
     require_same(got, [expected[number] for number in (0, 1, 2, 7, 8, 3)])  # earlier tops are not overwritten
     require_same([made.make()], [expected[3]])
     assert places == [tensor.data_ptr() for tensor in (device.drawn, device._pixels, device._labels)]
+
+
+@pytest.mark.parametrize("where", TIERS)
+def test_a_training_with_tests_ends_with_the_bytes_that_it_has_on_the_host(tier, where, tiny):
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    final = tiny / "snap" / "tiny_iter_20.caffemodel"
+    try:
+        assert main(["train", "--solver", "solver.prototxt"]) == 0
+        expected = final.read_bytes()
+        final.unlink()
+        tier(where)
+        assert main(["train", "--solver", "solver.prototxt"]) == 0
+        assert final.read_bytes() == expected
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_nothing_on_the_device_looks_at_a_value():
