@@ -101,8 +101,11 @@ class _Environment:
         # A finished database is never written again: no locks, so that it can lie on a read-only disk.
         # Records are read in any order: no readahead.
         self.lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        self.closing = False
 
     def __del__(self) -> None:
+        # weak references still give this object while it closes, to other threads
+        self.closing = True
         with contextlib.suppress(AttributeError):
             self.lmdb.close()
 
@@ -130,7 +133,7 @@ class Database:
         status = file.stat()
         identity = (status.st_dev, status.st_ino)
         environment = _environments.get(identity)
-        if environment is None:
+        if environment is None or environment.closing:
             (require_sound_database if checked else require_sound_pages)(self.path)
             with self._as_user_error():
                 environment = _Environment(self.path)
