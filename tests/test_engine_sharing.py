@@ -171,6 +171,21 @@ def test_a_holder_that_dies_while_it_decodes_is_an_error_and_its_lines_are_in_th
     assert "db: 3 of 10 records decoded, 9 s left" in capfd.readouterr().err
 
 
+def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
+    def refuse():
+        raise RuntimeError("CUDA error: invalid device context\nCUDA kernel errors might be reported later")
+
+    for answer in (("error", "as the holder says it"), ("records", refuse, (), np.zeros(1))):
+        ours, its = socket.socketpair()
+        other = Connection(its.detach())
+        other.send(("allocated", 77, True, True))
+        user = User(ours, Source(Path("db"), None))
+        user._message = lambda answer=answer: answer
+        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*context\); --jobs 1"):
+            user.receive()
+        other.close()
+
+
 def test_damaged_records_are_every_users_error_and_the_holder_ends(share):
     with lmdb.open("db") as env, env.begin(write=True) as transaction:
         transaction.put(b"00000005_x", b"\xff\xff")

@@ -115,7 +115,10 @@ class Images(Layer):
         return self._by_device and self._batches().on_device
 
     def prepare(self, batch: int) -> None:
-        """Let `make` give this batch: on a GPU, puts copies on the current stream, and waits for nothing there."""
+        """Let `make` give this batch: on a GPU, puts copies on its current stream.
+
+        Waits for the GPU only where the host is some batches ahead of it.
+        """
         self._batches().staging.send(batch)
 
     def make(self) -> list[Tensor]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 from transfer_caffe.engine import resident
-from transfer_caffe.engine.sharing import Source, mapped
+from transfer_caffe.engine.sharing import Source, mapped, no_ipc
 from transfer_caffe.errors import ArgumentParser, UserError, command, os_error_line
 from transfer_caffe.views import open_records
 
@@ -149,7 +149,7 @@ class Holder:
                 for line in lines:
                     connection.send(("said", line))
             if self.answer is not None:
-                connection.send(self.answer())
+                connection.send(self._answer(self.answer))
             connection.recv()
         except (EOFError, OSError):
             pass
@@ -157,6 +157,12 @@ class Holder:
             connection.close()
             with self.changed:
                 self.users -= 1
+
+    def _answer(self, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        try:
+            return make()
+        except RuntimeError as error:
+            return "error", no_ipc(self.source, error)
 
 
 def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Callable[[], tuple[Any, ...]]]:

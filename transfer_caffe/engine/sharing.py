@@ -167,7 +167,10 @@ class User:
                 return rest[0]
             else:
                 rebuild, arguments, labels = rest
-                pixels = rebuild(*arguments)
+                try:
+                    pixels = rebuild(*arguments)
+                except RuntimeError as error:
+                    raise UserError(no_ipc(self.source, error)) from None
                 if self.on_device:
                     threading.Thread(target=self._watch, daemon=True).start()
                 return pixels, labels
@@ -189,6 +192,12 @@ class User:
         self._given_up = True
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
             connection.shutdown(socket.SHUT_RDWR)  # wakes who waits for a message, too
+
+
+def no_ipc(source: Source, error: RuntimeError) -> str:
+    """What to say where CUDA's IPC does not work: some containers and virtual machines have none."""
+    why = str(error).splitlines()[0]
+    return f"{source.path}: processes cannot share its records on this GPU ({why}); --jobs 1 does without"
 
 
 def mapped(path: str, shape: tuple[int, ...]) -> Tensor:

@@ -28,7 +28,8 @@ class Buffer:
         pinned = targets[0].is_cuda
         self._tensors = [torch.empty(each.shape, dtype=each.dtype, pin_memory=pinned) for each in targets]
         self.arrays = [tensor.numpy() for tensor in self._tensors]
-        self._sent = torch.cuda.Event() if pinned else None
+        # blocking: who waits for it leaves the core to the threads that make batches
+        self._sent = torch.cuda.Event(blocking=True) if pinned else None
 
     def wait(self) -> None:
         """Return once its last copy is done: before that it must not be written again."""

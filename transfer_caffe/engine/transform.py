@@ -138,7 +138,7 @@ class OnDevice:
 
     def _numbers(self, pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         if self.mean is None:
-            out = pixels.to(torch.float32, copy=True)
+            out = pixels.to(torch.float32)
         else:
             # one pass: the bytes become float32 as they are read
             out = pixels - (self.mean[rows, columns] if self.mean_file else self.mean)
