@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -237,10 +238,13 @@ def test_a_database_can_be_opened_while_another_thread_lets_the_last_use_of_it_g
             return getattr(self.real, name)
 
         def close(self):
+            other.start()
+            time.sleep(0.1)
             self.real.close()
-            opened.append(Database(tmp_path / "db"))
 
+    other = threading.Thread(target=lambda: opened.append(Database(tmp_path / "db")))
     first = Database(tmp_path / "db")
     first._environment.lmdb = Slow(first._env)  # pyright: ignore[reportAttributeAccessIssue]
     del first
+    other.join()
     assert opened[0].record(0)[1] == 4
