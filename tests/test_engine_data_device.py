@@ -1,5 +1,6 @@
 """Batches made on a device, here on the CPU in its place: the bits of the host's batches, wherever the records lie."""
 
+import gc
 import itertools
 import signal
 import threading
@@ -173,6 +174,7 @@ def test_images_that_a_list_names_are_kept_too(tier, tmp_path):
 
 def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_are_read_anew(monkeypatch, capfd):
     bytes_needed = COUNT * SIZE[0] * SIZE[1] * 3
+    gc.collect()  # what tests before this one have promised
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
     # 15 % of the total, or 8 GiB, are not for records
     for free, total, host, expected in [
@@ -196,6 +198,7 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
 def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second(monkeypatch, capfd):
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
     size = COUNT * SIZE[0] * SIZE[1]
+    gc.collect()
     monkeypatch.setattr(resident, "device_memory", lambda _: (int(3.5 * size), 0))
     monkeypatch.setattr(processes, "available_memory", lambda: 0)
     train, test, other = layer(), layer(training=False), layer(source="db1")
@@ -329,8 +332,10 @@ def test_damaged_records_and_wrong_labels_are_the_same_errors_everywhere(tier, w
     expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' knows the classes 0 to 2 only"
     with pytest.raises(UserError, match=expected):
         batches(made, range(2))
+    made = layer(source="damaged")
     with pytest.raises(UserError, match=r"damaged: record '00000005_x': damaged: it does not parse as a Datum"):
-        batches(layer(source="damaged"), range(2))
+        batches(made, range(2))
+    assert not made._copy or not made._copy.promised
 
 
 def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd):

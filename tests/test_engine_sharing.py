@@ -1,5 +1,6 @@
 """One copy of the records for several processes: who starts its holder, who ends it, and what a kill does."""
 
+import gc
 import os
 import signal
 import socket
@@ -239,6 +240,7 @@ def test_a_database_made_anew_is_another_source():
 
 
 def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
+    gc.collect()  # what tests before this one have promised
     Images._made_by_device = ("cpu",)
     # 15 % of 1000 for each of two; the records take 10 * 8 * 8 * 3
     for free, kept in ((1920 + 300, True), (1920 + 299, False)):

@@ -77,7 +77,8 @@ class Copy:
             except (Unlike, torch.OutOfMemoryError) as error:
                 why = error if isinstance(error, Unlike) else "the memory that was free is not any more"
                 say(f"{self._source}: not kept: {why}; each batch is decoded anew")
-            self.promised = 0
+            finally:
+                self.promised = 0
         return self.pixels is not None
 
 
