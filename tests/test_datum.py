@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -220,3 +221,30 @@ def test_going_through_a_database_does_not_keep_it_in_memory(tmp_path, monkeypat
     for _ in db.raw_in_order() if way == "all records" else db.keys():
         most = max(most, mapped())
     assert most - before < 8
+
+
+def test_a_database_can_be_opened_while_another_thread_lets_the_last_use_of_it_go(tmp_path, monkeypatch):
+    with lmdb.open(str(tmp_path / "db"), map_size=1 << 20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"00000000_x", raw_datum(np.zeros((2, 2, 3), np.uint8), 4))
+    opened: list[Database] = []
+
+    class Slow:
+        """Closes as liblmdb does outside of Python's lock: others run meanwhile."""
+
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, name):
+            return getattr(self.real, name)
+
+        def close(self):
+            other.start()
+            time.sleep(0.1)
+            self.real.close()
+
+    other = threading.Thread(target=lambda: opened.append(Database(tmp_path / "db")))
+    first = Database(tmp_path / "db")
+    first._environment.lmdb = Slow(first._env)  # pyright: ignore[reportAttributeAccessIssue]
+    del first
+    other.join()
+    assert opened[0].record(0)[1] == 4

@@ -1,11 +1,12 @@
 """The Data layer: which records a batch holds, what is cut, mirrored and subtracted, and that batches repeat."""
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
 import torch
 
-from transfer_caffe.datum import Database, raw_datum
+from transfer_caffe.datum import Database, encoded_datum, raw_datum
 from transfer_caffe.engine import data
 from transfer_caffe.engine.data import Data
 from transfer_caffe.engine.layers import Context
@@ -24,6 +25,10 @@ def _database(tmp_path, monkeypatch):
     with lmdb.open("db", map_size=1 << 24) as env, env.begin(write=True) as transaction:
         for index, image in enumerate(IMAGES):
             transaction.put(f"{index:08d}_x".encode(), raw_datum(image, index))
+    with lmdb.open("encoded", map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for index, image in enumerate(IMAGES):
+            datum = encoded_datum(cv2.imencode(".png", image)[1].tobytes(), index)
+            transaction.put(f"{index:08d}_x".encode(), datum)
     write_binary("mean.binaryproto", array_to_blob(MEAN[None]))
 
 
@@ -96,6 +101,17 @@ def test_in_the_test_phase_the_window_is_the_centre():
 def test_mean_values_are_subtracted_by_channel():
     images, _ = batch(layer("mean_value: 10 mean_value: 20 mean_value: 30"), 0)
     assert np.array_equal(images[0], planes(0) - np.array([10, 20, 30], np.float32)[:, None, None])
+
+
+def test_gray_records_lose_the_mean_of_their_own_window():
+    write_binary("gray.binaryproto", array_to_blob(MEAN[None, :1]))
+    made = layer(f'force_gray: true crop_size: {CROP} mean_file: "gray.binaryproto"', training=False, source="encoded")
+    images, labels = batch(made, 0)
+    first = (SIZE - CROP) // 2
+    window = np.s_[first : first + CROP, first : first + CROP]
+    for image, index in zip(images, labels, strict=True):
+        gray = cv2.cvtColor(IMAGES[index], cv2.COLOR_BGR2GRAY).astype(np.float32)
+        assert np.abs(image[0] - (gray - MEAN[0])[window]).max() < 1.1  # OpenCV's decoder rounds in its own way
 
 
 def test_a_database_too_large_to_keep_gives_the_same_batches(monkeypatch):

@@ -16,11 +16,11 @@ from small_world import RECIPE, fake_engine, make_world
 from transfer_caffe import processes, sweep
 from transfer_caffe.display import Running, State, duration
 from transfer_caffe.files import sha256
-from transfer_caffe.recipe import load_recipe
+from transfer_caffe.recipe import Network, load_recipe
 from transfer_caffe.results import read_results
-from transfer_caffe.sweep import local
+from transfer_caffe.sweep import local, mps
 from transfer_caffe.sweep.selection import in_order
-from transfer_caffe.sweep.slots import Gpu, GpuSlots
+from transfer_caffe.sweep.slots import Gpu, GpuSlots, Slot
 
 RUNS = Path("runs/small")
 
@@ -193,6 +193,36 @@ def test_on_gpus_each_network_has_one_for_itself(monkeypatch, tmp_path, capsys):
     assert {gpu for _, _, gpu in notes()} == {"0"}  # of those that it sees
     assert sweep.main([*argv, "--gpu", "3"]) == 2
     assert "--gpu 3: there is no GPU '3'" in capsys.readouterr().err
+
+
+def test_jobs_are_so_many_networks_a_gpu(monkeypatch, tmp_path, capsys):
+    gpus_of_the_machine(monkeypatch, tmp_path, 1)
+    monkeypatch.setattr(mps, "SYSTEMS_PIPES", tmp_path)
+    monkeypatch.setattr(mps, "PROGRAM", "no-such-mps")
+    most: list[int] = []
+    job = local.Sweep._job
+
+    def started(self: local.Sweep, network: Network, slot: Slot) -> local.Job:
+        most.append(1 + len(self.running))
+        return job(self, network, slot)
+
+    monkeypatch.setattr(local.Sweep, "_job", started)
+    argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes"), "--gpu", "all", "--jobs", "2"]
+    assert sweep.main(argv) == 0
+    assert len(notes()) == 6 and {seen for _, seen, _ in notes()} == {"GPU-0"} and max(most) == 2
+    assert "there is no no-such-mps here: networks that share a GPU take turns on it" in capsys.readouterr().out
+
+
+def test_of_the_networks_that_can_start_one_with_the_data_of_its_gpu_comes_first():
+    recipe = load_recipe("small.yaml")
+    base, transfer, selffer = (recipe.network("random0", name) for name in ("baseA", "A3B", "B3B"))
+    gpus = [Gpu(0, "GPU-0", "pretended"), Gpu(1, "GPU-1", "pretended")]
+    made = local.Sweep.__new__(local.Sweep)
+    made.running = [local.Job(selffer, None, Slot(gpu=gpus[1]), None, Path(), 0)]  # pyright: ignore[reportArgumentType]
+    assert made._suited(Slot(gpu=gpus[1]), [base, transfer]) is transfer
+    assert made._suited(Slot(gpu=gpus[1]), [base]) is base
+    assert made._suited(Slot(gpu=gpus[0]), [base, transfer]) is base
+    assert made._suited(Slot(), [base, transfer]) is base
 
 
 def test_a_recipe_for_gpus_takes_all_there_are_and_the_processor_where_there_is_none(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from transfer_caffe.errors import UserError
+from transfer_caffe.processes import SHARED_RECORDS
 from transfer_caffe.sweep import slots
 from transfer_caffe.sweep.slots import CpuSlots, Gpu, GpuSlots, choose, find_gpus
 
@@ -130,6 +131,21 @@ def test_networks_are_spread_over_the_gpus_and_see_their_own_alone():
     gpus.give_back(taken[1])
     again = gpus.take()
     assert again and again.environment[slots.VISIBLE] == "GPU-b"
+
+
+def test_networks_that_share_a_gpu_are_told_where_they_meet_and_one_alone_is_not(tmp_path):
+    gpus = GpuSlots(GPUS, 2, print)
+    gpus.environment = {"MORE": "1"}
+    places = [gpus.take() for _ in range(4)]
+    told = [slot.environment for slot in places if slot]
+    folder = tmp_path / f"transfer_caffe-{os.getuid()}"
+    assert [each[SHARED_RECORDS] for each in told] == [f"2:{folder}/records-GPU-{gpu}" for gpu in "abab"]
+    assert all(each["MORE"] == "1" for each in told)
+    for slot in places:
+        assert slot
+        gpus.give_back(slot)
+    alone = GpuSlots(GPUS, 1, print).take()
+    assert alone and dict(alone.environment) == {slots.VISIBLE: "GPU-a"}
 
 
 def test_a_gpu_is_for_one_sweep_at_a_time_and_that_is_said_once():

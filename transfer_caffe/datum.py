@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ CHECKED_BYTES = 4 << 30
 That takes 2.5 s for 4 GiB (1.75 GB/s where the processor has instructions for SHA); of ImageNet's 240 GB it would be
 minutes before each start, of which the disk takes most. `sha256sum -c` checks those by hand.
 """
+
+
+SECONDS_TO_CLOSE = 2.0
+"""How long a file that is being closed by another thread is waited for."""
 
 
 def decode_datum(data: bytes | memoryview, where: str, color: bool | None = None) -> tuple[np.ndarray, int]:
@@ -101,14 +106,41 @@ class _Environment:
         # A finished database is never written again: no locks, so that it can lie on a read-only disk.
         # Records are read in any order: no readahead.
         self.lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        self.closing = False
 
     def __del__(self) -> None:
+        # weak references still give this object while it closes, to other threads
+        self.closing = True
         with contextlib.suppress(AttributeError):
             self.lmdb.close()
 
 
 # LMDB must not open a file twice in one process, but a train and a test net may well name the same database.
 _environments: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
+
+
+def _usable(identity: tuple[int, int]) -> _Environment | None:
+    environment = _environments.get(identity)
+    return None if environment is None or environment.closing else environment
+
+
+def _opened(path: Path, identity: tuple[int, int]) -> _Environment:
+    """The environment of a file, opened unless it is so already.
+
+    liblmdb closes outside of Python's lock: while a thread lets the last use of a file go, it can be neither used nor
+    opened, and is waited for.
+    """
+    deadline = time.monotonic() + SECONDS_TO_CLOSE
+    while (environment := _usable(identity)) is None:
+        try:
+            environment = _environments[identity] = _Environment(path)
+        except lmdb.Error as error:
+            if "already open" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
+        else:
+            break
+    return environment
 
 
 class Database:
@@ -129,12 +161,11 @@ class Database:
         file = _data_file(self.path)
         status = file.stat()
         identity = (status.st_dev, status.st_ino)
-        environment = _environments.get(identity)
+        environment = _usable(identity)
         if environment is None:
             (require_sound_database if checked else require_sound_pages)(self.path)
             with self._as_user_error():
-                environment = _Environment(self.path)
-            _environments[identity] = environment
+                environment = _opened(self.path, identity)
         self._environment = environment
         self._env = environment.lmdb
         self._keys: list[bytes] | None = None

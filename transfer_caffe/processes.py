@@ -27,6 +27,9 @@ from transfer_caffe.errors import UserError
 PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 """For PYTHONPATH: a child finds this package from any folder."""
 
+SHARED_RECORDS = "TRANSFER_CAFFE_SHARED_RECORDS"
+"""The variable by which a sweep tells engines that they share a GPU: `engine.sharing`."""
+
 
 def cores() -> int:
     """The processors that this process may use."""
@@ -42,6 +45,36 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """The bytes of memory that may be filled without the system, or a job's limit (a cgroup's), objecting.
+
+    Pages of files that were read do not count as used: they make room. ``root`` is where proc and sys lie.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines if ":" in line)
+    available = [int(found["MemAvailable"].split()[0]) << 10]
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, name = line.split(":", 2)
+        for place, limit, used in (
+            ("sys/fs/cgroup", "memory.max", "memory.current"),
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            if controllers in ("", "memory"):
+                group = root / place / name.lstrip("/")
+                available += [_room(each, limit, used) for each in (group, *group.parents)]
+    return max(0, min(available))
+
+
+def _room(group: Path, limit: str, used: str) -> int:
+    """What a cgroup's limit leaves; very much where there is none, or no such cgroup can be seen."""
+    try:
+        most, now = int((group / limit).read_text()), int((group / used).read_text())
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return most - now + int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+    except (OSError, ValueError):  # a limit of `max` is no number
+        return 1 << 62
 
 
 @dataclass(frozen=True)

@@ -2,107 +2,33 @@
 
 Batch b of a net holds the records b * batch_size ... modulo the number of records, and its crops and flips are
 drawn from (seed, layer, phase, b): nothing has to be saved to resume at any iteration.
+
+On the CPU a batch is made by numpy. For a GPU the host draws, and reads where it must: `Images.prepare`; all else
+happens there: `Images.make`. The records lie on the GPU (`resident`), or their windows come from the host (`staging`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from transfer_caffe.engine import rng
+from transfer_caffe.engine import resident, rng
+from transfer_caffe.engine.device_batches import DeviceBatches
 from transfer_caffe.engine.layers import LAYERS, Layer, Shape
-from transfer_caffe.errors import UserError
-from transfer_caffe.proto import read_mean
-from transfer_caffe.proto.caffe_pb2 import DataParameter, TransformationParameter
+from transfer_caffe.engine.sharing import Source
+from transfer_caffe.engine.transform import Transformer
+from transfer_caffe.proto.caffe_pb2 import DataParameter
 from transfer_caffe.views import open_records
 
 # a database whose decoded records fit in this many bytes is decoded once and kept
 KEEP_BYTES = 512 << 20
-
-
-class Transformer:
-    """TransformationParameter applied to a batch (caffe/data_transformer.cpp): crop, minus mean, mirror, scale."""
-
-    def __init__(self, param: TransformationParameter, shape: Shape, training: bool, where: str) -> None:
-        """``shape`` is that of a record: channels, height, width."""
-        self.where, self.training, self.shape = where, training, shape
-        self.crop, self.mirror, self.scale = param.crop_size, param.mirror, param.scale
-        if self.crop > min(shape[1:]):
-            raise UserError(f"{where}: crop_size {self.crop} is larger than the records ({shape[1]}x{shape[2]})")
-        if param.HasField("mean_file") and param.mean_value:
-            raise UserError(f"{where}: mean_file and mean_value cannot both be given")
-        self.mean: np.ndarray | None = None
-        """(1, height, width, channels), or (1, 1, 1, channels) for values."""
-        self.mean_file = param.HasField("mean_file")
-        if param.HasField("mean_file"):
-            mean = read_mean(param.mean_file)
-            if mean.shape != shape:
-                raise UserError(
-                    f"{where}: the mean {param.mean_file} is {list(mean.shape)}, the records are {list(shape)}"
-                )
-            self.mean = np.ascontiguousarray(mean.transpose(1, 2, 0))[None]
-        elif param.mean_value:
-            if len(param.mean_value) not in (1, shape[0]):
-                raise UserError(f"{where}: {len(param.mean_value)} mean_value for {shape[0]} channels")
-            values = np.broadcast_to(np.asarray(param.mean_value, np.float32), shape[:1])
-            self.mean = values[None, None, None]  # the same at all places
-
-    @property
-    def out_shape(self) -> Shape:
-        """Channels, height, width after the crop."""
-        return (self.shape[0], self.crop, self.crop) if self.crop else self.shape
-
-    def __call__(self, records: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-        """Records as (batch, channels, height, width), uint8 or float32; gives float32, cropped.
-
-        In memory the channels come last, which is what PyTorch's convolutions and poolings are quick with: to make the
-        batch so from the start takes a third of the time (64 images of 32 x 32: 0.4 instead of 1.2 ms).
-        """
-        pixels = np.ascontiguousarray(records.transpose(0, 2, 3, 1))
-        mean = self.mean
-        if self.crop:
-            top_most, left_most = records.shape[2] - self.crop, records.shape[3] - self.crop
-            if self.training:
-                top = draw.integers(0, top_most + 1, len(records))
-                left = draw.integers(0, left_most + 1, len(records))
-            else:
-                # Caffe's centre crop; in the test phase every image has the same window
-                top = np.full(len(records), top_most // 2)
-                left = np.full(len(records), left_most // 2)
-            pixels = self._windows(pixels, np.arange(len(records)), top, left)
-            if mean is not None and self.mean_file:
-                mean = self._windows(mean, np.zeros(len(records), int), top, left)
-        out = pixels.astype(np.float32)
-        if mean is not None:
-            out -= mean
-        if self.mirror:
-            flip = np.flatnonzero(draw.integers(0, 2, len(records)))
-            out[flip] = out[flip, :, ::-1]
-        if self.scale != 1:
-            out *= np.float32(self.scale)
-        return out.transpose(0, 3, 1, 2)
-
-    def _windows(self, pixels: np.ndarray, image: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """The crop of ``image`` of (images, height, width, channels) at ``top`` and ``left``: three numbers a window.
-
-        A row of a window is one piece of memory, and copied as one.
-        """
-        count, height, width, channels = pixels.shape
-        by_image, by_row, by_column, by_channel = pixels.strides
-        crop = self.crop
-        every = as_strided(
-            pixels,
-            (count, height - crop + 1, width - crop + 1, crop, crop * channels),
-            (by_image, by_row, by_column, by_row, by_channel),
-            writeable=False,
-        )
-        return every[image, top, left].reshape(-1, crop, crop, channels)
 
 
 class Records(Protocol):
@@ -126,13 +52,22 @@ class Images(Layer):
     """Base of the layers that read images with labels: tops are the images and, if asked for, the labels.
 
     Batch b holds the records at places b * batch_size onwards of an endless order: `places`.
+
+    On a GPU `forward` is `prepare` and `make`. A CUDA graph captures `make` alone: set ``prepares`` to False, and call
+    `prepare`, on the stream of the replay, before each.
     """
 
     bottoms = (0, 0)
     tops = (1, 2)
+    _made_by_device: ClassVar[tuple[str, ...]] = ("cuda",)
+    """The types of devices that make their batches themselves; tests add the CPU."""
 
     def open(self) -> tuple[Records, str, int, int]:
         """The records, the name of where they lie, the batch size, and rand_skip."""
+        raise NotImplementedError
+
+    def identity(self) -> Hashable:
+        """What tells the records of this layer from those of others."""
         raise NotImplementedError
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -141,21 +76,65 @@ class Images(Layer):
             raise self.error("gives no batch_size")
         self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.key) % rand_skip if rand_skip else 0
         self.with_labels = len(self.top) > 1
+        first = self.records.record(0)[0]
         transform = self.param.transform_param
-        self.transformer = Transformer(transform, self.records.shape, self.context.training, f"layer {self.name!r}")
+        self.transformer = Transformer(transform, first.shape, self.context.training, f"layer {self.name!r}")
         self.label_limits: dict[str, int] = {}
         self._kept: tuple[np.ndarray | list[np.ndarray], np.ndarray] | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self.prepares = True
+        self._device: DeviceBatches | None = None
+        self._dtype = first.dtype
+        self._copy: resident.Copy | None = None
+        self._by_device = self.context.device.type in self._made_by_device
+        if self._by_device and first.dtype == np.uint8:
+            self._copy = resident.copy_of(self.records, self.identity(), self.source, self.context.device)
 
     def limit_labels(self, classes: int, layer: str) -> None:
         """From now on a label outside 0 ... classes - 1, which ``layer`` could not use, is an error."""
         self.label_limits[layer] = classes
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        if self._by_device:
+            if self.prepares:
+                self.prepare(batch)
+            return self.make()
         images, labels = self._upcoming(batch)
         tops = [images, labels] if self.with_labels else [images]
         return [top.to(self.context.device, non_blocking=True) for top in tops]
+
+    @property
+    def keeps_records(self) -> bool:
+        """Whether the host has all records decoded in its memory."""
+        return self._kept is not None
+
+    @property
+    def resident(self) -> bool:
+        """Whether all records are in the memory of the device on which the net runs; they are brought there."""
+        return self._by_device and self._batches().on_device
+
+    def prepare(self, batch: int) -> None:
+        """Let `make` give this batch: on a GPU, puts copies on its current stream.
+
+        Waits for the GPU only where the host is some batches ahead of it.
+        """
+        self._batches().staging.send(batch)
+
+    def make(self) -> list[Tensor]:
+        """The tops of the batch prepared last: operations of the device alone, on tensors that stay where they are."""
+        return self._batches().make()[: 2 if self.with_labels else 1]
+
+    def _batches(self) -> DeviceBatches:
+        if self._device is None:
+            copy = self._copy if self._copy and self._copy.ready() else None
+            if copy is not None:
+                assert copy.pixels is not None and copy.labels is not None
+                self._require_labels(copy.labels)
+                if not copy.on_device:
+                    self._kept = copy.pixels.numpy(), copy.labels
+            self._device = DeviceBatches(self, copy if copy and copy.on_device else None, self._dtype)
+        return self._device
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """The shapes of the tops: images (batch, channels, height, width) and labels (batch,)."""
@@ -165,9 +144,40 @@ class Images(Layer):
         """The numbers of the records of a batch."""
         return (self.skip + batch * self.batch_size + np.arange(self.batch_size)) % len(self.records)
 
+    def plan(self, batch: int) -> np.ndarray:
+        """What is drawn for a batch of records of the first one's size: int64, (4, batch): record, top, left, flip."""
+        places = self.places(batch)
+        return np.stack([places, *self.transformer.draws(self._draw(batch), len(places), self.transformer.shape)])
+
+    def _draw(self, batch: int) -> np.random.Generator:
+        phase = "train" if self.context.training else "test"
+        return rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch)
+
+    def windows(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A batch as bytes (or floats): windows (batch, height, width, channels), labels, and its `plan`."""
+        plan = self.plan(batch)
+        places, cut = plan[0], self.transformer.cut
+        if self._kept and isinstance(self._kept[0], np.ndarray):
+            return cut(self._kept[0], places, plan[1:]), self._kept[1][places], plan
+        if self._kept:
+            records, labels = _together([self._kept[0][place] for place in places]), self._kept[1][places]
+        else:
+            records, labels = self._read(places)
+        every, draw = np.arange(len(places)), self._draw(batch)
+        if isinstance(records, np.ndarray):
+            if records.shape[1:3] != self.transformer.shape[1:]:  # all of a size, but not of the first record's
+                plan[1:] = self.transformer.draws(draw, len(places), (0, *records.shape[1:3]))
+            return cut(records, every, plan[1:]), labels, plan
+        windows = []  # of several sizes, each cropped by itself
+        for index, record in enumerate(records):
+            plan[1:, index : index + 1] = self.transformer.draws(draw, 1, (0, *record.shape[:2]))
+            windows.append(cut(np.ascontiguousarray(record)[None], every[:1], plan[1:, index : index + 1]))
+        return np.concatenate(windows), labels, plan
+
     def _upcoming(self, batch: int) -> tuple[Tensor, Tensor]:
         """This batch, made already if it was foreseen; where records are decoded each time, start on the next."""
         if self._fits():
+            self._kept = self._kept or self._read(np.arange(len(self.records)))
             return self._make(batch)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"data-{self.name}")
@@ -176,64 +186,60 @@ class Images(Layer):
         return ready.result()
 
     def _fits(self) -> bool:
-        return len(self.records) * int(np.prod(self.records.shape)) <= KEEP_BYTES
+        return len(self.records) * math.prod(self.transformer.shape) <= KEEP_BYTES
 
     def _make(self, batch: int) -> tuple[Tensor, Tensor]:
-        places = self.places(batch)
-        if self._fits():
-            self._kept = self._kept or self._read(np.arange(len(self.records)))
-            kept, labels = self._kept[0], self._kept[1][places]
-            if isinstance(kept, np.ndarray):  # indexed as it lies in memory, to be copied image by image
-                records = kept.transpose(0, 2, 3, 1)[places].transpose(0, 3, 1, 2)
-            else:
-                records = [kept[place] for place in places]
-        else:
-            records, labels = self._read(places)
-        phase = "train" if self.context.training else "test"
-        draw = rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch)
-        if isinstance(records, np.ndarray):
-            images = self.transformer(records, draw)
-        else:  # of several sizes, each cropped by itself
-            images = np.concatenate([self.transformer(record[None], draw) for record in records])
-        images = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)  # most are so already
-        return images, torch.from_numpy(labels)
+        windows, labels, plan = self.windows(batch)
+        images = torch.from_numpy(self.transformer.finish(windows, plan[1:]))
+        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)  # most are so already
 
     def _read(self, places: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Records (uint8, or float32 where they hold floats) and labels (float32, as Caffe's blobs are).
+        """Records (uint8, or float32 where they hold floats), channels last; labels (float32, as Caffe's blobs are).
 
         Records of several sizes, which are cropped to one, come as a list.
         """
         records, labels = [], np.empty(len(places), np.float32)
         for index, place in enumerate(places.tolist()):
             image, label = self.records.record(place)
-            if image.shape != self.records.shape:
+            if image.shape != self.transformer.shape:
                 self._require_room(place, image.shape)
-            for layer, classes in self.label_limits.items():
-                if not 0 <= label < classes:
-                    raise self.error(
-                        f"record {place} of {self.source} has label {label}, but layer "
-                        f"{layer!r} knows the classes 0 to {classes - 1} only"
-                    )
-            records.append(image)
+            self._require_label(place, label)
+            records.append(image.transpose(1, 2, 0))
             labels[index] = label
-        same = all(record.shape == records[0].shape for record in records)
-        if not same:
-            return records, labels
-        # the channels last in memory, as the transformer wants them
-        channels, height, width = records[0].shape
-        pixels = np.empty((len(records), height, width, channels), np.result_type(*records))
-        for index, record in enumerate(records):
-            pixels[index] = record.transpose(1, 2, 0)
-        return pixels.transpose(0, 3, 1, 2), labels
+        return _together(records), labels
+
+    def _require_label(self, place: int, label: int) -> None:
+        for layer, classes in self.label_limits.items():
+            if not 0 <= label < classes:
+                raise self.error(
+                    f"record {place} of {self.source} has label {label}, but layer "
+                    f"{layer!r} knows the classes 0 to {classes - 1} only"
+                )
+
+    def _require_labels(self, labels: np.ndarray) -> None:
+        """As `_require_label`, for all records."""
+        for classes in self.label_limits.values():
+            for place in np.flatnonzero((labels < 0) | (labels >= classes))[:1].tolist():
+                self._require_label(place, int(labels[place]))
 
     def _require_room(self, place: int, shape: Shape) -> None:
         """Error unless a record of another size than the first can be cropped like that one."""
-        crop, first = self.transformer.crop, self.records.shape
+        crop, first = self.transformer.crop, self.transformer.shape
         if not crop or shape[0] != first[0] or min(shape[1:]) < crop or self.transformer.mean_file:
             raise self.error(
                 f"record {place} of {self.source} is {list(shape)}, the first record is {list(first)}"
                 + (f"; sizes may differ where all have room for the crop_size {crop}, without a mean_file" * bool(crop))
             )
+
+
+def _together(records: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    """Records of one size as one array; those of several sizes as they are."""
+    if any(record.shape != records[0].shape for record in records):
+        return records
+    pixels = np.empty((len(records), *records[0].shape), np.result_type(*records))
+    for index, record in enumerate(records):
+        pixels[index] = record
+    return pixels
 
 
 class Data(Images):
@@ -245,8 +251,15 @@ class Data(Images):
             raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
         if transform.force_color and transform.force_gray:
             raise self.error("force_color and force_gray cannot both be set")
-        color = transform.force_color if transform.force_color or transform.force_gray else None
-        return open_records(param.source, color), param.source, param.batch_size, param.rand_skip
+        return open_records(param.source, self._color()), param.source, param.batch_size, param.rand_skip
+
+    def identity(self) -> Hashable:
+        return Source(Path(self.source).resolve(), self._color())
+
+    def _color(self) -> bool | None:
+        """As in `datum.decode_datum`."""
+        transform = self.param.transform_param
+        return transform.force_color if transform.force_color or transform.force_gray else None
 
 
 LAYERS["Data"] = Data

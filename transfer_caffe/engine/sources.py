@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +257,11 @@ class ImageData(Images):
         param = self.param.image_data_param
         return _ImageList(self), param.source, param.batch_size, param.rand_skip
 
+    def identity(self) -> Hashable:
+        param = self.param.image_data_param
+        size = param.new_height, param.new_width
+        return Path(param.source).resolve(), param.root_folder, size, param.is_color
+
     def places(self, batch: int) -> np.ndarray:
         if not self.param.image_data_param.shuffle:
             return super().places(batch)
@@ -271,7 +276,7 @@ class ImageData(Images):
         return rng.numpy_generator(self.context.seed, "order", self.key, epoch).permutation(len(self.records))
 
     def _fits(self) -> bool:
-        return len(self.records) * math.prod(self.records.shape) <= (64 << 20)
+        return len(self.records) * math.prod(self.transformer.shape) <= (64 << 20)
 
 
 LAYERS.update({layer.__name__: layer for layer in (Input, MemoryData, DummyData, HDF5Data, ImageData)})

@@ -10,13 +10,14 @@ snapshot; the next run goes on from there. Once more Ctrl-C ends at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -29,7 +30,7 @@ from transfer_caffe.log import LogParser
 from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
-from transfer_caffe.sweep import slurm
+from transfer_caffe.sweep import mps, slurm
 from transfer_caffe.sweep.cost import COST, Work, makespan
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
@@ -40,6 +41,7 @@ SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep run --recipe demo --jobs 2
   python -m transfer_caffe.sweep run --recipe paper --gpu all --only 'A*B+' --split random0
+  python -m transfer_caffe.sweep run --recipe paper --gpu 0,1 --jobs 3
   python -m transfer_caffe.sweep run --recipe demo_caffe --engine caffe
   python -m transfer_caffe.sweep run --recipe paper --slurm --partition gpu --time 24:00:00
 """
@@ -62,7 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="networks at a time (default: cores / the recipe's threads), on a GPU (1)",
+        help="networks at a time (default: cores / the recipe's threads); with GPUs: on each (1), sharing their data",
     )
     parser.add_argument(
         "--keep-going", action=argparse.BooleanOptionalAction, default=True,
@@ -91,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
     slots = find_slots(recipe, args.gpu, args.jobs)
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
         make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
-        with open_display() as display:
+        with _several_on_a_gpu(slots), open_display() as display:
             sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going)
             try:
                 sweep.run()
@@ -125,6 +127,16 @@ def find_slots(recipe: Recipe, gpu: str | None, jobs: int | None) -> Slots:
     if gpus:
         return GpuSlots(gpus, jobs or 1, _say)
     return CpuSlots(jobs or max(1, processes.cores() // recipe.threads))
+
+
+@contextlib.contextmanager
+def _several_on_a_gpu(slots: Slots) -> Iterator[None]:
+    """Let networks that share a GPU compute at the same time, where this machine can."""
+    if isinstance(slots, GpuSlots) and slots.per_gpu > 1:
+        with mps.service(_say) as slots.environment:
+            yield
+    else:
+        yield
 
 
 def _say(line: str) -> None:
@@ -190,6 +202,11 @@ class Job:
         return lines[-1] if lines else f"its driver ended with exit code {self.process.returncode}"
 
 
+def _data_of(network: Network) -> tuple[str, str]:
+    """What tells whether two networks learn the same images: split and half."""
+    return network.split, network.treatment.target
+
+
 class Sweep:
     """The networks of a recipe, on their way to done."""
 
@@ -239,6 +256,7 @@ class Sweep:
 
     def _start(self) -> None:
         """Start those that can be, as many as there is room for; drop those whose base failed."""
+        ready: list[Network] = []
         for network in list(self.waiting):
             base = network.base.name if network.base else None
             if base in self.failed:
@@ -247,11 +265,17 @@ class Sweep:
             elif self.failed and not self.keep_going:
                 return
             elif base is None or base in self.done:
-                slot = self.slots.take()
-                if slot is None:
-                    return
-                self.waiting.remove(network)
-                self.running.append(self._job(network, slot))
+                ready.append(network)
+        while ready and (slot := self.slots.take()) is not None:
+            network = self._suited(slot, ready)
+            ready.remove(network)
+            self.waiting.remove(network)
+            self.running.append(self._job(network, slot))
+
+    def _suited(self, slot: Slot, ready: Sequence[Network]) -> Network:
+        """The first whose data is on this slot's GPU already, for another network there; else the first."""
+        there = {_data_of(job.network) for job in self.running if slot.gpu is not None and job.slot.gpu == slot.gpu}
+        return next((network for network in ready if _data_of(network) in there), ready[0])
 
     def _job(self, network: Network, slot: Slot) -> Job:
         argv = [sys.executable, "-m", "transfer_caffe.driver", *self.options, "--split", network.split]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from transfer_caffe.errors import UserError
+from transfer_caffe.processes import SHARED_RECORDS
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -152,20 +153,26 @@ class CpuSlots:
 
 
 class GpuSlots:
-    """``per_gpu`` places on each GPU, as long as no other sweep is at work there."""
+    """``per_gpu`` places on each GPU, as long as no other sweep is at work there.
+
+    Where there are several on a GPU, their engines keep one copy of the same data (`engine.sharing`).
+    """
 
     def __init__(self, gpus: Sequence[Gpu], per_gpu: int, say: Callable[[str], None]) -> None:
-        self.count = len(gpus) * per_gpu
-        self._gpus, self._per_gpu, self._say = gpus, per_gpu, say
+        self.count, self.per_gpu = len(gpus) * per_gpu, per_gpu
+        self.environment: dict[str, str] = {}
+        """What all places get besides."""
+        self._gpus, self._say = gpus, say
         self._used = dict.fromkeys(gpus, 0)
         self._locks: dict[Gpu, int] = {}
         self._refused: set[Gpu] = set()
 
     def take(self) -> Slot | None:
         for gpu in sorted(self._gpus, key=lambda each: self._used[each]):
-            if self._used[gpu] < self._per_gpu and self._lock(gpu):
+            if self._used[gpu] < self.per_gpu and self._lock(gpu):
                 self._used[gpu] += 1
-                return Slot({VISIBLE: gpu.key}, (self._locks[gpu],), gpu)
+                shared = {SHARED_RECORDS: f"{self.per_gpu}:{_file_of(gpu, 'records')}"} if self.per_gpu > 1 else {}
+                return Slot({VISIBLE: gpu.key, **shared, **self.environment}, (self._locks[gpu],), gpu)
         return None
 
     def give_back(self, slot: Slot) -> None:
@@ -178,8 +185,7 @@ class GpuSlots:
         """Take the GPU for this sweep, unless it has it already; False while another sweep has it."""
         if gpu in self._locks:
             return True
-        path = lock_folder() / f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', gpu.key)}.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(_file_of(gpu, "gpu").with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -191,6 +197,10 @@ class GpuSlots:
         self._locks[gpu] = descriptor
         self._refused.discard(gpu)
         return True
+
+
+def _file_of(gpu: Gpu, what: str) -> Path:
+    return lock_folder() / f"{what}-{re.sub(r'[^A-Za-z0-9-]', '_', gpu.key)}"
 
 
 def lock_folder() -> Path:
