@@ -106,6 +106,9 @@ def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
 
 def _use(device: torch.device) -> torch.device:
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # else pinned memory would open a context on the first GPU, too
+        # the default stream cannot be captured, and what is captured must have run on the same one before
+        torch.cuda.set_stream(torch.cuda.Stream(device))
         glog.info("caffe.cpp:218", f"Using GPUs {device.index}: {torch.cuda.get_device_name(device)}")
     else:
         glog.info("caffe.cpp:197", f"Use CPU ({torch.get_num_threads()} threads).")

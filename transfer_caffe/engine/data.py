@@ -87,8 +87,8 @@ class Images(Layer):
         self._device: DeviceBatches | None = None
         self._dtype = first.dtype
         self._copy: resident.Copy | None = None
-        self._by_device = self.context.device.type in self._made_by_device
-        if self._by_device and first.dtype == np.uint8:
+        self.by_device = self.context.device.type in self._made_by_device
+        if self.by_device and first.dtype == np.uint8:
             self._copy = resident.copy_of(self.records, self.identity(), self.source, self.context.device)
 
     def limit_labels(self, classes: int, layer: str) -> None:
@@ -96,7 +96,7 @@ class Images(Layer):
         self.label_limits[layer] = classes
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        if self._by_device:
+        if self.by_device:
             if self.prepares:
                 self.prepare(batch)
             return self.make()
@@ -112,7 +112,7 @@ class Images(Layer):
     @property
     def resident(self) -> bool:
         """Whether all records are in the memory of the device on which the net runs; they are brought there."""
-        return self._by_device and self._batches().on_device
+        return self.by_device and self._batches().on_device
 
     def prepare(self, batch: int) -> None:
         """Let `make` give this batch: on a GPU, puts copies on its current stream.

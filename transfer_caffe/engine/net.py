@@ -99,7 +99,7 @@ class Net:
         self._weights: list[list[tuple[str, float]]] = []
         self._makers: dict[str, Layer] = {}
         self._named: dict[str, Blob] = {}
-        self._force_backward: bool = param.force_backward
+        self.force_backward: bool = param.force_backward
         unused: set[str] = set()
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
@@ -234,7 +234,7 @@ class Net:
                 setattr(blob, what, getattr(spec, what))
                 blob.given = tuple(given or place == i for i, given in enumerate(blob.given))
             blob.learned = blob.lr_mult != 0
-            blob.data.requires_grad_(blob.learned or self._force_backward)
+            blob.data.requires_grad_(blob.learned or self.force_backward)
             layer.blobs[index] = blob if own.data.shape == blob.data.shape else blob.seen_as(tuple(own.data.shape))
         for blob in layer.blobs:
             if blob.owner is None and not any(blob is other for other in self.learnable):
@@ -301,7 +301,7 @@ class Net:
             tops = layer.forward(layer.cast(bottoms), batch)
             if not keep and (relu := self._relu_after.get(layer)):
                 tops = relu.forward(tops, batch)
-            if self._force_backward and not bottoms and not layer.blobs:
+            if self.force_backward and not bottoms and not layer.blobs:
                 tops = [top.detach().requires_grad_() for top in tops]
             if keep:
                 # a top that is its bottom unchanged has a gradient of its own all the same

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog, rates, snapshot, solver_file, updates
+from transfer_caffe.engine.graph import Pass, forward_backward
 from transfer_caffe.engine.net import Net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, to_text
@@ -64,6 +65,7 @@ class Solver:
         self.net = Net(net_param, state, self.seed, device, dtype=dtype)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
+        self._pass = Pass(self.net)
         self._step = 0
         """The steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
@@ -156,20 +158,20 @@ class Solver:
 
     def _forward_backward(self) -> dict[str, Tensor]:
         """One iteration's gradients, summed over iter_size batches."""
-        total: Tensor | None = None
-        outputs: dict[str, Tensor] = {}
-        for blob in self.net.learnable:
-            blob.data.grad = None
-        for part in range(self.param.iter_size):
-            loss, outputs = self.net.forward(self.iteration * self.param.iter_size + part)
-            if loss.requires_grad:
-                loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        self._losses.append(total / self.param.iter_size)
+        parts = self.param.iter_size
+        if parts == 1:
+            loss, outputs = self._pass(self.iteration)
+        else:
+            for blob in self.net.learnable:
+                blob.data.grad = None
+            loss, outputs = torch.zeros((), device=self.device), {}
+            for part in range(parts):
+                each, outputs = forward_backward(self.net, self.iteration * parts + part)
+                loss = loss + each
+        self._losses.append(loss / parts)
         # on a GPU a look at every loss would make the host wait each iteration; there it is looked at when shown
-        if self.device.type == "cpu" and not math.isfinite(total.item()):
-            self._diverged(total.item())
+        if self.device.type == "cpu" and not math.isfinite(loss.item()):
+            self._diverged(loss.item())
         return outputs
 
     def _diverged(self, loss: float) -> None:

@@ -112,6 +112,12 @@ class DummyData(Layer):
                 raise self.error(f"gives {len(values)} {what} for {count} tops; give one, or one for each")
         self.fillers = fillers * (count if len(fillers) == 1 else 1)
         self.shapes = given * (count if len(given) == 1 else 1)
+        self._made: dict[str, Tensor] = {}
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all batches are the same."""
+        return all(filler.type == "constant" for filler in self.fillers)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return list(self.shapes)
@@ -120,8 +126,13 @@ class DummyData(Layer):
         phase = "train" if self.context.training else "test"
         tops = []
         for name, shape, filler in zip(self.top, self.shapes, self.fillers, strict=True):
-            generator = rng.torch_generator(self.context.seed, "dummy", self.key, name, phase, batch)
-            tops.append(fill(shape, filler, generator, f"layer {self.name!r}, top {name!r}").to(self.context.device))
+            top = self._made.get(name)
+            if top is None:
+                generator = rng.torch_generator(self.context.seed, "dummy", self.key, name, phase, batch)
+                top = fill(shape, filler, generator, f"layer {self.name!r}, top {name!r}").to(self.context.device)
+            if filler.type == "constant":
+                self._made[name] = top
+            tops.append(top)
         return tops
 
 

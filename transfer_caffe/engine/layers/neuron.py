@@ -105,12 +105,18 @@ class Dropout(Layer):
         self.ratio = self.param.dropout_param.dropout_ratio
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio must be at least 0 and less than 1, not {self.ratio:g}")
+        self.generator: torch.Generator | None = None
+        """What a CUDA graph draws from (`engine.graph`); elsewhere each batch has a generator of its own."""
+
+    def seed(self, batch: int) -> int:
+        """That of a batch's mask."""
+        return rng.derived_seed(self.context.seed, "dropout", self.key, batch)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         x = bottoms[0]
         if not self.context.training or x.is_meta:
             return [x]
-        generator = rng.torch_generator(self.context.seed, "dropout", self.key, batch, device=x.device)
+        generator = self.generator or torch.Generator(device=x.device).manual_seed(self.seed(batch))
         keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
         return [(x * keep.mul_(1 / (1 - self.ratio))).to(x.dtype)]
 
