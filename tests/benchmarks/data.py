@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> int | None:
         bytes_each = sum(file.stat().st_size for file in (folder / "img").iterdir()) / options.images
         text = [
             f"Version {__version__}, OpenCV {cv2.__version__}, Python {platform.python_version()}, "
-            f"{cores()} cores ({_processor()}), {time.strftime('%Y-%m-%d')}; "
+            f"{cores()} cores ({processor()}), {time.strftime('%Y-%m-%d')}; "
             f"{options.images:,} JPEGs of about 500 x 375, {bytes_each / 1000:.0f} kB each, {options.rounds} rounds.",
             "### Building",
             *building(folder, options.images, options.rounds),
@@ -334,7 +334,8 @@ def main(argv: list[str] | None = None) -> int | None:
     print(f"wrote {DOCUMENT}")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the machine calls its processor."""
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return found[1] if found else platform.machine()
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,27 +62,41 @@ def measure(selection: Selection, engine: Engine) -> Rate:
 
 def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every: int) -> float:
     """The median seconds of an iteration; the log names every so many."""
-    write_text(folder / "net.prototxt", to_text(synthetic(network, frozen)))
     solver = SolverParameter(
-        net="net.prototxt", base_lr=0, lr_policy="fixed", display=every, max_iter=10**9, random_seed=1,
+        base_lr=0, lr_policy="fixed", display=every,
         type=network.solver.get("type", "SGD"), momentum=network.solver.get("momentum", 0),
         solver_mode=network.solver.get("solver_mode", "CPU"),
-        snapshot_after_train=False,
     )  # fmt: skip
-    write_text(folder / "solver.prototxt", to_text(solver))
-    argv = [*engine.argv, "train", "--solver", "solver.prototxt"]
-    argv += engine.computing_in(network.recipe.precision)
+    flags = engine.computing_in(network.recipe.precision)
+    enough = ENOUGH if every > 1 else DISPLAY
+    net, threads = synthetic(network, frozen), network.recipe.threads
+    return statistics.median(iterations(net, solver, engine, folder, threads, enough, flags))
+
+
+def iterations(
+    net: NetParameter, solver: SolverParameter, engine: Engine, folder: Path, threads: int, enough: float,
+    flags: Sequence[str] = (),
+) -> list[float]:  # fmt: skip
+    """Seconds an iteration, between the lines of the log, of an engine that trains ``net`` in an empty folder.
+
+    It is ended after ``enough`` seconds of iterations, if there were `LEAST` lines. UserError if it fails.
+    """
+    write_text(folder / "net.prototxt", to_text(net))
+    param = SolverParameter(net="net.prototxt", max_iter=10**9, random_seed=1, snapshot_after_train=False)
+    param.MergeFrom(solver)
+    write_text(folder / "solver.prototxt", to_text(param))
     parser = LogParser()
     with open(folder / "log", "wb") as output:
-        process = processes.start(argv, output, folder, engine.environment(network.recipe.threads))
+        argv = [*engine.argv, "train", "--solver", "solver.prototxt", *flags]
+        process = processes.start(argv, output, folder, engine.environment(threads))
     try:
         with open(folder / "log", encoding="utf-8", errors="replace") as log:
             while process.poll() is None:
                 time.sleep(0.05)
                 parser.feed(log.read())
                 intervals = parser.log.display_seconds[1:]  # the first holds what is done once
-                if len(intervals) >= LEAST and every * sum(intervals) >= (ENOUGH if every > 1 else DISPLAY):
-                    return statistics.median(intervals)
+                if len(intervals) >= LEAST and param.display * sum(intervals) >= enough:
+                    return intervals
             parser.feed(log.read())
     finally:
         process.kill()
