@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from transfer_caffe.datum import Database, encoded_datum, raw_datum
-from transfer_caffe.engine import data
+from transfer_caffe.engine import data, transform
 from transfer_caffe.engine.data import Data
 from transfer_caffe.engine.layers import Context
+from transfer_caffe.engine.transform import Transformer
 from transfer_caffe.proto import array_to_blob, parse_text, write_binary
-from transfer_caffe.proto.caffe_pb2 import LayerParameter
+from transfer_caffe.proto.caffe_pb2 import LayerParameter, TransformationParameter
 from transfer_caffe.views import write_view
 
 COUNT, SIZE, CROP, BATCH = 10, 8, 5, 4
@@ -132,3 +133,25 @@ def test_a_view_gives_its_records_with_its_labels():
     images, labels = batch(layer(source="view"), 3)
     assert labels == [11, 12, 15, 19]
     assert np.array_equal(images, np.stack([planes(number) for number in numbers]))
+
+
+@pytest.mark.parametrize("mean", ["", "file", "values"])
+@pytest.mark.parametrize("crop", [0, 75])
+@pytest.mark.parametrize("scale", [1, 0.017])
+def test_large_images_are_finished_to_the_same_bits(tmp_path, mean, crop, scale):
+    draw = np.random.RandomState(0)
+    pixels = draw.randint(0, 256, (7, 80, 90, 3)).astype(np.uint8)
+    param = TransformationParameter(crop_size=crop, mirror=True, scale=scale)
+    if mean == "file":
+        param.mean_file = str(tmp_path / "mean")
+        write_binary(param.mean_file, array_to_blob(draw.rand(1, 3, 80, 90).astype(np.float32) * 255))
+    elif mean:
+        param.mean_value.extend([104.3, 117.2, 123.9])
+    transformer = Transformer(param, (3, 80, 90), True, "here")
+    drawn = transformer.draws(np.random.default_rng(1), 7, (3, 80, 90))
+    assert set(drawn[2]) == {0, 1}
+    windows = transformer.cut(pixels, np.arange(7), drawn)
+    assert windows[0].size >= transform.LARGE
+    made = transformer.finish(windows, drawn)
+    expected = transformer.finish(windows.astype(np.float32), drawn)  # as all others are
+    assert made.tobytes() == expected.tobytes() and made.strides == expected.strides
