@@ -115,7 +115,7 @@ def main() -> None:
     learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=1e-6, momentum=0.9, weight_decay=0.0005)
     source, loss_of = batches(options, device), nn.CrossEntropyLoss()
-    end, runs = 0.0, 0
+    end, runs, loss = 0.0, 0, torch.zeros(())
     while runs < 4 or time.perf_counter() < end:
         start = time.perf_counter()
         for _ in range(options.every):

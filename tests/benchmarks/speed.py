@@ -11,7 +11,6 @@ those the median. Times are those between two lines of an engine's log. Numbers 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -38,7 +37,7 @@ from transfer_caffe.errors import UserError, command
 from transfer_caffe.files import write_json, write_text
 from transfer_caffe.processes import Engine, cores, environment
 from transfer_caffe.proto import array_to_blob, write_binary
-from transfer_caffe.proto.caffe_pb2 import TRAIN, Datum, DataParameter, NetParameter, NetState, SolverParameter
+from transfer_caffe.proto.caffe_pb2 import TRAIN, DataParameter, Datum, NetParameter, NetState, SolverParameter
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.sweep.measure import iterations, synthetic
 

