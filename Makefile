@@ -38,7 +38,7 @@ SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup caffe wordnet demo test fidelity bench lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
+.PHONY: help setup caffe wordnet demo test fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis report proto
 
 help:       ## list the commands
@@ -55,7 +55,12 @@ test: $(READY)      ## pass the tests
 fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
 	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
 
-bench: $(READY)     ## measure the data tools beside Caffe's, into docs/benchmarks.md (10 minutes, 25 GB of room for a while)
+bench: bench-speed bench-data  ## measure training and the data tools beside Caffe's, into docs/benchmarks.md (40 minutes, 25 GB of room)
+
+bench-speed: $(READY)  ## of these, training alone
+	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.speed
+
+bench-data: $(READY)  ## of these, the data tools alone
 	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.data
 
 lint: $(READY)      ## ruff and pyright

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,8 +222,7 @@ def _channel_sums(x: Tensor, size: int, factor: float, constant: float = 0.0) ->
     """For each channel ``constant`` + ``factor`` * the sum over the size channels around it (size is odd)."""
     count, reach = x.shape[1], size // 2
     if count <= FEW_CHANNELS:
-        places = torch.arange(count, device=x.device)
-        band = ((places[:, None] - places).abs() <= reach).to(x.dtype).mul_(factor)
+        band = _band(count, reach, factor, x.device)
         rows = x.permute(0, 2, 3, 1)  # as they lie in memory, mostly
         sums = torch.addmm(x.new_full((1,), constant), rows.reshape(-1, count), band) if constant else rows @ band
         return sums.reshape(rows.shape).permute(0, 3, 1, 2)
@@ -232,6 +232,13 @@ def _channel_sums(x: Tensor, size: int, factor: float, constant: float = 0.0) ->
         sums[:, :-shift] += x[:, shift:]
     sums.mul_(factor)
     return sums.add_(constant) if constant else sums
+
+
+@functools.lru_cache(maxsize=64)
+def _band(count: int, reach: int, factor: float, device: torch.device) -> Tensor:
+    """A matrix, count x count, of ``factor`` up to ``reach`` beside the diagonal, and else 0. Not to be changed."""
+    places = torch.arange(count, device=device)
+    return ((places[:, None] - places).abs() <= reach).float().mul_(factor)
 
 
 def _negative_power(x: Tensor, beta: float) -> Tensor:
