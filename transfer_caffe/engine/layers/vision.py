@@ -248,6 +248,16 @@ def _negative_power(x: Tensor, beta: float) -> Tensor:
     return root.sqrt().mul_(root)
 
 
+@functools.lru_cache(maxsize=1)
+def _fused_lrn() -> type[torch.autograd.Function] | None:
+    """One kernel each way for a GPU; None without Triton."""
+    try:
+        from transfer_caffe.engine.layers.lrn_triton import FusedLRN
+    except ImportError:
+        return None
+    return FusedLRN
+
+
 class LRN(Layer):
     """Local response normalisation (caffe/layers/lrn_layer.cpp); alpha is divided by local_size."""
 
@@ -267,7 +277,8 @@ class LRN(Layer):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         param, x = self.param.lrn_param, bottoms[0]
         if param.norm_region == LRNParameter.ACROSS_CHANNELS:
-            y = _LRNAcrossChannels.apply(x, param.local_size, param.alpha, param.beta, param.k, self.buffer)
+            function = (_fused_lrn() if x.is_cuda else None) or _LRNAcrossChannels
+            y = function.apply(x, param.local_size, param.alpha, param.beta, param.k, self.buffer)
             assert isinstance(y, Tensor)
             return [y]
         # within a channel Caffe averages x^2 over a padded square (so alpha is divided by its area), and k is 1
