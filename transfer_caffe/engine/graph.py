@@ -68,7 +68,8 @@ class CudaGraph:
 
     def record(self, function: Callable[[], Result]) -> Result:
         """As `Recorder.record`."""
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
+        # thread_local: what other threads ask of CUDA meanwhile is no part of this
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             return function()
 
     def replay(self) -> None:

@@ -272,17 +272,17 @@ class Solver:
         return True
 
     def _test(self, net: Net, batches: Iterable[int], signals: Signals) -> bool:
-        losses: list[float] = []
+        losses: list[Tensor] = []
 
         def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
             if self.param.test_compute_loss:
-                losses.append(float(loss))
+                losses.append(loss)  # not yet a number: a GPU would be waited for
 
         means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
         if signals.stop_asked():
             return False
         if losses:
-            glog.info("solver.cpp:401", f"Test loss: {glog.number(sum(losses) / len(losses))}")
+            glog.info("solver.cpp:401", f"Test loss: {glog.number(sum(map(float, losses)) / len(losses))}")
         _show_outputs("solver.cpp:414", "    Test net output", net, means)
         if not all(bool(torch.isfinite(value).all()) for value in means.values()):
             raise UserError(

@@ -30,9 +30,12 @@ def _power(scale, beta, THREE_QUARTERS: tl.constexpr):
 @triton.jit
 def _forward(
     x, y, scale, count, channels, factor, beta, k,
-    REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr,
+    REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0)
+    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
+        block = block.to(tl.int64)
+    place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     channel = place % channels
     total = tl.zeros((BLOCK,), tl.float32)
@@ -51,9 +54,12 @@ def _forward(
 @triton.jit
 def _backward(
     gradient, x, top, scale, out, count, channels, factor, beta,
-    REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr,
+    REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0)
+    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
+        block = block.to(tl.int64)
+    place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < count
     channel = place % channels
     total = tl.zeros((BLOCK,), tl.float32)
@@ -76,7 +82,7 @@ class FusedLRN(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         y, scale = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
-        ctx.settings = (size // 2, beta == 0.75, BLOCK)
+        ctx.settings = (size // 2, beta == 0.75, BLOCK, x.numel() > 2**31 - 2 * BLOCK)
         _forward[_grid(x)](x, y, scale, x.numel(), x.shape[1], alpha / size, beta, k, *ctx.settings)
         ctx.save_for_backward(x, y, scale)
         ctx.factor, ctx.beta, ctx.buffer = 2 * alpha * beta / size, beta, buffer

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
 from transfer_caffe.proto.caffe_pb2 import LRNParameter
 from transfer_caffe.proto.caffe_pb2 import PoolingParameter as Pool
@@ -250,10 +251,14 @@ def _negative_power(x: Tensor, beta: float) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _fused_lrn() -> type[torch.autograd.Function] | None:
-    """One kernel each way for a GPU; None without Triton."""
+    """One kernel each way for a GPU; None without Triton, or what it needs to build kernels (a C compiler, for one)."""
     try:
         from transfer_caffe.engine.layers.lrn_triton import FusedLRN
-    except ImportError:
+
+        probe = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
+        FusedLRN.apply(probe, 1, 1.0, 0.75, 1.0, None).sum().backward()
+    except Exception as error:  # of whatever kind: the layer has another way
+        glog.info("lrn_layer.cpp:0", f"LRN without kernels of its own: {str(error).splitlines()[:1]}")
         return None
     return FusedLRN
 
