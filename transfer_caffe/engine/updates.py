@@ -98,7 +98,7 @@ def _sgd_at_once(
 
     PyTorch's rule is history = momentum * history + gradient / scale + decay * weight, weight -= lr * history: Caffe's
     with lr 1, scale 1 / rate, and the decay times the rate. It takes half of the time of four passes: 1% of an
-    iteration of CaffeNet, 4% of one of `mini` (batch 64, CPU).
+    iteration of CaffeNet or of `mini` (batch 64, CPU).
     """
     groups: dict[tuple[float, float], list[int]] = {}
     for index, pair in enumerate(zip(rates, decays, strict=True)):

@@ -58,7 +58,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _LargeLinear(torch.autograd.Function):
     """F.linear by oneDNN's products in the place of MKL's, forward and for the bottom's gradient.
 
-    On an AMD EPYC 95 and 86 instead of 75 and 66 GFLOP/s a core (batch 64): 2% of an iteration of CaffeNet.
+    On an AMD EPYC 95 and 86 instead of 75 and 66 GFLOP/s a core (batch 64): 1.4% of an iteration of CaffeNet.
     """
 
     @staticmethod
