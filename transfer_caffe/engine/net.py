@@ -162,7 +162,8 @@ class Net:
         """Of MAX poolings that alone see what a ReLU in place has left: the ReLU, which can as well work on their top.
 
         The maximum of what is cut off at 0 is the maximum cut off at 0, and its gradient goes to the same place or
-        nowhere. A top has a quarter of the values: 4% of an iteration of conv 16-32-48-48-32 on 28 x 28, 1% of CaffeNet's (CPU).
+        nowhere. A top has a quarter of the values: 4% of an iteration of conv 16-32-48-48-32 on 28 x 28, 1% of
+        CaffeNet's (CPU).
         """
         found: dict[Layer, ReLU] = {}
         for index, relu in enumerate(self.layers):
