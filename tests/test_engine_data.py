@@ -155,3 +155,11 @@ def test_large_images_are_finished_to_the_same_bits(tmp_path, mean, crop, scale)
     made = transformer.finish(windows, drawn)
     expected = transformer.finish(windows.astype(np.float32), drawn)  # as all others are
     assert made.tobytes() == expected.tobytes() and made.strides == expected.strides
+
+
+def test_images_of_many_channels_are_mirrored_too():
+    transformer = Transformer(TransformationParameter(mirror=True), (513, 2, 3), True, "here")
+    windows = np.random.RandomState(0).rand(2, 2, 3, 513).astype(np.float32)
+    made = transformer.finish(windows, np.array([[0, 0], [0, 0], [0, 1]]))
+    assert np.array_equal(made[0], windows[0].transpose(2, 0, 1))
+    assert np.array_equal(made[1], windows[1, :, ::-1].transpose(2, 0, 1))

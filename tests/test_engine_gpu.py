@@ -50,6 +50,7 @@ def solver(net, device, frozen=0, precision="fp32", batch=8, **settings):
     """A solver of a recipe's architecture, over the database."""
     param = SolverParameter(
         base_lr=0.001, lr_policy="fixed", momentum=0.9, weight_decay=0.0005, random_seed=1, display=1,
+        test_iter=[1], test_interval=5,
         snapshot_prefix="net", **{"max_iter": 12, "snapshot_after_train": True, **settings},
     )  # fmt: skip
     network = next(iter(load_recipe(RECIPES[net]).networks()))

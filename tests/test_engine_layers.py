@@ -268,3 +268,45 @@ def test_layers_after_a_filter_take_what_it_left():
     _, outputs = net.forward(0)
     assert outputs["r"].shape == (2, 2, 3)
     assert outputs["loss"].item() == pytest.approx(np.log(6))  # over two images, not four
+
+
+RELU_BEFORE_POOLING = """
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 4 dim: 3 dim: 9 dim: 9 }
+        shape { dim: 4 } data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" value: 2 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "c"
+        convolution_param { num_output: 6 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "c" top: "c" RELU }
+layer { name: "pool" type: "Pooling" bottom: "c" top: "p" POOL }
+layer { name: "fc" type: "InnerProduct" bottom: "p" top: "f"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
+MORE
+"""
+MAXIMUM = "pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 }"
+
+
+@pytest.mark.parametrize(
+    ("relu", "pool", "more", "postponed"),
+    [
+        ("", MAXIMUM, "", True),
+        ("", MAXIMUM, 'layer { name: "x" type: "Reduction" bottom: "p" top: "x" loss_weight: 0.1 }', True),
+        ("loss_weight: 0.3", MAXIMUM, "", False),
+        ("relu_param { negative_slope: 0.1 }", MAXIMUM, "", False),
+        ("", MAXIMUM.replace("MAX", "AVE"), "", False),
+        ("", MAXIMUM, 'layer { name: "x" type: "Reduction" bottom: "c" top: "x" loss_weight: 0.1 }', False),
+        ("propagate_down: false", MAXIMUM, "", False),
+    ],
+)
+def test_a_relu_that_is_postponed_changes_no_loss_and_no_gradient(relu, pool, more, postponed):
+    text = RELU_BEFORE_POOLING.replace("RELU", relu).replace("POOL", pool).replace("MORE", more)
+    net = Net(parse_text(text, NetParameter(), ""), NetState(phase=caffe_pb2.TRAIN), 1, torch.device("cpu"))
+    assert bool(net._relu_after) is postponed
+    found = []
+    for keep in (True, False):  # with all blobs kept, nothing is postponed
+        for blob in net.learnable:
+            blob.data.grad = None
+        loss = net.forward(0, keep)[0]
+        loss.backward()
+        found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
+    for one, two in zip(*found, strict=True):
+        assert (one is None) == (two is None) and (one is None or torch.equal(one, two))

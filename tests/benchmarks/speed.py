@@ -33,6 +33,7 @@ from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import raw_datum
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.precision import PRECISIONS
 from transfer_caffe.errors import UserError, command
 from transfer_caffe.files import write_json, write_text
 from transfer_caffe.processes import Engine, cores, environment
@@ -250,6 +251,23 @@ def end_to_end(cases: list[Case], ours: str) -> list[str]:
     return lines
 
 
+def chosen(options: argparse.Namespace) -> list[Case]:
+    """The cases to measure. UserError for options that cannot be."""
+    try:
+        cases = [case for case in CASES if re.search(options.only, case.name)]
+    except re.error as error:
+        raise UserError(f"--only {options.only}: no regular expression: {error}") from None
+    if not cases:
+        raise UserError(f"--only {options.only}: finds none of {'; '.join(case.name for case in CASES)}")
+    if options.rounds < 1 or not options.seconds > 0:
+        raise UserError("--rounds must be at least 1, and --seconds more than 0")
+    if options.gpu and not (options.gpu.isdecimal() and int(options.gpu) < torch.cuda.device_count()):
+        raise UserError(f"--gpu {options.gpu}: this machine has {torch.cuda.device_count()} usable GPUs")
+    if unknown := set(options.precision.split(",")) - set(PRECISIONS):
+        raise UserError(f"--precision: {sorted(unknown)[0]!r} is not one of {', '.join(PRECISIONS)}")
+    return cases
+
+
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """Measure, and write the document."""
@@ -261,7 +279,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--precision", default="fp32,tf32,bf16", help="with --gpu")
     parser.add_argument("--no-write", action="store_true", help="print, and leave the document as it is")
     options = parser.parse_args(argv)
-    cases = [case for case in CASES if re.search(options.only, case.name)]
+    cases = chosen(options)
     names = programs(options)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

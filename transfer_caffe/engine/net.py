@@ -169,6 +169,8 @@ class Net:
         for index, relu in enumerate(self.layers):
             if not isinstance(relu, ReLU) or not relu.in_place or relu.param.relu_param.negative_slope:
                 continue
+            if self._weights[index]:  # it counts in the loss itself
+                continue
             blob = relu.top[0]
             users = [layer for layer in self.layers[index + 1 :] if blob in layer.param.bottom]
             buffered = any(layer.buffer is not None and layer.top[0] == blob for layer in self.layers)

@@ -235,7 +235,7 @@ def _channel_sums(x: Tensor, size: int, factor: float, constant: float = 0.0) ->
     return sums.add_(constant) if constant else sums
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # a CUDA graph may go on to read one
 def _band(count: int, reach: int, factor: float, device: torch.device) -> Tensor:
     """A matrix, count x count, of ``factor`` up to ``reach`` beside the diagonal, and else 0. Not to be changed."""
     places = torch.arange(count, device=device)
@@ -255,8 +255,9 @@ def _fused_lrn() -> type[torch.autograd.Function] | None:
     try:
         from transfer_caffe.engine.layers.lrn_triton import FusedLRN
 
-        probe = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
-        FusedLRN.apply(probe, 1, 1.0, 0.75, 1.0, None).sum().backward()
+        with torch.enable_grad():  # asked first by a test, perhaps
+            probe = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
+            FusedLRN.apply(probe, 1, 1.0, 0.75, 1.0, None).sum().backward()
     except Exception as error:  # of whatever kind: the layer has another way
         glog.info("lrn_layer.cpp:0", f"LRN without kernels of its own: {str(error).splitlines()[:1]}")
         return None
