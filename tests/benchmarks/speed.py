@@ -307,9 +307,10 @@ def main(argv: list[str] | None = None) -> int | None:
             + ", ".join(f"{value:.4g} {unit}" for unit, value in sorted(found.items()))
             + ".",
             table([*head, "floor", "ours / floor"], rows(cases, names, found, folder)),
-            "Iterations with images from a database, beside those with images that are there already:",
-            "\n".join(end_to_end(cases, names[-1])),
         ]
+        if lines := end_to_end(cases, names[-1]):
+            text += ["Iterations with images from a database, beside those with images that are there already:"]
+            text += ["\n".join(lines)]
     if options.no_write:
         print("\n\n".join(text))
         return
