@@ -70,7 +70,10 @@ def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every:
     flags = engine.computing_in(network.recipe.precision)
     enough = ENOUGH if every > 1 else DISPLAY
     net, threads = synthetic(network, frozen), network.recipe.threads
-    return statistics.median(iterations(net, solver, engine, folder, threads, enough, flags))
+    try:
+        return statistics.median(iterations(net, solver, engine, folder, threads, enough, flags))
+    except UserError as error:
+        raise UserError(f"--measure: {error}") from None
 
 
 def iterations(
@@ -102,7 +105,7 @@ def iterations(
         process.kill()
         process.wait()
     why = parser.log.errors[-1] if parser.log.errors else f"exit code {process.returncode}"
-    raise UserError(f"--measure: the engine {engine.name} failed: {why}")
+    raise UserError(f"the engine {engine.name} failed: {why}")
 
 
 def synthetic(network: Network, frozen: int) -> NetParameter:
