@@ -28,14 +28,20 @@ def _power(scale, beta, THREE_QUARTERS: tl.constexpr):
 
 
 @triton.jit
+def _places(BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """The values that this program works on, by number."""
+    block = tl.program_id(0)
+    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
+        block = block.to(tl.int64)
+    return block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _forward(
     x, y, scale, count, channels, factor, beta, k,
     REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
-        block = block.to(tl.int64)
-    place = block * BLOCK + tl.arange(0, BLOCK)
+    place = _places(BLOCK, WIDE)
     inside = place < count
     channel = place % channels
     total = tl.zeros((BLOCK,), tl.float32)
@@ -56,10 +62,7 @@ def _backward(
     gradient, x, top, scale, out, count, channels, factor, beta,
     REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
-    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
-        block = block.to(tl.int64)
-    place = block * BLOCK + tl.arange(0, BLOCK)
+    place = _places(BLOCK, WIDE)
     inside = place < count
     channel = place % channels
     total = tl.zeros((BLOCK,), tl.float32)
