@@ -7,7 +7,7 @@ import torch
 from transfer_caffe import recipe
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.fillers import fill
-from transfer_caffe.engine.layers import LAYERS, Context
+from transfer_caffe.engine.layers import LAYERS, Context, common
 from transfer_caffe.engine.net import Net, included, state_of
 from transfer_caffe.engine.rates import LR_POLICIES, next_step, rate
 from transfer_caffe.errors import UserError
@@ -310,3 +310,22 @@ def test_a_relu_that_is_postponed_changes_no_loss_and_no_gradient(relu, pool, mo
         found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
     for one, two in zip(*found, strict=True):
         assert (one is None) == (two is None) and (one is None or torch.equal(one, two))
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_inner_products_and_their_gradients_are_pytorchs_own(transpose, bias):
+    text = f"""name: "fc" type: "InnerProduct" bottom: "x" top: "y" inner_product_param {{ num_output: 1024
+        transpose: {str(transpose).lower()} bias_term: {str(bias).lower()} weight_filler {{ type: "xavier" }} }}"""
+    layer = common.InnerProduct(parse_text(text, LayerParameter(), ""), Context(1, torch.device("cpu"), True))
+    layer.setup([(3, 1024)])
+    assert layer.blobs[0].data.numel() >= common.LARGE
+    x = torch.randn(3, 1024, requires_grad=True, generator=torch.Generator().manual_seed(1))
+    inputs = [x, *(blob.data for blob in layer.blobs)]
+    weight = layer.blobs[0].data.t() if transpose else layer.blobs[0].data
+    expected = torch.nn.functional.linear(x, weight, layer.blobs[1].data if bias else None)
+    made = layer.forward([x], 0)[0]
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
+    both = [[top, *torch.autograd.grad(top, inputs, gradient)] for top in (made, expected)]
+    for one, two in zip(*both, strict=True):
+        assert float((one - two).abs().max() / two.abs().max()) < 3e-6
