@@ -6,9 +6,14 @@ python -m transfer_caffe.engine train --solver solver.prototxt [--weights init.c
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Callable
+
+from transfer_caffe.engine.waiting import wait_briefly
+
+wait_briefly()  # before torch, whose threads begin to wait when it is loaded
 
 import torch
 
@@ -149,6 +154,8 @@ def train(args: argparse.Namespace) -> int:
         for given in [args.weights] if args.weights else param.weights:
             for weights in _files(given):
                 solver.finetune(weights)
+    gc.collect()
+    gc.freeze()  # what is there stays: to look through it again and again took 2% of an iteration of a small net
     glog.info("caffe.cpp:239", "Starting Optimization")
     if solver.solve(signals):
         glog.info("caffe.cpp:250", "Optimization Done.")

@@ -10,19 +10,20 @@ can be run like this, with the gradients that `Net.backward` gives, to rounding.
 
 A net of moderate size is run in *shards*: equal parts of each batch, whose gradients are summed in order. Operations of
 such a net are too short to be shared among threads, which would wait for each other hundreds of times an iteration; so
-each shard is computed by one thread, and they meet once. How many shards there are depends on the net alone
-(`threads.shards_of`), and the results depend on the shards, not on how many threads compute them.
+each shard is computed by a process of its own (`crew`), and they meet once. How many shards there are depends on the
+net alone (`threads.shards_of`), and the results depend on the shards, not on how many processes compute them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from transfer_caffe.engine import crew
+from transfer_caffe.engine.crew import Crew
 from transfer_caffe.engine.layers import Blob, Layer
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.steps import ByAutograd, Read, Shard, SoftmaxLossStep, Step, Unary, step_for
@@ -50,13 +51,17 @@ class Direct:
     """The passes of one net; see this module."""
 
     def __init__(self, net: Net, shards: int = 1, workers: int = 1) -> None:
-        """``shards`` are computed by ``workers`` threads; a net that cannot be split takes 1 (`splits`)."""
+        """``shards`` are computed by ``workers`` processes; a net that cannot be split takes 1 (`splits`)."""
         self.net = net
+        workers = min(workers, shards)
+        if workers > 1:
+            crew.share_weights(net)
         self.parts = [_Part(net, Shard(number, shards)) for number in range(shards)]
         if shards > 1 and not all(step.splits for step in self.parts[0].steps):
             raise ValueError(f"net {net.name!r} cannot be computed in shards")
-        self.workers = min(workers, shards)
-        self._pool = ThreadPoolExecutor(self.workers - 1, "shard", _one_thread) if self.workers > 1 else None
+        shares = [self.parts[worker::workers] for worker in range(workers)]
+        self._own = shares[0]
+        self._crew = Crew(net, shares[1:]) if workers > 1 else None
 
     @staticmethod
     def splits(net: Net) -> bool:
@@ -67,65 +72,38 @@ class Direct:
 
     @torch.no_grad()
     def __call__(self, batch: int, add: bool = False, clock: Clock | None = None) -> Result:
-        """The loss and the outputs of a batch. Gradients stand in the blobs, or are added to those that do."""
+        """The loss and the outputs of a batch. Gradients stand in the blobs, or are added to those that do.
+
+        ``clock`` measures the layers of a net that is computed in one part.
+        """
         read = self.parts[0].read(batch, clock)
-        jobs: list[Callable[[], None]] = [
-            lambda part=part: part.run(read, batch, clock if part is self.parts[0] else None) for part in self.parts
-        ]
-        self._compute(jobs)
-        for root, gradient in _summed([part.gradients for part in self.parts]):
-            before = root.data.grad if add else None
-            root.data.grad = gradient if before is None else before + gradient
-        if not add:
-            given = {id(root) for root, _ in self.parts[0].gradients}
-            for blob in self.net.learnable:
-                if id(blob) not in given:
-                    blob.data.grad = None
-        total = self.parts[0].loss
-        outputs = self.parts[0].outputs
-        for part in self.parts[1:]:
-            # a loss is divided by the number of images of the whole batch, and so is an accuracy: the whole is the sum
-            total = total + part.loss
-            outputs = {name: value + part.outputs[name] for name, value in outputs.items()}
-        return total, outputs
-
-    def _compute(self, jobs: list[Callable[[], None]]) -> None:
-        """Run the jobs, by all workers; what one raises is raised here, after the others have ended."""
-        if self._pool is None:
-            for job in jobs:
-                job()
-            return
-        shares = [jobs[worker :: self.workers] for worker in range(self.workers)]
-        others = [self._pool.submit(_run_all, share) for share in shares[1:]]
-        try:
-            _run_all(shares[0])
-        finally:
-            for other in others:
-                other.exception()
-        for other in others:
-            other.result()
+        if self._crew is not None:
+            self._crew.begin(read, batch)
+        for part in self._own:
+            part.run(read, batch, clock)
+        results: list[crew.Result | _Part] = list(self.parts)
+        if self._crew is not None:
+            shares = self._crew.end()
+            for worker, share in enumerate(shares, start=1):
+                results[worker :: len(shares) + 1] = share
+        first = results[0]
+        found = _summed([each.gradients for each in results])
+        for blob in self.net.learnable:
+            gradient, before = found.get(blob), blob.data.grad if add else None
+            blob.data.grad = gradient if before is None else before if gradient is None else before + gradient
+        # a loss is divided by the number of images of the whole batch, and so is an accuracy: the whole is the sum
+        outputs = first.outputs
+        for other in results[1:]:
+            outputs = {name: value + other.outputs[name] for name, value in outputs.items()}
+        return sum((other.loss for other in results[1:]), start=first.loss), outputs
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@torch.no_grad()
-def _run_all(jobs: Sequence[Callable[[], None]]) -> None:
-    for job in jobs:
-        job()
-
-
-def _summed(parts: list[list[tuple[Blob, Tensor]]]) -> list[tuple[Blob, Tensor]]:
+def _summed(parts: list[dict[Blob, Tensor]]) -> dict[Blob, Tensor]:
     """The gradients of the blobs, summed over parts in their order."""
-    if len(parts) == 1:
-        return parts[0]
-    sums = []
-    for each in zip(*parts, strict=True):
-        root, gradient = each[0]
-        for _, other in each[1:]:
-            gradient = gradient + other
-        sums.append((root, gradient))
+    sums = dict(parts[0])
+    for part in parts[1:]:
+        for blob, gradient in part.items():
+            sums[blob] = sums[blob] + gradient
     return sums
 
 
@@ -152,7 +130,7 @@ class _Part:
         self._buffered = [(step.layer.buffer, step) for step in self.steps if step.layer.buffer is not None]
         self.outputs: dict[str, Tensor] = {}
         self.loss = torch.zeros(())
-        self.gradients: list[tuple[Blob, Tensor]] = []
+        self.gradients: dict[Blob, Tensor] = {}
         if wrong := self._unserved():
             self.__init__(net, shard, by_autograd | wrong)
 
@@ -215,7 +193,6 @@ class _Part:
         for number, whole in read.items():
             values[number] = self.shard.of(whole)
         self._forward(values, needs, batch, clock)
-        self.gradients = []
         self._backward(values, needs, clock)
 
     def _forward(self, values: list[Tensor], needs: list[bool], batch: int, clock: Clock | None) -> None:
@@ -278,7 +255,7 @@ class _Part:
                     found[root] = found[root] + gradient if root in found else gradient
             if clock:
                 since = clock.add(clock.backward, step.layer, since)
-        self.gradients = list(found.items())
+        self.gradients = found
 
 
 def _add(gradients: list[Tensor | None], number: int, gradient: Tensor) -> None:

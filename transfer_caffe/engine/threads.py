@@ -1,17 +1,12 @@
-"""How many threads a net is computed by, and how they wait for each other.
+"""How many threads or processes compute a net.
 
-Both follow from the net alone, as far as the machine has the cores: sums come out the same on every machine with as many.
+That follows from the net alone, as far as the machine has the cores: results are the same on every machine with as many.
 OMP_NUM_THREADS in the environment says otherwise, as everywhere.
 
 - Small nets are computed by one thread: two of them would wait for each other after each of some hundred operations.
-- Nets of moderate size in shards of the batch, each by a thread of its own (`direct`); the results depend on the shards
-  only.
-- Large nets by PyTorch's own threads, which share each operation.
-
-A thread of those that waits spins for a moment and then sleeps (`wait_briefly`). PyTorch's default is to spin for long:
-on a machine that has something else to do, spinning takes the core from the very thread that is waited for. Beside two
-busy loops on two cores an iteration of CaffeNet took 4.5 s by default and 2.1 s with a short spin; `mini` of the demo
-came to a standstill by default (no 50 iterations in 9 s), and makes 150 iterations a second with one thread.
+- Nets of moderate size in shards of the batch, each by a process of its own (`direct`); the results depend on the
+  shards only.
+- Large nets by PyTorch's own threads, which share each operation (how they wait: `waiting`).
 """
 
 from __future__ import annotations
@@ -27,22 +22,18 @@ from transfer_caffe.engine.net import Net
 from transfer_caffe.processes import cores
 
 FLOP_A_SHARD = 4e8
-"""Work of a shard, at least: some milliseconds, beside which the microseconds of two threads' meeting are nothing."""
+"""Work of a shard, at least: some milliseconds, beside which the microseconds of two processes' meeting are nothing."""
 
 MOST_SHARDS = 8
 
 FLOP_A_WEIGHT = 400
 """Work for each weight from which on shards pay: each has gradients of all weights of its own, which must be summed."""
 
+MOST_WEIGHTS = 1 << 22
+"""Of a net in shards: their gradients, of each shard, are kept and summed (16 MB each)."""
+
 FLOP_A_THREAD = 2e9
 """Work of an iteration for each of PyTorch's threads, at least."""
-
-
-def wait_briefly() -> None:
-    """Let threads that wait sleep soon; to be called before torch is imported. What the user has set stays."""
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "10000"  # GNU's OpenMP, some 20 microseconds
-        os.environ["KMP_BLOCKTIME"] = "0"  # LLVM's and Intel's, in milliseconds
 
 
 @dataclass(frozen=True)
@@ -80,6 +71,8 @@ def shards_of(net: Net) -> int:
         return 1
     flop = work(net)
     weights = sum(blob.data.numel() for blob in net.learnable)
+    if weights > MOST_WEIGHTS:
+        return 1
     sizes = [net.shapes[top][0] for layer in net.layers if not layer.param.bottom for top in layer.top]
     shards = 1
     while (
