@@ -106,7 +106,7 @@ def test_networks_give_what_autograd_gives(name, tmp_path, monkeypatch):
                     blob.data.copy_(torch.from_numpy(weights[f"param/{layer.name}/{index}"]))
         run = Direct(net) if direct else lambda batch, net=net: forward_backward(net, batch)
         found.append(results(net, lambda run=run: run(3)))
-    # units at the kink of a ReLU and ties of a pooling may fall to the other side by rounding: 1e-4 as beside real Caffe
+    # units at the kink of a ReLU may fall to its other side by rounding: 1e-4, as beside real Caffe
     require_equal(*found, tolerance=1e-4)
 
 
@@ -127,6 +127,7 @@ def test_the_results_do_not_depend_on_how_many_processes_compute_the_shards():
             loss, outputs, gradients = results(net, lambda direct=direct, batch=batch: direct(batch))
             with torch.no_grad():  # what a solver does; the others must see it
                 for blob, gradient in zip(net.learnable, gradients, strict=True):
+                    assert gradient is not None
                     blob.data.sub_(gradient)
         found.append([loss, *outputs.values(), *gradients, *(blob.data.detach() for blob in net.learnable)])
     for other in found[1:]:
@@ -139,6 +140,7 @@ def test_gradients_are_added_where_that_is_asked_for():
     first, second = (results(net, lambda batch=batch: direct(batch))[2] for batch in (0, 1))
     both = results(net, lambda: (direct(0), direct(1, add=True))[1])[2]
     for one, two, total in zip(first, second, both, strict=True):
+        assert one is not None and two is not None and total is not None
         assert torch.equal(total, one + two)
 
 
@@ -189,13 +191,9 @@ def test_a_clock_sees_every_layer_that_computes():
     assert {layer.name for layer in clock.backward} == {layer.name for layer in net.layers} - silent
 
 
-@pytest.mark.parametrize(
-    ("recipe", "shards", "most"), [("demo", 1, 1), ("paper", 1, 128)], ids=["mini", "caffenet"]
-)
+@pytest.mark.parametrize(("recipe", "shards", "most"), [("demo", 1, 1), ("paper", 1, 128)], ids=["mini", "caffenet"])
 def test_the_number_of_threads_follows_from_the_net_and_ends_at_the_cores(recipe, shards, most, monkeypatch):
-    net = Net(
-        synthetic(next(iter(load_recipe(recipe).networks())), 0), NetState(phase=TRAIN), 1, torch.device("cpu")
-    )
+    net = Net(synthetic(next(iter(load_recipe(recipe).networks())), 0), NetState(phase=TRAIN), 1, torch.device("cpu"))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for cores in (1, 2, 8):
         monkeypatch.setattr(threads, "cores", lambda cores=cores: cores)

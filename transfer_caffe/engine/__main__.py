@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from transfer_caffe.engine.waiting import wait_briefly
+from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
 
-wait_briefly()  # before torch, whose threads begin to wait when it is loaded
-
+# isort: split
 import torch
 
 from transfer_caffe.engine import glog

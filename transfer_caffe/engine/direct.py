@@ -3,10 +3,10 @@
     run = Direct(net)
     loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
 
-An iteration of a small net is some hundred operations on a few kilobytes, and autograd's bookkeeping took a third of its
-time (`mini` of the demo, one thread: 4.7 ms with it, 3.3 ms without). The layers of a CaffeNet have a `Step` that knows
-both directions and works in place where Caffe does; any other layer runs by autograd as a step of its own, so every net
-can be run like this, with the gradients that `Net.backward` gives, to rounding.
+An iteration of a small net is some hundred operations on a few kilobytes, and autograd's bookkeeping took a good part
+of its time (`mini` of the demo, one thread: 4.7 ms with it, 4.1 ms without). The layers of a CaffeNet have a `Step`
+that knows both directions and works in place where Caffe does; any other layer runs by autograd as a step of its own,
+so every net can be run like this, with the gradients that `Net.backward` gives, to rounding.
 
 A net of moderate size is run in *shards*: equal parts of each batch, whose gradients are summed in order. Operations of
 such a net are too short to be shared among threads, which would wait for each other hundreds of times an iteration; so
@@ -74,7 +74,7 @@ class Direct:
     def __call__(self, batch: int, add: bool = False, clock: Clock | None = None) -> Result:
         """The loss and the outputs of a batch. Gradients stand in the blobs, or are added to those that do.
 
-        ``clock`` measures the layers of a net that is computed in one part.
+        ``clock`` measures the layers, in the parts that this process computes.
         """
         read = self.parts[0].read(batch, clock)
         if self._crew is not None:

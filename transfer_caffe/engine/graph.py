@@ -85,7 +85,7 @@ def forward_backward(net: Net, batch: int) -> Result:
 
 
 class Pass:
-    """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm, if it can be."""
+    """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
 
     def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None) -> None:
         """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU."""

@@ -127,12 +127,16 @@ class ByAutograd(Step):
         return [top.requires_grad for top in self.outputs]
 
     def backward(self, gradients: Gradients) -> Gradients:
-        pairs = [(top, g) for top, g in zip(self.outputs, gradients, strict=True) if top.requires_grad and g is not None]
+        both = zip(self.outputs, gradients, strict=True)
+        pairs = [(top, gradient) for top, gradient in both if top.requires_grad and gradient is not None]
         below: Gradients = [None] * len(self.inputs)
         asked = [(below, index, each) for index, each in enumerate(self.inputs) if each.requires_grad]
         asked += [(self.gradients, i, root.data) for i, root in enumerate(self.roots) if self.learned[i]]
         found = torch.autograd.grad(
-            [top for top, _ in pairs], [each for *_, each in asked], [g for _, g in pairs], allow_unused=True
+            [top for top, _ in pairs],
+            [each for *_, each in asked],
+            [gradient for _, gradient in pairs],
+            allow_unused=True,
         )
         for (where, index, _), gradient in zip(asked, found, strict=True):
             where[index] = gradient

@@ -1,7 +1,7 @@
 """How many threads or processes compute a net.
 
-That follows from the net alone, as far as the machine has the cores: results are the same on every machine with as many.
-OMP_NUM_THREADS in the environment says otherwise, as everywhere.
+That follows from the net alone, as far as the machine has the cores: where there are enough, results do not depend on
+how many there are. OMP_NUM_THREADS in the environment says otherwise, as everywhere.
 
 - Small nets are computed by one thread: two of them would wait for each other after each of some hundred operations.
 - Nets of moderate size in shards of the batch, each by a process of its own (`direct`); the results depend on the

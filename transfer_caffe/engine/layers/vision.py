@@ -205,7 +205,8 @@ class _LRNAcrossChannels(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, power = ctx.saved_tensors
         top = None if ctx.buffer is None else ctx.buffer.content
-        below = lrn_gradient(grad_outputs[0].float(), x.float(), scale, power, *ctx.settings, top)
+        size, alpha, beta = ctx.settings
+        below = lrn_gradient(grad_outputs[0].float(), x.float(), scale, power, size, alpha, beta, top)
         return below.to(x.dtype), None, None, None, None, None
 
 
