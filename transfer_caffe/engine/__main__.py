@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Callable
 
 from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
@@ -16,7 +15,7 @@ from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it
 # isort: split
 import torch
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import glog, timing
 from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.snapshot import read_state
@@ -201,43 +200,8 @@ def _net(args: argparse.Namespace, phase: str) -> Net:
 
 def time_net(args: argparse.Namespace) -> int:
     """`caffe time`: forward and backward of each layer, averaged over --iterations."""
-    net = _net(args, args.phase)
-    device = net.layers[0].context.device
-    forward, backward = dict.fromkeys(net.layers, 0.0), dict.fromkeys(net.layers, 0.0)
-    glog.info("caffe.cpp:388", "*** Benchmark begins ***")
-    glog.info("caffe.cpp:389", f"Testing for {args.iterations} iterations.")
-    for iteration in range(-1, args.iterations):
-        count = iteration >= 0  # the first round warms up
-        blobs: dict[str, torch.Tensor] = {}
-        for layer in net.layers:
-            bottoms = layer.cast([blobs[name] for name in layer.param.bottom])
-            inputs = [
-                b.detach().requires_grad_(i == 0 and bool(layer.blobs or b.grad_fn)) for i, b in enumerate(bottoms)
-            ]
-            start = _now(device)
-            tops = layer.forward(inputs, max(iteration, 0))
-            middle = _now(device)
-            if tops and tops[0].requires_grad:
-                sources = [x for x in (*inputs, *(blob.data for blob in layer.blobs)) if x.requires_grad]
-                torch.autograd.grad(tops[0], sources, torch.ones_like(tops[0]), allow_unused=True)
-            forward[layer] += (middle - start) * count
-            backward[layer] += (_now(device) - middle) * count
-            blobs.update(zip(layer.top, tops, strict=True))
-    for layer in net.layers:
-        for what, seconds in (("forward", forward[layer]), ("backward", backward[layer])):
-            glog.info("caffe.cpp:400", f"{layer.name:>10}\t{what}: {1000 * seconds / args.iterations:g} ms.")
-    total = {"Forward": sum(forward.values()), "Backward": sum(backward.values())}
-    for what, seconds in total.items():
-        glog.info("caffe.cpp:410", f"Average {what} pass: {1000 * seconds / args.iterations:g} ms.")
-    glog.info("caffe.cpp:414", f"Average Forward-Backward: {1000 * sum(total.values()) / args.iterations:g} ms.")
-    glog.info("caffe.cpp:416", f"Total Time: {1000 * sum(total.values()):g} ms.")
+    timing.time_net(_net(args, args.phase), args.iterations)
     return 0
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def device_query(args: argparse.Namespace) -> int:
