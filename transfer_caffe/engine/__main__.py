@@ -114,7 +114,7 @@ def _use(device: torch.device) -> torch.device:
         torch.cuda.set_stream(torch.cuda.Stream(device))
         glog.info("caffe.cpp:218", f"Using GPUs {device.index}: {torch.cuda.get_device_name(device)}")
     else:
-        glog.info("caffe.cpp:197", f"Use CPU ({torch.get_num_threads()} threads).")
+        glog.info("caffe.cpp:197", "Use CPU.")
     return device
 
 

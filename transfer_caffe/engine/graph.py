@@ -84,6 +84,19 @@ def forward_backward(net: Net, batch: int) -> Result:
     return loss.detach(), {name: value.detach() for name, value in outputs.items()}
 
 
+def direct_of(net: Net) -> Direct | None:
+    """A net's passes without autograd, with threads as `threads.plan` says; None on a GPU, or for other than float32."""
+    context = net.layers[0].context
+    if context.device.type != "cpu":
+        return None
+    plan = threads.plan(net)
+    torch.set_num_threads(plan.threads)
+    glog.info("caffe.cpp:0", f"Computing with {plan}.")
+    if net.force_backward or context.dtype != torch.float32:
+        return None
+    return Direct(net, plan.shards, plan.workers)
+
+
 class Pass:
     """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
 
@@ -91,14 +104,9 @@ class Pass:
         """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU."""
         self._net = net
         device = net.layers[0].context.device
-        self._direct: Direct | None = None
         if recorder is None and device.type == "cuda":
             recorder = CudaGraph
-        if recorder is None and not net.force_backward and net.layers[0].context.dtype == torch.float32:
-            plan = threads.plan(net)
-            torch.set_num_threads(plan.threads)
-            glog.info("caffe.cpp:0", f"Computing with {plan}.")
-            self._direct = Direct(net, plan.shards, plan.workers)
+        self._direct = direct_of(net) if recorder is None else None
         self._make, self._runs = recorder, 0
         self._images = [layer for layer in net.layers if isinstance(layer, Images)]
         self._drawing = [(layer, torch.Generator(device)) for layer in net.layers if isinstance(layer, Dropout)]
