@@ -152,9 +152,10 @@ class Engine:
             )
         return ["--precision", precision]
 
-    def environment(self, threads: int) -> dict[str, str]:
-        """What the engine runs under: the log on standard error, and so many threads for its sums."""
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    def environment(self, threads: int | None) -> dict[str, str]:
+        """Return what the engine runs under: the log on standard error, and ``threads`` (None: as many as it chooses)."""
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        counts = {} if threads is None else dict.fromkeys(names, str(threads))
         return {**environment(), **counts, "GLOG_logtostderr": "1"}
 
 
