@@ -15,7 +15,7 @@ from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it
 # isort: split
 import torch
 
-from transfer_caffe.engine import glog, timing
+from transfer_caffe.engine import glog, threads, timing
 from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.snapshot import read_state
@@ -167,6 +167,8 @@ def test(args: argparse.Namespace) -> int:
     net = _net(args, "TEST")
     for weights in _files(args.weights):
         net.copy_from(weights)
+    if net.layers[0].context.device.type == "cpu":
+        torch.set_num_threads(threads.plan(net).threads)
     glog.info("caffe.cpp:281", f"Running for {args.iterations} iterations.")
 
     losses: list[float] = []
