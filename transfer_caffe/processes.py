@@ -153,7 +153,7 @@ class Engine:
         return ["--precision", precision]
 
     def environment(self, threads: int | None) -> dict[str, str]:
-        """Return what the engine runs under: the log on standard error, and ``threads`` (None: as many as it chooses)."""
+        """Return what the engine runs under: the log on standard error, ``threads`` (None: as it chooses)."""
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         counts = {} if threads is None else dict.fromkeys(names, str(threads))
         return {**environment(), **counts, "GLOG_logtostderr": "1"}

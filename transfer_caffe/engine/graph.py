@@ -85,7 +85,7 @@ def forward_backward(net: Net, batch: int) -> Result:
 
 
 def direct_of(net: Net) -> Direct | None:
-    """A net's passes without autograd, with threads as `threads.plan` says; None on a GPU, or for other than float32."""
+    """A net's passes without autograd, by threads as `threads.plan` has them; None on a GPU, or in bf16."""
     context = net.layers[0].context
     if context.device.type != "cpu":
         return None
