@@ -32,6 +32,10 @@ Result = tuple[Tensor, dict[str, Tensor]]
 """The loss and the outputs by name, without gradients."""
 
 
+NOTHING = torch.empty(0)
+"""In the place of values that are not there yet, or not needed any more."""
+
+
 class Clock:
     """Seconds of each layer, forward and backward, summed over passes."""
 
@@ -188,7 +192,7 @@ class _Part:
     def run(self, read: dict[int, Tensor], batch: int, clock: Clock | None = None) -> None:
         """Both passes; results are left in ``loss``, ``outputs`` and ``gradients``."""
         count = len(self._makers)
-        values: list[Tensor] = [torch.empty(0)] * count
+        values = [NOTHING] * count
         needs = [False] * count
         for number, whole in read.items():
             values[number] = self.shard.of(whole)
@@ -206,6 +210,8 @@ class _Part:
                 need = needs[bottom] and not step.cut
                 step.needs = [need]
                 values[top], needs[top] = step.up(values[bottom], batch), need or step.learns
+                if not needs[top]:
+                    step.saved = None
             else:
                 step.needs = [needs[number] and index not in step.cut for index, number in enumerate(bottoms)]
                 tops = step.forward([values[number] for number in bottoms], batch)
@@ -238,15 +244,18 @@ class _Part:
                     continue
                 gradients[step.tops[0]] = None
                 below = step.down(gradient)
+                step.saved, values[step.tops[0]] = None, NOTHING
                 if below is not None and step.needs[0]:
                     _add(gradients, step.bottoms[0], below)
             else:
                 above = [gradients[number] for number in step.tops]
                 if all(gradient is None for gradient in above):
                     continue
+                below = step.backward(above)
+                step.saved = None
                 for number in step.tops:
-                    gradients[number] = None
-                for number, need, gradient in zip(step.bottoms, step.needs, step.backward(above), strict=True):
+                    gradients[number], values[number] = None, NOTHING
+                for number, need, gradient in zip(step.bottoms, step.needs, below, strict=True):
                     if gradient is not None and need:
                         _add(gradients, number, gradient)
             for root, gradient in zip(step.roots, step.gradients, strict=True):

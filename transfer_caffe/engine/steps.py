@@ -6,7 +6,7 @@ place where Caffe does, which saves memory traffic, and makes its buffers hold i
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Shard:
 
 
 class Step:
-    """A layer in a pass. ``forward`` keeps what ``backward``, called at most once after it, needs.
+    """A layer in a pass. ``forward`` keeps in ``saved`` what ``backward``, called at most once after it, needs.
 
     ``bottoms`` and ``tops`` are numbers (`Direct`): a blob that layers change in place has one for each of them.
     """
@@ -66,6 +66,8 @@ class Step:
         self.learns = any(self.learned)
         self.gradients: Gradients = [None] * len(self.roots)
         """Those of the layer's blobs, after ``backward``."""
+        self.saved: Any = None
+        """What ``forward`` keeps for ``backward``; the pass frees it as soon as it can."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -118,19 +120,21 @@ class ByAutograd(Step):
     frees_output = False
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        self.inputs = [bottom.detach().requires_grad_(need) for bottom, need in zip(bottoms, self.needs, strict=True)]
+        inputs = [bottom.detach().requires_grad_(need) for bottom, need in zip(bottoms, self.needs, strict=True)]
         with torch.enable_grad():
-            self.outputs = self.layer.forward(self.layer.cast(list(self.inputs)), batch)
-        return [top.detach() for top in self.outputs]
+            outputs = self.layer.forward(self.layer.cast(list(inputs)), batch)
+        self.saved = inputs, outputs
+        return [top.detach() for top in outputs]
 
     def tops_need(self) -> list[bool]:
-        return [top.requires_grad for top in self.outputs]
+        return [top.requires_grad for top in self.saved[1]]
 
     def backward(self, gradients: Gradients) -> Gradients:
-        both = zip(self.outputs, gradients, strict=True)
+        inputs, outputs = self.saved
+        both = zip(outputs, gradients, strict=True)
         pairs = [(top, gradient) for top, gradient in both if top.requires_grad and gradient is not None]
-        below: Gradients = [None] * len(self.inputs)
-        asked = [(below, index, each) for index, each in enumerate(self.inputs) if each.requires_grad]
+        below: Gradients = [None] * len(inputs)
+        asked = [(below, index, each) for index, each in enumerate(inputs) if each.requires_grad]
         asked += [(self.gradients, i, root.data) for i, root in enumerate(self.roots) if self.learned[i]]
         found = torch.autograd.grad(
             [top for top, _ in pairs],
@@ -140,7 +144,6 @@ class ByAutograd(Step):
         )
         for (where, index, _), gradient in zip(asked, found, strict=True):
             where[index] = gradient
-        self.outputs = self.inputs = []
         return below
 
 
@@ -182,13 +185,13 @@ class ConvolutionStep(Unary):
         self.outputs = [layer.param.convolution_param.num_output]
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        self.images = x = x.contiguous(memory_format=torch.channels_last)
+        self.saved = x = x.contiguous(memory_format=torch.channels_last)
         return aten.convolution(x, self.values[0], self.bias, *self.places)
 
     def down(self, gradient: Tensor) -> Tensor | None:
         wanted = [self.needs[0], self.learned[0], len(self.learned) > 1 and self.learned[1]]
         below, *found = aten.convolution_backward(
-            gradient, self.images, self.values[0], self.outputs, *self.places, wanted
+            gradient, self.saved, self.values[0], self.outputs, *self.places, wanted
         )
         self.gradients = found[: len(self.learned)]
         return below
@@ -202,11 +205,11 @@ class ReLUStep(Unary):
         return isinstance(layer, neuron.ReLU) and not layer.param.relu_param.negative_slope
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        self.top = x.relu_() if self.overwrites else x.relu()
-        return self.top
+        self.saved = x.relu_() if self.overwrites else x.relu()
+        return self.saved
 
     def down(self, gradient: Tensor) -> Tensor:
-        return aten.threshold_backward(gradient, self.top, 0)
+        return aten.threshold_backward(gradient, self.saved, 0)
 
 
 class PoolingStep(Unary):
@@ -224,19 +227,21 @@ class PoolingStep(Unary):
         self.settings = (*windows, [1, 1], layer.ceil) if self.is_maximum else (*windows, layer.ceil, True, None)
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        self.bottom = x
         if not self.is_maximum:
+            self.saved = x, None
             return aten.avg_pool2d(x, *self.settings)
-        top, self.places = aten.max_pool2d_with_indices(x, *self.settings)
+        top, places = aten.max_pool2d_with_indices(x, *self.settings)
+        self.saved = x, places
         return top
 
     def down(self, gradient: Tensor) -> Tensor:
-        if self.bottom.is_contiguous(memory_format=torch.channels_last):
+        bottom, places = self.saved
+        if bottom.is_contiguous(memory_format=torch.channels_last):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         # of the bottom the operations take the shape alone, so it may have been overwritten since
         if self.is_maximum:
-            return aten.max_pool2d_with_indices_backward(gradient, self.bottom, *self.settings, self.places)
-        return aten.avg_pool2d_backward(gradient, self.bottom, *self.settings)
+            return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
+        return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
 
 
 class LRNStep(Unary):
@@ -259,7 +264,9 @@ class LRNStep(Unary):
         return x * power
 
     def down(self, gradient: Tensor) -> Tensor:
-        return vision.lrn_gradient(gradient, *self.saved, *self.settings)
+        x, scale, power = self.saved
+        size, alpha, beta = self.settings
+        return vision.lrn_gradient(gradient, x, scale, power, size, alpha, beta)
 
 
 class InnerProductStep(Unary):
@@ -270,15 +277,17 @@ class InnerProductStep(Unary):
         return isinstance(layer, common.InnerProduct) and layer.first == 1 and not layer.transpose
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        self.shape, self.rows = x.shape, x.flatten(1)
-        return common.product(self.rows, self.values[0], self.bias)
+        rows = x.flatten(1)
+        self.saved = x.shape, rows
+        return common.product(rows, self.values[0], self.bias)
 
     def down(self, gradient: Tensor) -> Tensor | None:
+        shape, rows = self.saved
         if self.learned[0]:
-            self.gradients[0] = gradient.t() @ self.rows
+            self.gradients[0] = gradient.t() @ rows
         if self.bias is not None and self.learned[1]:
             self.gradients[1] = gradient.sum(0)
-        return common.product(gradient, self.values[0].t()).view(self.shape) if self.needs[0] else None
+        return common.product(gradient, self.values[0].t()).view(shape) if self.needs[0] else None
 
 
 class DropoutStep(Unary):
@@ -291,11 +300,11 @@ class DropoutStep(Unary):
     def up(self, x: Tensor, batch: int) -> Tensor:
         assert isinstance(self.layer, neuron.Dropout)
         whole = x.shape if self.shard.count == 1 else (len(x) * self.shard.count, *x.shape[1:])
-        self.mask = self.shard.of(self.layer.mask(whole, x.device, batch))
-        return x.mul_(self.mask) if self.overwrites else x * self.mask
+        self.saved = self.shard.of(self.layer.mask(whole, x.device, batch))
+        return x.mul_(self.saved) if self.overwrites else x * self.saved
 
     def down(self, gradient: Tensor) -> Tensor:
-        return gradient * self.mask
+        return gradient * self.saved
 
 
 class SoftmaxLossStep(Step):
@@ -311,18 +320,19 @@ class SoftmaxLossStep(Step):
         layer = self.layer
         assert isinstance(layer, loss.SoftmaxWithLoss)
         scores, labels = layer.rows(bottoms)
-        self.over = 1.0 if layer.mode == LossParameter.NONE else float(len(scores) * self.shard.count)
-        self.logs, self.own, self.shape = torch.log_softmax(scores, 1), labels[:, None], bottoms[0].shape
-        losses = self.logs.gather(1, self.own).neg_().clamp_(max=loss.LARGEST_LOSS)
-        return [losses.sum().div_(self.over)]
+        over = 1.0 if layer.mode == LossParameter.NONE else float(len(scores) * self.shard.count)
+        logs, own = torch.log_softmax(scores, 1), labels[:, None]
+        self.saved = logs, own, over, bottoms[0].shape
+        return [logs.gather(1, own).neg_().clamp_(max=loss.LARGEST_LOSS).sum().div_(over)]
 
     def tops_need(self) -> list[bool]:
         return [self.needs[0]]
 
     def backward(self, gradients: Gradients) -> Gradients:
-        gradient = self.logs.exp_()
-        gradient.scatter_add_(1, self.own, gradient.new_full((1, 1), -1.0).expand(len(gradient), 1))
-        return [gradient.mul_(self.weight / self.over).view(self.shape), None]
+        logs, own, over, shape = self.saved
+        gradient = logs.exp_()
+        gradient.scatter_add_(1, own, gradient.new_full((1, 1), -1.0).expand(len(gradient), 1))
+        return [gradient.mul_(self.weight / over).view(shape), None]
 
 
 STEPS: tuple[type[Step], ...] = (
