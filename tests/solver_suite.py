@@ -113,6 +113,11 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
         f'net: "net.prototxt" test_iter: 3 test_interval: 10 display: 1 max_iter: {iterations} snapshot: 20\n'
         f'snapshot_prefix: "snap/tiny" solver_mode: CPU random_seed: 7\n{CASES[case]}\n{more}\n'
     )
+    write_binary(folder / "w.caffemodel", weights(case))
+
+
+def weights(case: str) -> NetParameter:
+    """Weights for the net of a case, of layers that it has and of some that it has not."""
     draw = np.random.RandomState(3)
     param = NetParameter()
     for name, shape in SHAPES.items():
@@ -122,7 +127,7 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
     if case.startswith("shared"):
         for index in (0, 1):
             param.layer[4].blobs[index].CopyFrom(param.layer[3].blobs[index])
-    write_binary(folder / "w.caffemodel", param)
+    return param
 
 
 def losses(log: str) -> list[float]:
