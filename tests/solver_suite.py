@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import net_text, tiny_images, write_lmdb
+from waiting import PATIENCE
 
 from transfer_caffe import real_caffe
 from transfer_caffe.engine import hdf5, snapshot
@@ -180,9 +181,8 @@ def run_ours(folder: Path, *argv: str) -> str:
 def run_real(folder: Path, *argv: str) -> str:
     """Run real Caffe in a folder, which must succeed; gives its log."""
     environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(real_caffe.program()), *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    argv = (str(real_caffe.program()), *argv)
+    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr
 
