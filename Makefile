@@ -36,9 +36,12 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
   "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
+# the tests whose numbers hang on the processor's instructions
+NUMERIC = tests/conformance tests/test_golden.py tests/test_random_layers.py $(wildcard tests/test_engine_*.py) \
+          tests/test_experiment.py tests/test_real_engine.py tests/test_surgery.py
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
-.PHONY: help setup caffe wordnet demo test fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
+.PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis report proto
 
 help:       ## list the commands
@@ -51,6 +54,9 @@ demo: $(READY)      ## the whole experiment on the embedded photographs, up to f
 
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest
+
+test-old-cpu: $(READY)  ## of these, those that compute, as on a processor of 2008 (no AVX)
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 "$(PY)" -m pytest $(NUMERIC)
 
 fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
 	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report

@@ -2,6 +2,7 @@
 
 import signal
 
+import hypothesis
 import lmdb
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from transfer_caffe.datum import raw_datum
 from transfer_caffe.proto import array_to_blob, write_binary
 
 torch.set_num_threads(1)  # the nets here are small: threads would wait for each other more than they work
+# by default an example that takes 0.2 s, or slow ones in a row, fail a test: a busy machine is no failure
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 NET = """
 name: "tiny"
@@ -83,6 +89,12 @@ def write_tiny(folder):
     write_binary("mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))
     (folder / "net.prototxt").write_text(net_text())
     (folder / "solver.prototxt").write_text(SOLVER)
+
+
+@pytest.fixture(autouse=True)
+def _numbers_of_its_own():
+    """Let what a test draws without a seed depend on no test before it."""
+    torch.manual_seed(1)
 
 
 @pytest.fixture

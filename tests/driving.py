@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from small_world import fake_engine
+from waiting import wait_for
 
 from transfer_caffe import driver
 from transfer_caffe.processes import Engine
@@ -48,10 +48,7 @@ def start_driver(treatment: str, *misbehaviours: str, engine: str = "", newest: 
         text=True,
     )
     STARTED.append(process)
-    deadline = time.monotonic() + 30
-    while not list(RUNS.glob(f"*/snapshots/net_iter_{newest}.solverstate")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: list(RUNS.glob(f"*/snapshots/net_iter_{newest}.solverstate")), f"snapshot {newest}", process)
     return process
 
 

@@ -19,9 +19,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from waiting import wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "munged", "unshare")
 NODES = ("node1", "node2", "node3")
@@ -115,11 +116,11 @@ class Cluster:
             socket_path = self.folder / "munge.socket"
             # --force: it complains that the folders of tests are closed to other users
             self._start("munged", "munged", "--foreground", "--force", f"--socket={socket_path}", *files)
-            wait_for(socket_path.exists, 10, "munged")
+            wait_for(socket_path.exists, "munged")
             self.start_controller()
             for node in NODES:
                 self.start_node(node)
-            wait_for(lambda: set(self.states().values()) == {"idle"}, 30, lambda: f"idle nodes: {self.states()}")
+            wait_for(lambda: set(self.states().values()) == {"idle"}, lambda: f"idle nodes: {self.states()}")
         except BaseException:
             self.__exit__()
             raise
@@ -134,7 +135,7 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld, with the state that an earlier one left."""
         self._start("slurmctld", "slurmctld", "-D")
-        wait_for(lambda: self._answers(), 30, "slurmctld")
+        wait_for(lambda: self._answers(), "slurmctld")
 
     def kill_controller(self) -> None:
         """End slurmctld as a loss of power would."""
@@ -181,14 +182,6 @@ class Cluster:
         child = self.children.pop(name)
         child.kill()
         child.wait()
-
-
-def wait_for(true: Callable[[], bool], seconds: float, what: str | Callable[[], str]) -> None:
-    """Wait until something is true; AssertionError with ``what`` after so many seconds."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"
-        time.sleep(0.1)
 
 
 def _children(parent: int) -> list[int]:

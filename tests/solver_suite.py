@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from conftest import net_text, tiny_images, write_lmdb
+from waiting import PATIENCE
 
 from transfer_caffe import real_caffe
 from transfer_caffe.engine import hdf5, snapshot
@@ -113,6 +114,11 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
         f'net: "net.prototxt" test_iter: 3 test_interval: 10 display: 1 max_iter: {iterations} snapshot: 20\n'
         f'snapshot_prefix: "snap/tiny" solver_mode: CPU random_seed: 7\n{CASES[case]}\n{more}\n'
     )
+    write_binary(folder / "w.caffemodel", weights(case))
+
+
+def weights(case: str) -> NetParameter:
+    """Weights for the net of a case, of layers that it has and of some that it has not."""
     draw = np.random.RandomState(3)
     param = NetParameter()
     for name, shape in SHAPES.items():
@@ -122,7 +128,7 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
     if case.startswith("shared"):
         for index in (0, 1):
             param.layer[4].blobs[index].CopyFrom(param.layer[3].blobs[index])
-    write_binary(folder / "w.caffemodel", param)
+    return param
 
 
 def losses(log: str) -> list[float]:
@@ -175,9 +181,8 @@ def run_ours(folder: Path, *argv: str) -> str:
 def run_real(folder: Path, *argv: str) -> str:
     """Run real Caffe in a folder, which must succeed; gives its log."""
     environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(real_caffe.program()), *argv], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    argv = (str(real_caffe.program()), *argv)
+    done = subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stderr
 

@@ -17,6 +17,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from tools.build_lmdb import main
 from transfer_caffe.files import require_checksum
@@ -99,7 +100,7 @@ class World:
 
     def end(self, process):
         try:
-            _, text = process.communicate(timeout=30)
+            _, text = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -348,7 +349,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_with_room_the_work_goes_on(wor
         env=world.environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert is_error((limited.returncode, limited.stderr.splitlines()), "out/db: ") and not world.look()
     assert world.run()[0] == 0 and world.is_whole()
@@ -359,7 +360,7 @@ def mounts():
     for prefix in (["unshare", "-rm"], ["unshare", "-m"]):
         tried = [*prefix, "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]
         try:
-            if subprocess.run(tried, capture_output=True, timeout=10).returncode == 0:
+            if subprocess.run(tried, capture_output=True, timeout=PATIENCE).returncode == 0:
                 return prefix
         except (OSError, subprocess.TimeoutExpired):
             pass
@@ -381,7 +382,7 @@ def in_mounts():
             env=world.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert answer.returncode == 0, answer.stderr
         found = []

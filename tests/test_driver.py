@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -130,9 +129,6 @@ def test_an_engine_may_lie_in_a_folder_with_a_space():
     assert Engine.find(str(program)).argv == (str(program.resolve()),)
 
 
-def test_the_driver_itself_is_light_it_imports_no_torch_and_takes_little_time():
-    before = time.process_time()
-    assert drive("baseA") == 0
-    assert time.process_time() - before < 1.5  # seconds of this process, without the engine's
+def test_the_driver_itself_is_light_it_imports_no_torch():
     words = "import sys, transfer_caffe.driver; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", words], env=environment()).returncode == 0

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from driving import RUNS, arguments, done_of, drive, engine_pid, final, gone, rename_engine, start_driver
 from small_world import RECIPE, fake_engine
+from waiting import PATIENCE, wait_for
 
 from transfer_caffe.files import sha256
 from transfer_caffe.snapshots import iterations, weights_path
@@ -91,7 +91,7 @@ def test_damaged_initial_weights_are_made_again(capsys):
 def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
     process = start_driver("baseA", "slow")
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "stopping: the engine writes a snapshot" in out
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
@@ -102,7 +102,7 @@ def test_signals_that_a_scheduler_sends_to_everyone_and_twice_still_leave_a_snap
     os.kill(engine_pid(), signal.SIGTERM)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
         process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
 
@@ -115,10 +115,7 @@ def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_s
     engine = engine_pid()
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 5
-    while not gone(engine):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: gone(engine), "the engine's end")
     assert "Optimization Done." not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
     with open(RUNS / "random0-baseA-s0" / "train.log", "a") as log:
         log.write("I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur")  # as a kill leaves it
@@ -137,8 +134,8 @@ def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
     assert second.stdout
     assert f"process {first.pid} on" in second.stdout.readline()
     Path("go").touch()
-    first.communicate(timeout=60)
-    said, _ = second.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
+    said, _ = second.communicate(timeout=PATIENCE)
     assert first.returncode == 0 and second.returncode == 0
     assert "done meanwhile" in said
 
@@ -146,13 +143,13 @@ def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
 def test_without_waiting_a_second_driver_leaves_at_once_with_75_and_one_line():
     first = start_driver("baseA", "slow")
     argv = [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"), "--no-wait")]
-    second = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    second = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE)
     assert second.returncode == 75 and second.stderr.count("\n") == 1
     assert f"process {first.pid} on" in second.stderr and "not waiting" in second.stderr
     Path("go").touch()
-    first.communicate(timeout=60)
+    first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
-    assert subprocess.run(argv, capture_output=True, timeout=20).returncode == 0  # done already
+    assert subprocess.run(argv, capture_output=True, timeout=PATIENCE).returncode == 0  # done already
 
 
 def test_an_engine_that_outlives_its_driver_keeps_others_away_until_it_has_ended():
@@ -169,11 +166,11 @@ def test_an_engine_that_outlives_its_driver_keeps_others_away_until_it_has_ended
     process.communicate()
     assert not gone(engine)
     argv = [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", str(shell))]
-    assert subprocess.run([*argv, "--no-wait"], capture_output=True, timeout=20).returncode == 75
+    assert subprocess.run([*argv, "--no-wait"], capture_output=True, timeout=PATIENCE).returncode == 75
     second = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert second.stdout and "waiting until it ends" in second.stdout.readline()
     os.kill(engine, signal.SIGINT)
-    said, _ = second.communicate(timeout=60)
+    said, _ = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0 and "going on from the snapshot of iteration" in said
     assert sha256(final("random0-baseA-s0")) == undisturbed
 
@@ -189,13 +186,10 @@ def test_so_many_snapshots_are_kept_as_the_recipe_says_while_training_and_after(
     Path("small.yaml").write_text(recipe + keep)
     process = start_driver("baseA", "lingers", newest=6)
     folder = RUNS / "random0-baseA-s0"
-    deadline = time.monotonic() + 20
-    while set(iterations(folder)) != training:
-        assert time.monotonic() < deadline, iterations(folder)
-        time.sleep(0.05)
+    wait_for(lambda: set(iterations(folder)) == training, lambda: f"{training}: {iterations(folder)}")
     assert [weights_path(folder, each).exists() for each in training] == [True] * len(training)
     Path("go").touch()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and set(iterations(folder)) == after
     Path("small.yaml").write_text(recipe + "keep_snapshots: 7\n")  # no changed setting
     assert drive("baseA", "lingers") == 0
@@ -206,7 +200,7 @@ def test_no_older_snapshot_is_removed_while_the_newer_one_is_not_whole():
     process = start_driver("baseA", "lingers", "tears", newest=6)
     folder = RUNS / "random0-baseA-s0"
     assert process.stdout
-    timer = threading.Timer(20, process.kill)  # should it not say so
+    timer = threading.Timer(PATIENCE, process.kill)  # should it not say so
     timer.start()
     assert any("iteration 6 is not whole, so that no older ones are removed" in line for line in process.stdout)
     timer.cancel()

@@ -10,6 +10,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from waiting import PATIENCE
 
 from transfer_caffe import processes
 from transfer_caffe.datum import raw_datum
@@ -284,16 +285,14 @@ def test_no_buffer_is_written_before_its_last_copy_is_done(monkeypatch, ahead):
 
 
 def test_batches_are_made_ahead_by_several_threads_but_not_without_end_and_come_in_order():
-    started, together, most = [], threading.Semaphore(0), 3
+    most = 3
+    started, together = [], threading.Barrier(most, timeout=PATIENCE)
 
     def fill(arrays, batch):
         started.append(batch)
         if batch < most:  # the first ones end once all of them have begun
-            together.release()
-            deadline = time.monotonic() + 10
-            while len(started) < most and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(0.01 * (most - batch))
+            together.wait()
+            time.sleep(0.01 * (most - batch))  # and then in the opposite order, mostly
         arrays[0][:] = batch
 
     target = torch.zeros(1)
@@ -342,7 +341,7 @@ def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd
     now = itertools.count()
     monkeypatch.setattr(resident, "CHUNK_BYTES", 4)
     monkeypatch.setattr(resident, "threads", lambda: 3)
-    seen = set()
+    seen, together = set(), threading.Barrier(3, timeout=PATIENCE)
 
     class Records:
         shape = (1, 2, 2)
@@ -352,14 +351,15 @@ def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd
 
         def record(self, index):
             seen.add(threading.get_ident())
-            time.sleep(0.002)
+            if index < 3:  # each of the first ones ends when all of them have begun
+                together.wait()
             return np.full(self.shape, index, np.uint8), index
 
     monkeypatch.setattr(resident.time, "monotonic", lambda: float(next(now)))
     pixels = torch.zeros((40, 2, 2, 1), dtype=torch.uint8)
     labels = resident.load(Records(), pixels, "x", resident.say)
     assert labels.tolist() == list(range(40)) and (pixels == torch.arange(40)[:, None, None, None]).all()
-    assert len(seen) > 1
+    assert len(seen) == 3
     said = capfd.readouterr().err
     assert "x: 10 of 40 records decoded, 30 s left" in said and "x: 20 of 40 records decoded, 20 s left" in said
     assert said.count(" left") == 3 and "x: 40 records decoded in 41.0 s" in said

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from driving import gone
+from waiting import PATIENCE
 
 from transfer_caffe import processes
 from transfer_caffe.datum import raw_datum
@@ -113,7 +114,7 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
     time.sleep(0.5)
     assert holder().poll() is None
     other.give_up()
-    assert holder().wait(10) == 0
+    assert holder().wait(PATIENCE) == 0
     assert files(share) == [""]
     assert joined(share) is None
 
@@ -138,7 +139,7 @@ def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends
     pid = own.pid
     assert not gone(pid)  # whoever of the two has started it
     os.kill(pid, signal.SIGKILL)
-    assert users[1].wait(timeout=20) == 2
+    assert users[1].wait(timeout=PATIENCE) == 2
     last = users[1].communicate()[1]
     assert last.splitlines()[-1] == (
         f"python -m transfer_caffe.engine: error: {tmp_path}/db: process {pid}, which keeps its records on the GPU for "
@@ -199,7 +200,7 @@ def test_damaged_records_are_every_users_error_and_the_holder_ends(share):
     other.give_up()
     assert made._copy
     made._copy = None
-    assert holder().wait(10) == 0
+    assert holder().wait(PATIENCE) == 0
 
 
 def test_records_that_are_not_alike_are_read_anew_by_each(share, capfd):
@@ -228,7 +229,7 @@ def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypat
     made = layer()
     assert not made.keeps_records and not made.resident
     assert "db: not kept: the memory that was free is not any more" in capfd.readouterr().err
-    assert holder().wait(10) == 0
+    assert holder().wait(PATIENCE) == 0
 
 
 def test_a_database_made_anew_is_another_source():

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import cv2
 import lmdb
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import net_text, tiny_images, write_lmdb
+from waiting import wait_for
 
 from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import encoded_datum
@@ -142,23 +142,24 @@ def test_there_is_no_backward_below_the_lowest_layer_that_learns(tiny):
 
 
 def test_a_killed_run_leaves_whole_snapshots_and_resumes_to_the_same_bytes(tiny, capsys):
-    edit(tiny / "solver.prototxt", ("max_iter: 20", "max_iter: 300"), ("snapshot: 5", "snapshot: 7"))
-    assert main(["train", "--solver", "solver.prototxt"]) == 0
-    final = tiny / "snap/tiny_iter_300.caffemodel"
-    whole = final.read_bytes()
-    for path in (tiny / "snap").iterdir():
-        path.unlink()
+    # the one that is killed has no end, so that it is amid its training however late the kill comes
+    edit(tiny / "solver.prototxt", ("max_iter: 20", "max_iter: 1000000"), ("snapshot: 5", "snapshot: 7"))
     child = subprocess.Popen([sys.executable, "-m", "transfer_caffe.engine", "train", "--solver", "solver.prototxt"],
                              stderr=subprocess.DEVNULL, env=with_project())  # fmt: skip
-    while not list((tiny / "snap").glob("*.solverstate")):
-        assert child.poll() is None
-        time.sleep(0.005)
+    wait_for(lambda: list((tiny / "snap").glob("*.solverstate")), "a snapshot", child)
     child.kill()
     child.wait()
-    states = sorted((tiny / "snap").glob("*.solverstate"), key=lambda path: int(path.stem.split("_")[-1]))
-    assert states and not final.exists()
-    assert main(["train", "--solver", "solver.prototxt", "--snapshot", str(states[-1])]) == 0
-    assert final.read_bytes() == whole
+    iterations = sorted(int(path.stem.split("_")[-1]) for path in (tiny / "snap").glob("*.solverstate"))
+    assert iterations == list(range(7, iterations[-1] + 1, 7))
+    edit(tiny / "solver.prototxt", ("max_iter: 1000000", f"max_iter: {iterations[-1] + 20}"))
+    final = tiny / f"snap/tiny_iter_{iterations[-1] + 20}.caffemodel"
+    snapshot = f"snap/tiny_iter_{iterations[-1]}.solverstate"
+    assert main(["train", "--solver", "solver.prototxt", "--snapshot", snapshot]) == 0
+    resumed = final.read_bytes()
+    for path in (tiny / "snap").iterdir():
+        path.unlink()
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    assert final.read_bytes() == resumed
 
 
 def with_project():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_world import draw_shapes
 from test_experiment import RECIPE
+from waiting import PATIENCE
 
 from transfer_caffe import data
 from transfer_caffe.files import sha256, write_text
@@ -32,7 +33,7 @@ def disk(tmp_path, monkeypatch):
 
 def drive(runs: str = "runs") -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "transfer_caffe.driver", "--recipe", "tiny.yaml", "--treatment", "baseA"]
-    return subprocess.run([*argv, "--runs", runs], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*argv, "--runs", runs], capture_output=True, text=True, timeout=PATIENCE)
 
 
 def fill(disk: Path, left: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from driving import RUNS, done_of, drive, rename_engine, start_driver
+from waiting import PATIENCE
 
 from transfer_caffe import provenance
 from transfer_caffe.files import sha256, write_text
@@ -86,7 +87,7 @@ def test_code_and_data_are_recorded_as_they_were_when_training_began(tmp_path, m
     subprocess.run([*git, "commit", "-qam", "second"], check=True)
     write_text(A / "val.txt", (A / "val.txt").read_text().replace("0.png", "zero.png"))
     Path("go").touch()
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, error
     done = done_of("random0-baseA-s0")
     assert (done["code"]["commit"], done["code"]["dirty"]) == (first, False) and done["data"]["val.txt"] == val

@@ -7,11 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from small_world import draw_shapes
+from waiting import PATIENCE, wait_for
 
 from transfer_caffe import driver, processes, real_caffe, sweep
 from transfer_caffe.data import make_data
@@ -136,10 +136,7 @@ def start(recipe: str, snapshot: Path) -> subprocess.Popen[str]:
         [*argv, "--engine", "caffe"],
         env=processes.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not snapshot.exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(snapshot.exists, snapshot.name, process)
     return process
 
 
@@ -163,7 +160,7 @@ def test_an_interrupted_network_leaves_a_snapshot_and_goes_on():
     folder = write_recipe("stopped", *LONG) / "random0-baseA-s0"
     process = start("stopped", folder / "snapshots/net_iter_10.solverstate")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert read_log(folder / "train.log").stopped_early and not (folder / "done.json").exists()
     assert drive("stopped", "baseA") == 0

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from transfer_caffe import processes
 from transfer_caffe.sweep import mps
@@ -52,16 +52,13 @@ def test_the_daemon_runs_as_long_as_the_sweep_in_a_folder_of_its_own(calls):
 
 
 def test_it_ends_when_the_sweep_is_killed(calls):
-    program = "import sys, time; from pathlib import Path; from transfer_caffe.sweep import mps\n"
-    program += "mps.SYSTEMS_PIPES = Path('none')\nwith mps.service(print): print(flush=True); time.sleep(60)"
+    program = "import signal, sys; from pathlib import Path; from transfer_caffe.sweep import mps\n"
+    program += "mps.SYSTEMS_PIPES = Path('none')\nwith mps.service(print): print(flush=True); signal.pause()"
     sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=processes.environment())
     assert sweep.stdout and sweep.stdout.readline()
     sweep.send_signal(signal.SIGKILL)
     sweep.communicate()
-    deadline = time.monotonic() + 10
-    while "quit" not in calls.read_text() or list(calls.parent.glob("*/mps-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: "quit" in calls.read_text() and not list(calls.parent.glob("*/mps-*")), "the daemon's end")
 
 
 def test_a_daemon_that_does_not_start_and_one_that_is_missing_mean_turns(calls, monkeypatch):

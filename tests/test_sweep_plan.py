@@ -5,7 +5,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -113,19 +112,19 @@ def test_a_network_comes_after_the_base_that_it_needs(recipe):
         seen.add(item.name)
 
 
-def test_planning_580_networks_takes_less_than_two_seconds_and_no_torch(tmp_path):
+def test_planning_580_networks_is_little_work_and_takes_no_torch(tmp_path):
+    # calls of functions are counted, and not seconds: those depend on the machine, and on what else it does
     program = (
-        "import sys; from transfer_caffe import sweep; assert sweep.main(['plan', '--recipe', 'balanced']) == 0; "
+        "import sys, itertools; from transfer_caffe import sweep; calls = itertools.count(); "
+        "sys.setprofile(lambda *_: next(calls)); assert sweep.main(['plan', '--recipe', 'balanced']) == 0; "
+        "sys.setprofile(None); print('calls and returns:', next(calls)); "
         "sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
     )
-    times = []
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-        times.append(time.monotonic() - began)
-        assert done.returncode == 0, done.stderr
-        assert "580 networks" in done.stdout
-    assert min(times) < 2
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "580 networks" in done.stdout
+    # 2 million, in half a second; work that grows with the square of the networks would be a multiple of that
+    assert int(done.stdout.split()[-1]) < 6e6
 
 
 def plan_json(capsys, *arguments: str) -> dict:

@@ -5,12 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import fake_slurm
 import pytest
 from small_world import RECIPE, fake_engine, make_world
+from waiting import PATIENCE, wait_for
 
 from transfer_caffe import driver, sweep
 from transfer_caffe.recipe import load_recipe
@@ -211,7 +211,7 @@ def start_script(name: str) -> "subprocess.Popen[str]":
 
 def test_a_job_trains_its_network_and_writes_the_table_of_results():
     assert submit("--only", "baseA") == 0
-    assert start_script("random0-baseA-s0").wait(timeout=60) == 0
+    assert start_script("random0-baseA-s0").wait(timeout=PATIENCE) == 0
     assert [row.network for row in read_results(RUNS / "results.csv")] == ["random0-baseA-s0"]
     told = job_script.read_log(RUNS / "slurm" / "random0-baseA-s0.log")
     assert told == job_script.Told(100, "node7", None)
@@ -219,7 +219,7 @@ def test_a_job_trains_its_network_and_writes_the_table_of_results():
 
 def test_a_job_whose_base_is_not_done_fails_and_says_so():
     assert submit("--only", "A3B") == 0
-    assert start_script("random0-A3B-s0").wait(timeout=60) == 2
+    assert start_script("random0-A3B-s0").wait(timeout=PATIENCE) == 2
     told = job_script.read_log(RUNS / "slurm" / "random0-A3B-s0.log")
     assert told and told.why and "random0-baseA-s0, which is not done" in told.why
 
@@ -232,13 +232,10 @@ def test_a_job_that_is_warned_writes_a_snapshot_and_only_before_its_time_limit_i
 ):
     assert submit("--only", "baseA", engine=fake_engine("slow")) == 0
     job = start_script("random0-baseA-s0")
-    end = time.monotonic() + 30
-    while not list(RUNS.glob("*/snapshots/net_iter_3.solverstate")):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(lambda: list(RUNS.glob("*/snapshots/net_iter_3.solverstate")), "a snapshot", job)
     job.send_signal(number)
     job.send_signal(number)
-    assert job.wait(timeout=30) == code
+    assert job.wait(timeout=PATIENCE) == code
     assert [call["argv"] for call in calls("scontrol")] == requeued
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
 
@@ -248,12 +245,9 @@ def test_a_network_that_fails_by_itself_near_the_limit_is_not_queued_again(code,
     driver_like = ["sh", "-c", f"trap 'exit {code}' USR1; touch ready; while :; do sleep 0.02; done"]
     environment = {**os.environ, "SLURM_JOB_ID": "100"}
     job = subprocess.Popen(["sh", "-c", job_script.script(driver_like, None, gpus=0)], env=environment)
-    end = time.monotonic() + 30
-    while not Path("ready").exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for(Path("ready").exists, "the driver", job)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=30) == (99 if requeued else code)
+    assert job.wait(timeout=PATIENCE) == (99 if requeued else code)
     assert [call["argv"] for call in calls("scontrol")] == requeued
 
 

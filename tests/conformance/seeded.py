@@ -48,13 +48,14 @@ def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
     return values
 
 
-def nudged(values: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """The weights, each moved to the float32 next above or below: what rounding alone may do."""
+def nudged(values: dict[str, np.ndarray], seed: int, units: int = 1) -> dict[str, np.ndarray]:
+    """The weights, each moved up or down by ``units`` of its last place: what rounding alone may do."""
     draw, moved = np.random.RandomState(seed), {}
     for key, array in values.items():
-        moved[key] = np.nextafter(
-            array, np.where(draw.random_sample(array.shape) < 0.5, np.inf, -np.inf).astype(np.float32)
-        )
+        toward = np.where(draw.random_sample(array.shape) < 0.5, np.inf, -np.inf).astype(np.float32)
+        for _ in range(units):
+            array = np.nextafter(array, toward)
+        moved[key] = array
     return moved
 
 

@@ -55,7 +55,8 @@ def same_distribution(one, other):
     """Whether the distribution functions of two samples of one size are no further apart than chance (KS test)."""
     grid = np.sort(np.concatenate([one, other]))
     functions = [np.searchsorted(np.sort(sample), grid, side="right") / sample.size for sample in (one, other)]
-    return np.abs(functions[0] - functions[1]).max() < 2.5 * math.sqrt(2 / one.size)
+    # by chance 2.4 is met once in a hundred thousand; more, since the values of an item need not be independent
+    return np.abs(functions[0] - functions[1]).max() < 3 * math.sqrt(2 / one.size)
 
 
 def same_share(ours, real, size):
@@ -93,12 +94,12 @@ def test_fillers_have_the_same_distribution(name, filled):
 
 @pytest.mark.parametrize("name", [name for name in FILLERS if name not in ("constant", "bilinear")])
 def test_fillers_have_the_same_moments_and_range(name, filled):
-    ours, real = (values.ravel().astype(np.float64) for values in filled[name])
-    deviation = real.std()
-    assert abs(ours.mean() - real.mean()) < 5 * deviation * math.sqrt(2 / real.size)
-    # the variance's own deviation follows from the fourth moment
-    fourth = np.mean((real - real.mean()) ** 4) - deviation**4
-    assert abs(ours.var() - real.var()) < 5 * math.sqrt(2 * fourth / real.size)
+    ours, real = (values.reshape(len(values), -1).astype(np.float64) for values in filled[name])
+    assert abs(ours.mean() - real.mean()) < 5 * real.std() * math.sqrt(2 / real.size)
+    # item by item: within one of positive_unitball, whose sum is fixed, the values are not independent
+    squares = [((values - values.mean()) ** 2).mean(1) for values in (ours, real)]
+    apart = abs(squares[0].mean() - squares[1].mean())
+    assert apart < 5 * math.sqrt(sum(each.var() / each.size for each in squares))
     if "gaussian" not in name and "msra" not in name:
         span = real.max() - real.min()
         assert abs(ours.max() - real.max()) < 0.02 * span or name == "positive_unitball"
