@@ -31,7 +31,10 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
 
     UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
     """
-    require_file(path, "`python -m data_prep.folders IMAGES --out DIR` writes image lists of a tree of class folders")
+    require_file(
+        path,
+        "`python -m data_prep.folders IMAGES --out DIR --val-images-per-class N` writes image lists of class folders",
+    )
     if not os.path.isfile(path) and not os.path.isdir(path):
         raise UserError(f"{path}: not a file, and a list is read twice; write it to a file first")
     text = read_text(path).rstrip()

@@ -140,7 +140,8 @@ def _class_file(given: str | None, train: str, lines: Sequence[Line]) -> str | P
     if max(label for _, label in lines) + 1 == IMAGENET_COUNT:
         return IMAGENET_CLASSES
     raise UserError(
-        f"{train}: the groups of its classes are unknown; name a class file (index,name,words,group) with --classes"
+        f"{train}: the groups of its classes are unknown; name a class file (index,name,words,group) with --classes "
+        "(CLASSES=)"
     )
 
 
@@ -201,6 +202,10 @@ def main(argv: list[str] | None = None) -> int | None:
     lists = {part: read_list(path) for part, path in paths.items()}
     if options.kind == "natman":
         options.classes = _class_file(options.classes, options.train, lists["train"])
+    if options.classes:
+        require_file(
+            options.classes, "CLASSES= or --classes names a class file, under the header index,name,words,group"
+        )
     classes = read_classes(options.classes) if options.classes else None
     count = count_classes(lists, paths, classes)
 
