@@ -64,8 +64,8 @@ def noun_file(given: str | None = None) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; run `make wordnet` and give --wordnet "
-        ".wordnet, or install Debian's package wordnet-base"
+        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; run `make wordnet`, install "
+        "Debian's package wordnet-base, or name the folder of another copy with --wordnet"
     )
 
 
