@@ -163,3 +163,17 @@ def test_images_of_many_channels_are_mirrored_too():
     made = transformer.finish(windows, np.array([[0, 0], [0, 0], [0, 1]]))
     assert np.array_equal(made[0], windows[0].transpose(2, 0, 1))
     assert np.array_equal(made[1], windows[1, :, ::-1].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("mean", ["", 'mean_file: "mean.binaryproto"', "mean_value: 7", "mean_value: [1, 20, 300]"])
+@pytest.mark.parametrize("settings", ["", f"crop_size: {CROP} mirror: true scale: 0.3"])
+def test_records_kept_as_numbers_give_the_batches_of_records_kept_as_bytes(mean, settings, monkeypatch):
+    numbers = layer(f"{mean} {settings}")
+    batches = [numbers.forward([], number) for number in range(6)]
+    assert numbers._finished is not None
+    monkeypatch.setattr(data, "FINISH_BYTES", 0)
+    as_bytes = layer(f"{mean} {settings}")
+    for number, tops in enumerate(batches):
+        for one, two in zip(tops, as_bytes.forward([], number), strict=True):
+            assert torch.equal(one, two) and one.stride() == two.stride()
+    assert as_bytes._finished is None

@@ -97,7 +97,9 @@ def solver(more="", rate="1", **settings):
         snapshot_prefix="net", display=2, **{"max_iter": 9, "snapshot_after_train": True, **settings},
     )  # fmt: skip
     param.net_param.CopyFrom(parse_text(NET.replace("MORE", more).replace("RATE", rate), NetParameter(), ""))
-    return Solver(param, torch.device("cpu"))
+    made = Solver(param, torch.device("cpu"))
+    made._pass._direct = None  # without a graph a GPU computes by autograd
+    return made
 
 
 def with_graph(made):

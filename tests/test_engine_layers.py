@@ -300,7 +300,7 @@ MAXIMUM = "pooling_param { pool: MAX kernel_size: 3 stride: 2 pad: 1 }"
 def test_a_relu_that_is_postponed_changes_no_loss_and_no_gradient(relu, pool, more, postponed):
     text = RELU_BEFORE_POOLING.replace("RELU", relu).replace("POOL", pool).replace("MORE", more)
     net = Net(parse_text(text, NetParameter(), ""), NetState(phase=caffe_pb2.TRAIN), 1, torch.device("cpu"))
-    assert bool(net._relu_after) is postponed
+    assert bool(net.relu_after) is postponed
     found = []
     for keep in (True, False):  # with all blobs kept, nothing is postponed
         for blob in net.learnable:

@@ -1,6 +1,12 @@
-"""What a process has of the machine."""
+"""What a process has of the machine, and how it uses it."""
 
-from transfer_caffe.processes import available_memory
+import os
+import subprocess
+import sys
+
+import pytest
+
+from transfer_caffe.processes import available_memory, cores
 
 GIB = 1 << 30
 
@@ -44,3 +50,39 @@ def test_a_group_above_its_limit_leaves_nothing(tmp_path):
 
 def test_this_machine_has_some():
     assert available_memory() > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("files", "cgroup", "quota"),
+    [
+        ({"job/cpu.max": "150000 100000"}, "0::/job\n", 1),
+        ({"job/cpu.max": "max 100000", "cpu.max": "250000 100000"}, "0::/job\n", 2),
+        ({"job/cpu.max": "50000 100000"}, "0::/job\n", 1),
+        ({"cpu,cpuacct/job/cpu.cfs_quota_us": "200000", "cpu,cpuacct/job/cpu.cfs_period_us": "100000"},
+         "4:cpu,cpuacct:/job\n0::/\n", 2),
+        ({"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, "4:cpu:/job\n", 64),
+        ({}, "0::/elsewhere\n", 64),
+    ],
+)  # fmt: skip
+def test_a_containers_quota_counts_as_its_number_of_cores(files, cgroup, quota, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    for name, text in {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{n}": t for n, t in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores(tmp_path) == quota
+
+
+def test_the_affinity_counts_where_it_is_less_than_the_quota(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3}, raising=False)
+    for name, text in {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cores(tmp_path) == 1
+
+
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_the_engines_threads_wait_briefly_unless_the_user_says_otherwise(given):
+    code = "import os, transfer_caffe.engine.__main__; print(os.environ.get('GOMP_SPINCOUNT'))"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_", "KMP_"))}
+    done = subprocess.run([sys.executable, "-c", code], env={**kept, **given}, capture_output=True, text=True)
+    assert done.stdout.strip() == ("10000" if not given else given.get("GOMP_SPINCOUNT", "None"))

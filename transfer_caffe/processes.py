@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import math
 import os
 import shlex
 import shutil
@@ -31,9 +32,40 @@ SHARED_RECORDS = "TRANSFER_CAFFE_SHARED_RECORDS"
 """The variable by which a sweep tells engines that they share a GPU: `engine.sharing`."""
 
 
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """The processors that this process may use: those of its affinity, or of a container's quota if that is less.
+
+    A quota of one and a half is one: two threads would wait for the next period. ``root`` is where proc and sys lie.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _groups(root, "cpu"):
+        count = min(count, *(max(1, math.floor(quota)) for quota in _quotas(group)), count)
+    return count
+
+
+def _quotas(group: Path) -> Iterator[float]:
+    """The processors that a cgroup's quota allows, if it has one; of version 2, or 1."""
+    with contextlib.suppress(OSError, ValueError):  # a quota of `max` is no number
+        most, period = (group / "cpu.max").read_text().split()
+        yield int(most) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        most, period = (int((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if most > 0:
+            yield most / period
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of the cgroups of this process that a controller may limit, up to the root; of version 2, and 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers in ("", controller) or controller in controllers.split(","):
+            for place in ("sys/fs/cgroup", f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}"):
+                group = root / place / name.lstrip("/")
+                yield from (group, *group.parents)
 
 
 def keep_freed_memory() -> None:
@@ -120,9 +152,10 @@ class Engine:
             )
         return ["--precision", precision]
 
-    def environment(self, threads: int) -> dict[str, str]:
-        """What the engine runs under: the log on standard error, and so many threads for its sums."""
-        counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    def environment(self, threads: int | None) -> dict[str, str]:
+        """Return what the engine runs under: the log on standard error, ``threads`` (None: as it chooses)."""
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        counts = {} if threads is None else dict.fromkeys(names, str(threads))
         return {**environment(), **counts, "GLOG_logtostderr": "1"}
 
 

@@ -11,6 +11,7 @@ those the median. Times are those between two lines of an engine's log. Numbers 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,12 +50,16 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Case:
-    """A net with a batch size, so many layers frozen, and images: made up (""), or of a database of "raw" or "jpeg"."""
+    """A net with a batch size, so many layers frozen, and images: made up (""), or of a database of "raw" or "jpeg".
+
+    ``busy``: beside a busy loop for each core.
+    """
 
     net: str
     batch: int
     frozen: int = 0
     data: str = ""
+    busy: bool = False
     results: dict[str, list[list[float]]] = field(default_factory=dict)
     """By program, for each round: the seconds of iterations."""
 
@@ -63,7 +69,8 @@ class Case:
         what = f"{self.net}, batch {self.batch}"
         if self.frozen:
             what += f", n = {self.frozen} frozen"
-        return what + {"": "", "raw": ", from an LMDB", "jpeg": ", from an LMDB of JPEGs"}[self.data]
+        what += {"": "", "raw": ", from an LMDB", "jpeg": ", from an LMDB of JPEGs"}[self.data]
+        return what + ", beside busy loops" * self.busy
 
     def median(self, program: str) -> float:
         """The median over rounds of each round's median seconds."""
@@ -83,6 +90,7 @@ CASES = [
     Case("caffenet", 64, data="raw"),
     Case("caffenet", 64, data="jpeg"),
     *(Case("caffenet", 256, frozen) for frozen in (0, 3, 5, 7)),
+    *(Case(net, 64, busy=True) for net in ("small", "mini", "caffenet")),
 ]
 """small: conv 16-32-48-48-32 on 28 x 28, mini in somewhat larger. The JPEGs are decoded anew for each batch."""
 
@@ -139,7 +147,8 @@ def programs(options: argparse.Namespace) -> list[str]:
     """What is compared, each by its name in the table."""
     if options.gpu:
         return ["PyTorch as usual", *(f"embedded, {precision}" for precision in options.precision.split(","))]
-    return [*(["real Caffe"] if real_caffe.program() else []), "PyTorch as usual", "embedded"]
+    caffe = ["real Caffe", "real Caffe, one thread"] if real_caffe.program() else []
+    return [*caffe, "PyTorch as usual", "embedded, one thread", "embedded"]
 
 
 def run(case: Case, program: str, every: int, folder: Path, options: argparse.Namespace) -> list[float]:
@@ -151,17 +160,32 @@ def run(case: Case, program: str, every: int, folder: Path, options: argparse.Na
             size = 256 if case.net == "caffenet" else 32
             argv += [f"--data={folder / case.data}{size}", f"--mean={folder}/mean{size}.binaryproto"]
         env = {**environment(), "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        with busy_loops(cores() * case.busy):
+            done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"{' '.join(argv)}: {done.stderr[-500:]}")
         return [float(line) for line in done.stdout.split()]
-    engine = Engine.find("caffe" if program == "real Caffe" else "embedded")
+    engine = Engine.find("caffe" if program.startswith("real Caffe") else "embedded")
     flags = ["--gpu", options.gpu, "--precision", program.split(", ")[1]] if options.gpu else []
     solver = SolverParameter(base_lr=1e-6, lr_policy="fixed", momentum=0.9, weight_decay=0.0005, display=every)
     if not options.gpu:
         solver.solver_mode = SolverParameter.CPU
     with tempfile.TemporaryDirectory() as where:
-        return iterations(net_of(case, folder), solver, engine, Path(where), cores(), options.seconds, flags)
+        threads = 1 if program.endswith("one thread") else None
+        with busy_loops(cores() * case.busy):
+            return iterations(net_of(case, folder), solver, engine, Path(where), threads, options.seconds, flags)
+
+
+@contextlib.contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Keep so many cores busy with something else."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 def work(case: Case, folder: Path) -> tuple[float, float]:
@@ -227,10 +251,13 @@ def rows(cases: list[Case], names: list[str], found: dict[str, float], folder: P
         gflop, gigabytes = work(case, folder)
         row = [case.name]
         for name in names:
+            if name not in case.results:
+                row.append("")
+                continue
             every = [1000 * seconds for one in case.results[name] for seconds in one]
             row.append(f"{1000 * case.median(name):.4g} ({min(every):.4g} to {max(every):.4g})")
         ours = names[-1]
-        row += [f"{case.ratio(ours, name):.2f}" for name in names if not name.startswith("embedded")]
+        row += [f"{case.ratio(one, other):.2f}" if other in case.results else "" for one, other in compared(names)]
         product = found.get("GFLOP/s") or found["GFLOP/s" + ours.removeprefix("embedded")]
         floor = gflop / product + gigabytes / found["GB/s"]
         row += [f"{1000 * floor:.4g}", f"{case.median(ours) / floor:.2f}"]
@@ -238,9 +265,15 @@ def rows(cases: list[Case], names: list[str], found: dict[str, float], folder: P
     return made
 
 
+def compared(names: list[str]) -> list[tuple[str, str]]:
+    """Which of ours is compared with which other program: one thread with one thread."""
+    ours = {name.endswith("one thread"): name for name in names if name.startswith("embedded")}
+    return [(ours[name.endswith("one thread")], name) for name in names if not name.startswith("embedded")]
+
+
 def end_to_end(cases: list[Case], ours: str) -> list[str]:
     """How much longer an iteration takes when its images come from a database."""
-    alone = {(case.net, case.batch): case for case in cases if not case.data and not case.frozen}
+    alone = {(case.net, case.batch): case for case in cases if not (case.data or case.frozen or case.busy)}
     lines = []
     for case in cases:
         other = alone.get((case.net, case.batch))
@@ -292,6 +325,8 @@ def main(argv: list[str] | None = None) -> int | None:
                     continue  # minutes each: once is enough
                 told = []
                 for program in names:
+                    if program.endswith("one thread") and case.batch > 64:
+                        continue  # half a minute an iteration
                     # short iterations are told by tens, and on a GPU by hundreds
                     every = (200 if options.gpu else 20) if case.net != "caffenet" else 50 if options.gpu else 1
                     seconds = run(case, program, every, folder, options)
@@ -300,7 +335,7 @@ def main(argv: list[str] | None = None) -> int | None:
                 say(f"round {number + 1}: {case.name}: {', '.join(told)}")
         machine = torch.cuda.get_device_name(int(options.gpu)) if options.gpu else f"{cores()} cores ({processor()})"
         head = ["ms an iteration (from to)", *names]
-        head += [f"ours / {name}" for name in names if not name.startswith("embedded")]
+        head += [f"ours / {other}" for _, other in compared(names)]
         text = [
             f"Version {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {machine}, "
             f"{time.strftime('%Y-%m-%d')}; medians of {options.rounds} rounds (of batch 256 one). Measured rates: "

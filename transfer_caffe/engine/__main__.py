@@ -6,12 +6,16 @@ python -m transfer_caffe.engine train --solver solver.prototxt [--weights init.c
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 
+from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
+
+# isort: split
 import torch
 
-from transfer_caffe.engine import glog, timing
+from transfer_caffe.engine import glog, threads, timing
 from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.snapshot import read_state
@@ -119,7 +123,7 @@ def _use(device: torch.device) -> torch.device:
         torch.cuda.set_stream(torch.cuda.Stream(device))
         glog.info("caffe.cpp:218", f"Using GPUs {device.index}: {torch.cuda.get_device_name(device)}")
     else:
-        glog.info("caffe.cpp:197", f"Use CPU ({torch.get_num_threads()} threads).")
+        glog.info("caffe.cpp:197", "Use CPU.")
     return device
 
 
@@ -157,6 +161,8 @@ def train(args: argparse.Namespace) -> int:
         for given in [args.weights] if args.weights else param.weights:
             for weights in _files(given):
                 solver.finetune(weights)
+    gc.collect()
+    gc.freeze()  # what is there stays: to look through it again and again took 2% of an iteration of a small net
     glog.info("caffe.cpp:239", "Starting Optimization")
     if solver.solve(signals):
         glog.info("caffe.cpp:250", "Optimization Done.")
@@ -170,6 +176,8 @@ def test(args: argparse.Namespace) -> int:
     net = _net(args, "TEST")
     for weights in _files(args.weights):
         net.copy_from(weights)
+    if net.layers[0].context.device.type == "cpu":
+        torch.set_num_threads(threads.plan(net).threads)
     glog.info("caffe.cpp:281", f"Running for {args.iterations} iterations.")
 
     losses: list[float] = []

@@ -1,6 +1,6 @@
 """Forward and backward pass of an iteration as one CUDA graph: the host puts the batch in place, and says `replay`.
 
-    run = Pass(net)                     # eager on a CPU
+    run = Pass(net)                     # on a CPU: `Direct`
     loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
 
 A small net's kernels take less time than PyTorch takes to start them one by one; recorded once, they are started
@@ -17,8 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import glog, threads
 from transfer_caffe.engine.data import Images
+from transfer_caffe.engine.direct import Direct, Result
 from transfer_caffe.engine.layers import common, loss, shaping, vision
 from transfer_caffe.engine.layers.neuron import Dropout, Neuron
 from transfer_caffe.engine.net import Net
@@ -33,9 +34,6 @@ CAPTURABLE = (
 
 WARM_UP = 3
 """Iterations without a graph: libraries allocate and choose algorithms in their first ones."""
-
-Result = tuple[Tensor, dict[str, Tensor]]
-"""The loss and the outputs by name, without gradients."""
 
 
 class Recorder(Protocol):
@@ -86,8 +84,21 @@ def forward_backward(net: Net, batch: int) -> Result:
     return loss.detach(), {name: value.detach() for name, value in outputs.items()}
 
 
+def direct_of(net: Net) -> Direct | None:
+    """A net's passes without autograd, by threads as `threads.plan` has them; None on a GPU, or in bf16."""
+    context = net.layers[0].context
+    if context.device.type != "cpu":
+        return None
+    plan = threads.plan(net)
+    torch.set_num_threads(plan.threads)
+    glog.info("caffe.cpp:0", f"Computing with {plan}.")
+    if net.force_backward or context.dtype != torch.float32:
+        return None
+    return Direct(net, plan.shards, plan.workers)
+
+
 class Pass:
-    """`forward_backward` with gradients from zero, by a graph as soon as the net is warm and where that can be."""
+    """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
 
     def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None) -> None:
         """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU."""
@@ -95,6 +106,7 @@ class Pass:
         device = net.layers[0].context.device
         if recorder is None and device.type == "cuda":
             recorder = CudaGraph
+        self._direct = direct_of(net) if recorder is None else None
         self._make, self._runs = recorder, 0
         self._images = [layer for layer in net.layers if isinstance(layer, Images)]
         self._drawing = [(layer, torch.Generator(device)) for layer in net.layers if isinstance(layer, Dropout)]
@@ -105,8 +117,16 @@ class Pass:
             glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}.")
             self._make = None
 
+    def add(self, batch: int) -> Result:
+        """As a call, but the gradients are added to those that the blobs have."""
+        if self._direct is not None:
+            return self._direct(batch, add=True)
+        return forward_backward(self._net, batch)
+
     def __call__(self, batch: int) -> Result:
         """The loss and the outputs of a batch; the gradients stand in the blobs."""
+        if self._direct is not None:
+            return self._direct(batch)
         blobs = self._net.learnable
         if self._recorder is None or self._result is None:
             for blob in blobs:

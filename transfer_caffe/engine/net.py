@@ -96,7 +96,8 @@ class Net:
         context = Context(seed, device, training, param.force_backward, dtype)
         self.layers: list[Layer] = []
         self.learnable: list[Blob] = []
-        self._weights: list[list[tuple[str, float]]] = []
+        self.loss_weights: list[list[tuple[str, float]]] = []
+        """Of each layer the tops that count in the loss, with their weights."""
         self._makers: dict[str, Layer] = {}
         self._named: dict[str, Blob] = {}
         self.force_backward: bool = param.force_backward
@@ -136,17 +137,17 @@ class Net:
                 if top != AUTOMATIC:
                     unused.add(top)
                 glog.info("net.cpp:129", f"{layer.name} -> {top}: {' '.join(map(str, shape))}")
-            self._weights.append(self._loss_weights(layer))
+            self.loss_weights.append(self._loss_weights(layer))
             self.layers.append(layer)
         if not self.layers:
             raise UserError(f"net {self.name!r} has no layers in phase {phase}")
         self.shapes = shapes
         self._find_overwritten()
-        self._cut = {} if param.force_backward else self._find_cuts()
+        self.cuts = {} if param.force_backward else self._find_cuts()
         # Caffe keeps these in a std::set: outputs are listed by name
         self.outputs = sorted(unused)
-        self._relu_after = self._find_relus_to_postpone()
-        self._postponed = set(self._relu_after.values())
+        self.relu_after = self._find_relus_to_postpone()
+        self.postponed = set(self.relu_after.values())
 
     def _find_overwritten(self) -> None:
         """Give a buffer to each layer whose backward pass reads, in Caffe, what a later layer has overwritten."""
@@ -169,12 +170,12 @@ class Net:
         for index, relu in enumerate(self.layers):
             if not isinstance(relu, ReLU) or not relu.in_place or relu.param.relu_param.negative_slope:
                 continue
-            if self._weights[index]:  # it counts in the loss itself
+            if self.loss_weights[index]:  # it counts in the loss itself
                 continue
             blob = relu.top[0]
             users = [layer for layer in self.layers[index + 1 :] if blob in layer.param.bottom]
             buffered = any(layer.buffer is not None and layer.top[0] == blob for layer in self.layers)
-            if len(users) != 1 or buffered or any(self._cut.get(layer) for layer in (relu, users[0])):
+            if len(users) != 1 or buffered or any(self.cuts.get(layer) for layer in (relu, users[0])):
                 continue
             if isinstance(users[0], Pooling) and users[0].is_plain_maximum:
                 found[users[0]] = relu
@@ -271,12 +272,12 @@ class Net:
 
     def loss_weight(self, blob: str) -> float:
         """The weight of an output blob in the loss; 0 for one that is no loss."""
-        return next((weight for weights in self._weights for top, weight in weights if top == blob), 0.0)
+        return next((weight for weights in self.loss_weights for top, weight in weights if top == blob), 0.0)
 
     @property
     def has_loss(self) -> bool:
         """Whether any blob counts in the loss."""
-        return any(self._weights)
+        return any(self.loss_weights)
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
         """Set tops of Input and MemoryData layers, by blob name: arrays in the blobs' shapes."""
@@ -295,14 +296,14 @@ class Net:
         blobs: dict[str, Tensor] = {}
         first: dict[str, Tensor] = {}
         loss: Tensor | None = None
-        for layer, weights in zip(self.layers, self._weights, strict=True):
-            if layer in self._postponed and not keep:
+        for layer, weights in zip(self.layers, self.loss_weights, strict=True):
+            if layer in self.postponed and not keep:
                 continue
             bottoms = [blobs[bottom] for bottom in layer.param.bottom]
-            if cut := self._cut.get(layer):
+            if cut := self.cuts.get(layer):
                 bottoms = [bottom.detach() if index in cut else bottom for index, bottom in enumerate(bottoms)]
             tops = layer.forward(layer.cast(bottoms), batch)
-            if not keep and (relu := self._relu_after.get(layer)):
+            if not keep and (relu := self.relu_after.get(layer)):
                 tops = relu.forward(tops, batch)
             if self.force_backward and not bottoms and not layer.blobs:
                 tops = [top.detach().requires_grad_() for top in tops]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog, rates, snapshot, solver_file, updates
-from transfer_caffe.engine.graph import Pass, forward_backward
+from transfer_caffe.engine.graph import Pass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.errors import UserError
 from transfer_caffe.proto import caffe_pb2, to_text
@@ -166,7 +166,7 @@ class Solver:
                 blob.data.grad = None
             loss, outputs = torch.zeros((), device=self.device), {}
             for part in range(parts):
-                each, outputs = forward_backward(self.net, self.iteration * parts + part)
+                each, outputs = self._pass.add(self.iteration * parts + part)
                 loss = loss + each
         self._losses.append(loss / parts)
         # on a GPU a look at every loss would make the host wait each iteration; there it is looked at when shown

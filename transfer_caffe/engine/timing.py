@@ -1,7 +1,8 @@
 """Time a net layer by layer, in passes that are those of training: `caffe time`.
 
-The net runs forward as a whole and autograd runs backward as a whole. A clock beside them is read whenever a layer is
-done, so each moment of both passes belongs to one layer, and the layers' times sum to the time of the passes.
+On a CPU the passes of training have a clock of their own (`direct.Clock`); of a net in shards it tells the times of the
+shards that this process computes. Elsewhere the net runs forward as a whole and autograd runs backward as a whole, and
+a clock beside them is read whenever a layer is done. Each moment of both passes belongs to one layer.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from transfer_caffe.engine import glog
+from transfer_caffe.engine.direct import Clock, Direct
+from transfer_caffe.engine.graph import direct_of
 from transfer_caffe.engine.layers import Layer
 from transfer_caffe.engine.net import Net
 
 
 def time_net(net: Net, iterations: int) -> None:
     """Run ``iterations`` passes forward and backward, after one to warm up, and log each layer's mean times."""
-    timer = Timer(net)
+    direct = direct_of(net) if net.has_loss else None
+    timer = ByClock(direct) if direct else Timer(net)
     glog.info("caffe.cpp:351", "Performing Forward")
     glog.info("caffe.cpp:356", f"Initial loss: {glog.number(timer.run(0))}")
     glog.info("caffe.cpp:357", "Performing Backward")
@@ -47,6 +51,25 @@ def time_net(net: Net, iterations: int) -> None:
     show("caffe.cpp:412", "Average Forward-Backward", before)
     glog.info("caffe.cpp:414", f"Total Time: {1000 * before:g} ms.")
     glog.info("caffe.cpp:415", "*** Benchmark ends ***")
+
+
+class ByClock:
+    """Run a net's passes as training on a CPU does; ``forward`` and ``backward`` as of `Timer`."""
+
+    def __init__(self, direct: Direct) -> None:
+        """Take the passes of a net."""
+        self._direct = direct
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the times of the runs so far."""
+        self._clock = Clock()
+        self.forward = self._clock.forward = dict.fromkeys(self._direct.net.layers, 0.0)
+        self.backward = self._clock.backward = dict.fromkeys(self._direct.net.layers, 0.0)
+
+    def run(self, batch: int) -> float:
+        """Run one iteration as training does, without the update, and return the loss."""
+        return self._direct(batch, clock=self._clock)[0].item()
 
 
 class Timer:

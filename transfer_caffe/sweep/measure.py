@@ -77,7 +77,7 @@ def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every:
 
 
 def iterations(
-    net: NetParameter, solver: SolverParameter, engine: Engine, folder: Path, threads: int, enough: float,
+    net: NetParameter, solver: SolverParameter, engine: Engine, folder: Path, threads: int | None, enough: float,
     flags: Sequence[str] = (),
 ) -> list[float]:  # fmt: skip
     """Seconds an iteration, between the lines of the log, of an engine that trains ``net`` in an empty folder.

@@ -51,6 +51,11 @@ class Blob:
         """The values; a shared blob's in this one's shape."""
         return self._data if self.owner is None else self.owner.data.view(self._data.shape)
 
+    def move_to(self, memory: Tensor) -> None:
+        """Keep the values in another tensor of the same shape."""
+        memory.copy_(self._data.detach())
+        self._data = memory.requires_grad_(self._data.requires_grad)
+
     def seen_as(self, shape: Shape) -> Blob:
         """The same values for a layer that needs them in another shape (share_mode: PERMISSIVE)."""
         return Blob(torch.empty(shape, device="meta"), self.lr_mult, self.decay_mult, owner=self)

@@ -55,6 +55,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Rows x inputs by outputs x inputs, plus bias, for float32 on a CPU, without autograd: as `_linear`."""
+    if _onednn is None or weight.numel() < LARGE:
+        return F.linear(x, weight, bias)
+    return _onednn(x.contiguous(), weight, bias, "none", [], "")
+
+
 class _LargeLinear(torch.autograd.Function):
     """F.linear by oneDNN's products in the place of MKL's, forward and for the bottom's gradient.
 

@@ -17,6 +17,8 @@ from transfer_caffe.proto import blob_to_array, read_binary
 from transfer_caffe.proto.caffe_pb2 import BlobProto, HingeLossParameter, LossParameter
 
 _LEAST_FLOAT = float(np.finfo(np.float32).tiny)  # C++'s FLT_MIN
+LARGEST_LOSS = -math.log(_LEAST_FLOAT)
+"""That of a label in SoftmaxWithLoss: Caffe takes no probability for less than FLT_MIN."""
 _LEAST_PROBABILITY = 1e-20  # kLOG_THRESHOLD of InfogainLoss and MultinomialLogisticLoss
 
 
@@ -39,6 +41,8 @@ class _Labelled(Layer):
         self.class_dim = self.axis(self.class_axis(), scores)
         self.classes = scores[self.class_dim]
         places = math.prod(scores) // self.classes
+        self.one_each = len(scores) > 0 and places == scores[0]
+        """Whether each image has one label."""
         if math.prod(labels) != places:
             raise self.error(
                 f"needs one label for each of the {places} places of the scores {list(scores)}, "
@@ -106,8 +110,8 @@ class SoftmaxWithLoss(_Labelled):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         scores, labels = self.rows(bottoms)
         losses = F.cross_entropy(scores, labels, ignore_index=self.ignored(), reduction="none")
-        # Caffe takes no probability for less than FLT_MIN; its gradient does not know of that
-        losses = _value_of(losses, losses.detach().clamp(max=-math.log(_LEAST_FLOAT)))
+        # Caffe's gradient does not know of the limit
+        losses = _value_of(losses, losses.detach().clamp(max=LARGEST_LOSS))
         valid = None if self.ignore is None else (labels != self.ignore).sum()
         tops = [losses.sum() / self.normalizer(self.mode, self.outer(bottoms), labels.numel(), valid)]
         if len(self.top) > 1:

@@ -116,9 +116,13 @@ class Dropout(Layer):
         x = bottoms[0]
         if not self.context.training or x.is_meta:
             return [x]
-        generator = self.generator or torch.Generator(device=x.device).manual_seed(self.seed(batch))
-        keep = torch.rand(x.shape, device=x.device, generator=generator).ge_(self.ratio)
-        return [(x * keep.mul_(1 / (1 - self.ratio))).to(x.dtype)]
+        return [(x * self.mask(x.shape, x.device, batch)).to(x.dtype)]
+
+    def mask(self, shape: Sequence[int], device: torch.device, batch: int) -> Tensor:
+        """What a batch is multiplied by: 0 where a unit is dropped, else 1 / (1 - ratio)."""
+        generator = self.generator or torch.Generator(device=device).manual_seed(self.seed(batch))
+        keep = torch.rand(shape, device=device, generator=generator).ge_(self.ratio)
+        return keep.mul_(1 / (1 - self.ratio))
 
 
 class ELU(Neuron):

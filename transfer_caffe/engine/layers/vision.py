@@ -196,22 +196,36 @@ class _LRNAcrossChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
         values = x.float()
-        scale = _channel_sums(values * values, size, alpha / size, k)
-        power = _negative_power(scale, beta)
+        scale, power = lrn_scale(values, size, alpha, beta, k)
         ctx.save_for_backward(x, scale, power)
-        ctx.settings, ctx.buffer = (size, 2 * alpha * beta / size), buffer
+        ctx.settings, ctx.buffer = (size, alpha, beta), buffer
         return (values * power).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, power = ctx.saved_tensors
-        (size, factor), dtype = ctx.settings, x.dtype
-        gradient, x = grad_outputs[0].float(), x.float()
-        weighted = gradient * power
-        # gradient * top, in Caffe: other than x * power where a layer in place has overwritten the top
-        by_top = weighted * x if ctx.buffer is None else gradient * ctx.buffer.content
-        sums = _channel_sums(by_top.div_(scale), size, factor)
-        return weighted.addcmul_(sums, x, value=-1).to(dtype), None, None, None, None, None
+        top = None if ctx.buffer is None else ctx.buffer.content
+        size, alpha, beta = ctx.settings
+        below = lrn_gradient(grad_outputs[0].float(), x.float(), scale, power, size, alpha, beta, top)
+        return below.to(x.dtype), None, None, None, None, None
+
+
+def lrn_scale(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
+    """The scale of LRN across channels and scale^-beta, by which x is multiplied; all float32 of one shape."""
+    scale = _channel_sums(x * x, size, alpha / size, k)
+    return scale, _negative_power(scale, beta)
+
+
+def lrn_gradient(
+    gradient: Tensor, x: Tensor, scale: Tensor, power: Tensor, size: int, alpha: float, beta: float,
+    top: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The gradient of LRN's bottom x; ``top`` is what its buffer holds, where a layer in place has overwritten it."""
+    weighted = gradient * power
+    # gradient * top, in Caffe: other than x * power where the top was overwritten
+    by_top = weighted * x if top is None else gradient * top
+    sums = _channel_sums(by_top.div_(scale), size, 2 * alpha * beta / size)
+    return weighted.addcmul_(sums, x, value=-1)
 
 
 FEW_CHANNELS = 32

@@ -1,0 +1,75 @@
+"""Is what the engine chooses good beside other work? Iterations a second with any threads and waiting, in alternation.
+
+    cd tests && PYTHONPATH=.:.. ../.venv/bin/python -m benchmarks.waiting --busy 2 --rounds 3
+
+For each net the engine as it is, and told how many threads to use and how they wait; beside so many busy loops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.data import say, table
+from benchmarks.speed import Case, busy_loops, net_of
+
+from transfer_caffe.errors import command
+from transfer_caffe.processes import Engine, cores
+from transfer_caffe.proto.caffe_pb2 import SolverParameter
+from transfer_caffe.sweep.measure import iterations
+
+CHOSEN = "as chosen"
+
+
+def variants() -> dict[str, dict[str, str]]:
+    """The environments of the engine, by what they are."""
+    found: dict[str, dict[str, str]] = {CHOSEN: {}}
+    for threads in range(1, cores() + 1):
+        found[f"{threads} threads" if threads > 1 else "1 thread"] = {"OMP_NUM_THREADS": str(threads)}
+    most = {"OMP_NUM_THREADS": str(cores())}
+    found["as PyTorch waits"] = {**most, "GOMP_SPINCOUNT": "300000"}
+    found["passive"] = {**most, "OMP_WAIT_POLICY": "PASSIVE"}
+    return found
+
+
+@command
+def main(argv: list[str] | None = None) -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--busy", type=int, default=cores(), help="busy loops beside (default: one a core)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=6, help="of iterations, for each variant in each round")
+    parser.add_argument("--nets", default="mini,small,caffenet")
+    options = parser.parse_args(argv)
+    engine = Engine.find("embedded")
+    rows, before = [], dict(os.environ)
+    for net in options.nets.split(","):
+        rates: dict[str, list[float]] = {}
+        for _ in range(options.rounds):
+            for name, environment in variants().items():
+                every = 1 if net == "caffenet" else 20
+                solver = SolverParameter(base_lr=1e-6, lr_policy="fixed", momentum=0.9, weight_decay=0.0005)
+                solver.display, solver.solver_mode = every, SolverParameter.CPU
+                with tempfile.TemporaryDirectory() as where, busy_loops(options.busy):
+                    os.environ.update(environment)
+                    try:
+                        seconds = iterations(
+                            net_of(Case(net, 64), Path()), solver, engine, Path(where), None, options.seconds
+                        )
+                    finally:
+                        os.environ.clear()
+                        os.environ.update(before)
+                rates.setdefault(name, []).append(1 / statistics.mean(seconds))
+                say(f"{net}, {name}: {rates[name][-1]:.4g} iterations/s")
+        best = max(statistics.median(each) for each in rates.values())
+        for name, each in rates.items():
+            rows.append([net, name, f"{statistics.median(each):.4g}", f"{statistics.median(each) / best:.2f}"])
+    print(table(["net, batch 64", f"beside {options.busy} busy loops", "iterations/s", "of the best"], rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
