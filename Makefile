@@ -32,8 +32,8 @@ SWEEP = "$(PY)" -m transfer_caffe.sweep run --recipe "$(RECIPE)" --data "$(DATA)
         --engine "$(ENGINE)" $(if $(JOBS),--jobs $(JOBS)) $(if $(GPU),--gpu "$(GPU)") $(if $(SLURM),--slurm \
         $(if $(PARTITION),--partition "$(PARTITION)") $(if $(ACCOUNT),--account "$(ACCOUNT)") \
         $(if $(TIME),--time "$(TIME)") $(if $(SBATCH),--sbatch="$(SBATCH)"))
-PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-  "make: error: $(PYTHON) is older than Python 3.11; install a newer one and set PYTHON=python3.11" >&2; exit 2; }
+PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+  "make: error: $(PYTHON) is not Python 3.11 or newer; install that and set PYTHON=python3.11" >&2; exit 2; }
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 # the tests whose numbers hang on the processor's instructions
@@ -138,4 +138,6 @@ report: results     ## report/index.html: what the results of RECIPE say, figure
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"
 
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
+	@"$${PROTOC_PYTHON:-python3}" -c 'import grpc_tools' 2>/dev/null || { echo "make: error: $${PROTOC_PYTHON:-python3} has no" \
+	  "grpc_tools; install grpcio-tools==1.62.* for a Python and name that: PROTOC_PYTHON=python make proto" >&2; exit 2; }
 	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto

@@ -195,14 +195,15 @@ def _sources(
         if path and path.exists():
             found[option] = path
         elif given:
-            raise UserError(f"{given}: no such file or folder")
+            raise UserError(f"{given}: no such file or folder; {option} names {name}, or its images unpacked")
         elif option != "--devkit" or "--val" not in found or found["--val"].is_file():
             # of validation images in class folders the classes are known
             missing.append(f"{name} ({option})")
     if missing:
         where = f"{archives}: " if archives else ""
         raise UserError(
-            f"{where}missing: {', '.join(missing)}; put it there, or name it or its unpacked folder by option"
+            f"{where}missing: {', '.join(missing)}; get it from image-net.org, and name the folder with all archives "
+            "(`python -m data_prep.ilsvrc FOLDER --out DIR`), or each archive or unpacked folder by its option"
         )
     return found["--train"], found["--val"], found.get("--devkit")
 
@@ -238,7 +239,10 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     args = parser.parse_args(argv)
     if args.archives and not args.archives.is_dir():
-        raise UserError(f"{args.archives}: no such folder; it should hold {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}")
+        raise UserError(
+            f"{args.archives}: no such folder; download {TRAIN_TAR}, {VAL_TAR} and {DEVKIT} from image-net.org and "
+            f"name their folder: `make ilsvrc ARCHIVES=FOLDER`, or `python -m data_prep.ilsvrc FOLDER --out {args.out}`"
+        )
     train, val, kit = _sources(args.archives, args.train, args.val, args.devkit or args.val_list)
     out = args.out.absolute()
     with processes.lock(out.parent / f".{out.name}.lock", str(args.out), print):

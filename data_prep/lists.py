@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.errors import UserError
+from transfer_caffe.errors import UserError, require_file
 from transfer_caffe.files import read_text, write_text
 
 MAX_LABEL = 2**31 - 1  # Datum.label is an int32
@@ -31,7 +31,11 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
 
     UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
     """
-    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+    require_file(
+        path,
+        "`python -m data_prep.folders IMAGES --out DIR --val-images-per-class N` writes image lists of class folders",
+    )
+    if not os.path.isfile(path) and not os.path.isdir(path):
         raise UserError(f"{path}: not a file, and a list is read twice; write it to a file first")
     text = read_text(path).rstrip()
     if not text:

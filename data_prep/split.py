@@ -23,13 +23,17 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.files import whole_folder
 
 from .lists import IMAGENET_CLASSES, Class, Line, read_classes, read_list, write_class_map, write_list
 
 IMAGENET_COUNT = 1000
 MAX_SEED = 2**32 - 1
+GET_LISTS = (
+    "make ImageNet's lists with `make ilsvrc ARCHIVES=FOLDER`, name your own with TRAIN= and VAL= (--train and --val), "
+    "or try the demo's: `make data RECIPE=demo`, then TRAIN=data/photos/train.txt VAL=data/photos/val.txt"
+)
 
 
 def random_split(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +140,8 @@ def _class_file(given: str | None, train: str, lines: Sequence[Line]) -> str | P
     if max(label for _, label in lines) + 1 == IMAGENET_COUNT:
         return IMAGENET_CLASSES
     raise UserError(
-        f"{train}: the groups of its classes are unknown; name a class file (index,name,words,group) with --classes"
+        f"{train}: the groups of its classes are unknown; name a class file (index,name,words,group) with --classes "
+        "(CLASSES=)"
     )
 
 
@@ -192,9 +197,15 @@ def main(argv: list[str] | None = None) -> int | None:
     options = _parser().parse_args(argv)
     options.out = os.path.abspath(options.out)
     paths = {"train": options.train} | ({"val": options.val} if options.val else {})
+    for path in paths.values():
+        require_file(path, GET_LISTS)
     lists = {part: read_list(path) for part, path in paths.items()}
     if options.kind == "natman":
         options.classes = _class_file(options.classes, options.train, lists["train"])
+    if options.classes:
+        require_file(
+            options.classes, "CLASSES= or --classes names a class file, under the header index,name,words,group"
+        )
     classes = read_classes(options.classes) if options.classes else None
     count = count_classes(lists, paths, classes)
 

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )  # fmt: skip
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; python -m data_prep.ilsvrc makes it")
+        raise UserError(f"{folder}: no such folder; make it and its splits with `make imagenet ARCHIVES=FOLDER`")
     table = compare(folder, AUTHORS)
     width = max(len(row.file) for row in table)
     for row in table:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.files import read_text, refuse_existing
 
 from .lists import GROUPS, Class, read_classes, write_classes
@@ -64,8 +64,8 @@ def noun_file(given: str | None = None) -> Path:
         if path.is_file():
             return path
     raise UserError(
-        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; install Debian's package wordnet-base, or "
-        "unpack it (apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet) and give --wordnet wordnet"
+        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; run `make wordnet`, install "
+        "Debian's package wordnet-base, or name the folder of another copy with --wordnet"
     )
 
 
@@ -201,6 +201,9 @@ def read_ids(path: str | os.PathLike[str]) -> dict[str, str]:
 
     UserError, naming file and line, for what is no id, and for an id that comes twice: it would be two classes.
     """
+    require_file(
+        path, "--ids names a file with a WordNet id a line, as Caffe's synset_words.txt, or a folder of folders"
+    )
     result: dict[str, str] = {}
     for where, wnid, words in _entries(Path(path)):
         _require_id(wnid, where)

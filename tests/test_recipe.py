@@ -233,7 +233,7 @@ def test_a_key_twice_is_refused_by_file_and_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"recipe papr: neither a file nor .*demo.*paper"):
+    with pytest.raises(UserError, match=r"recipe papr: no such file, .*demo.*paper"):
         load_recipe("papr")
 
 

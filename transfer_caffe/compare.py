@@ -27,7 +27,7 @@ from transfer_caffe.engine import glog
 from transfer_caffe.engine.data import Images
 from transfer_caffe.engine.net import Net, read_net, state_of
 from transfer_caffe.engine.sources import DummyData, HDF5Data, Input, MemoryData
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.proto import to_text
 from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
 
@@ -324,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: a seed lies between 0 and {2**32 - 1}")
+    require_file(args.net, "`python -m transfer_caffe.generate --treatment baseA` writes a net")
     param = read_net(args.net)
     with glog.silence():
         net = build(param, args.phase)

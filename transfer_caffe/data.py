@@ -39,6 +39,7 @@ def make_data(recipe: Recipe, data: Path, say: Say, copies: bool = False) -> Non
 
     ``copies``: no views, since real Caffe is to read the databases.
     """
+    require_lists(recipe, data)
     with processes.lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
         make_images(recipe, data, say)
         whole = recipe.data_folder(data, "whole")
@@ -75,8 +76,25 @@ def missing(recipe: Recipe, data: Path, copies: bool = False) -> list[Path]:
     return absent
 
 
+def require_lists(recipe: Recipe, data: Path) -> None:
+    """Raise UserError unless the image lists of the recipe's dataset are there, or are this program's to make."""
+    folder = recipe.dataset_folder(data)
+    for part in () if recipe.dataset == PHOTOS else ("train", "val"):
+        if not (folder / f"{part}.txt").is_file():
+            how = (
+                "make both with `make ilsvrc ARCHIVES=FOLDER`"
+                if folder.name == "ilsvrc2012"
+                else "write both, lines `relative/path label`, or have them made of a tree of class folders by "
+                f"`python -m data_prep.folders IMAGES --out {folder} --val-images-per-class N`"
+            )
+            raise UserError(
+                f"{folder / part}.txt: no such image list; the dataset {recipe.dataset} of recipe {recipe.name} needs "
+                f"train.txt and val.txt there: {how}"
+            )
+
+
 def make_images(recipe: Recipe, data: Path, say: Say) -> None:
-    """Make the embedded dataset if it is the recipe's; of another one, require the image lists."""
+    """Make the embedded dataset if it is the recipe's."""
     folder = recipe.dataset_folder(data)
     if recipe.dataset == PHOTOS:
         from transfer_caffe.data_prep import photos
@@ -85,13 +103,6 @@ def make_images(recipe: Recipe, data: Path, say: Say) -> None:
             _remove_partial(folder)
             say(f"{folder}: making the images")
             photos.make(folder, say=say)
-        return
-    for part in ("train", "val"):
-        if not (folder / f"{part}.txt").is_file():
-            raise UserError(
-                f"{folder / part}.txt: no such image list; the dataset {recipe.dataset} of recipe {recipe.name} needs "
-                "train.txt and val.txt there, lines `relative/path label`"
-            )
 
 
 def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:

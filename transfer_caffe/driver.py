@@ -27,7 +27,7 @@ from transfer_caffe.differences import changed_setting
 from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
 from transfer_caffe.files import read_record, sha256, sync, write_json, write_text
 from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, SettingsDiffer, layers_with_weights, render
-from transfer_caffe.inputs import require_data, require_labels
+from transfer_caffe.inputs import require_data, require_labels, require_made
 from transfer_caffe.log import LOG, START, LogParser, read_log
 from transfer_caffe.outcome import RunFailed, require_finished, require_sound
 from transfer_caffe.processes import Engine
@@ -62,6 +62,8 @@ def train(
         say(f"done already (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
         return done
 
+    require_made(network, data)  # before anything is written; all else is looked at under the lock
+    require_base(network, runs)
     with processes.lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as lock:
         if restart:
             set_aside(folder, say)
@@ -207,15 +209,24 @@ def set_aside(folder: Path, say: Say) -> None:
     say(f"the old folder is now {old}")
 
 
-def surgery(network: Network, runs: Path, folder: Path) -> str:
-    """Make init.caffemodel out of the base's final weights, unless it is there; gives the sha256 of those."""
-    assert network.base is not None
+def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
+    """Return what the done.json of the network's base says, None for a network without one. UserError if not done."""
+    if network.base is None:
+        return None
     base = read_done(network.base, runs)
     if base is None:
         raise UserError(
             f"{network.name} takes over layers of {network.base.name}, which is not done; train that first: "
             f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
+    return base
+
+
+def surgery(network: Network, runs: Path, folder: Path) -> str:
+    """Make init.caffemodel out of the base's final weights, unless it is there; gives the sha256 of those."""
+    assert network.base is not None
+    base = require_base(network, runs)
+    assert base is not None
     base_sha: str = base["sha256"]["final"]
     record_path = folder / SURGERY
     if record_path.exists() and (folder / INIT).exists():

@@ -35,6 +35,12 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def require_file(path: str | os.PathLike[str], remedy: str) -> None:
+    """Raise UserError, ending with ``remedy``, unless there is something at ``path``."""
+    if not os.path.exists(path):
+        raise UserError(f"{os.fspath(path)}: no such file; {remedy}")
+
+
 _OS_HINTS = {
     errno.ENOSPC: "no space left on the device; free some, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",

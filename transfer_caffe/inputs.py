@@ -23,26 +23,36 @@ LABELS_READ = 1000
 """Of a database that this program has not built, so many records are looked at, spread over all of it."""
 
 
+def _make(network: Network) -> str:
+    return f"python -m transfer_caffe.data --recipe {network.recipe.given}"
+
+
+def require_made(network: Network, data: Path) -> None:
+    """Raise UserError unless image lists, databases and the mean image are there."""
+    from transfer_caffe.views import is_view
+
+    folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
+    bases = [folder / f"{part}_lmdb" for part in ("train", "val")]
+    files = [base / "data.mdb" for base in bases if not is_view(base)]
+    for path in (folder / "train.txt", folder / "val.txt", *files, mean):
+        if not path.exists():
+            raise UserError(f"{path} is missing; make the data first: {_make(network)}")
+
+
 def require_data(network: Network, data: Path, views: bool = True) -> None:
     """UserError unless image lists, databases with records, and the mean image are there and sound.
 
     ``views``: whether a view of a database will do, as for the embedded engine.
     """
-    from transfer_caffe.views import is_view, open_records, whole_of
-
-    folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
-    make = f"python -m transfer_caffe.data --recipe {network.recipe.given}"
-    bases = [folder / f"{part}_lmdb" for part in ("train", "val")]
-    files = [base / "data.mdb" for base in bases if not is_view(base)]
-    for path in (folder / "train.txt", folder / "val.txt", *files, mean):
-        if not path.exists():
-            raise UserError(f"{path} is missing; make the data first: {make}")
     from transfer_caffe.datum import require_sound_database
     from transfer_caffe.proto import read_mean
+    from transfer_caffe.views import is_view, open_records, whole_of
 
-    for base in bases:
+    require_made(network, data)
+    mean = network.mean_folder(data) / "mean.binaryproto"
+    for base in [network.data_folder(data) / f"{part}_lmdb" for part in ("train", "val")]:
         if is_view(base) and not views:
-            raise UserError(f"{base} is a view, which real Caffe cannot read; make a copy of it: {make} --copies")
+            raise UserError(f"{base} is a view, which real Caffe cannot read; make a copy: {_make(network)} --copies")
         require_sound_database(whole_of(base))
         open_records(base)  # has records
     shape, crop = read_mean(mean).shape, network.recipe.crop

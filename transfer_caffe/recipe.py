@@ -299,8 +299,8 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         path = RECIPES / f"{text}.yaml"
     elif not path.is_file():
         raise UserError(
-            f"recipe {text}: neither a file nor one of the recipes that ship with this program: "
-            f"{', '.join(recipe_names())}"
+            f"recipe {text}: no such file, and not one of the built-in recipes {', '.join(recipe_names())}; name one "
+            "of those (RECIPE=demo, --recipe demo), or the path of a YAML file"
         )
     recipe = _recipe_of(load_yaml(path), str(path))
     if recipe.name != path.stem:

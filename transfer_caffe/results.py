@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.files import read_record, read_text, write_text
 from transfer_caffe.recipe import Recipe, load_recipe
 from transfer_caffe.reference import NETWORKS
@@ -96,7 +96,14 @@ def load(name_or_path: str | os.PathLike[str]) -> list[Row]:
 
     Of the paper's 170 networks 22 have no accuracies (``logged`` is False). Errors as of `read_results`.
     """
-    return read_results(NETWORKS if os.fspath(name_or_path) == "paper" else name_or_path)
+    if os.fspath(name_or_path) == "paper":
+        return read_results(NETWORKS)
+    require_file(
+        name_or_path,
+        "`python -m transfer_caffe.results --recipe RECIPE` writes the table of networks that are trained "
+        "(python -m transfer_caffe.sweep run --recipe RECIPE); the word paper means the paper's own",
+    )
+    return read_results(name_or_path)
 
 
 def _row(values: dict[str, str], where: str) -> Row:
@@ -207,9 +214,10 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where the networks are (default: runs)")
     args = parser.parse_args(argv)
     recipe = load_recipe(args.recipe)
-    if not (Path(args.runs) / recipe.name).is_dir():
+    folder = Path(args.runs) / recipe.name
+    if not any(folder.glob("*/done.json")):
         raise UserError(
-            f"{Path(args.runs) / recipe.name}: no such folder; train networks first: "
+            f"{folder}: no network of {recipe.name} is done there; train some first: "
             f"python -m transfer_caffe.sweep run --recipe {args.recipe}"
         )
     path, count = write_results(recipe, args.runs)

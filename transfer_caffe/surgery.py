@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.files import refuse_existing
 from transfer_caffe.generate import layers_with_weights, require_frozen
 from transfer_caffe.proto import array_to_blob, blob_shape, blob_to_array, read_binary, read_text, write_binary
@@ -242,6 +242,16 @@ def main(argv: list[str] | None = None) -> int | None:
     treatment = Treatment.parse(args.treatment)
     if not args.force:
         refuse_existing(args.out, "give another --out, or --force to overwrite it")
+    require_file(
+        args.net,
+        f"`python -m transfer_caffe.generate --treatment {treatment} --recipe RECIPE` writes a network's prototxt",
+    )
+    if treatment.base is not None:
+        require_file(
+            args.base,
+            f"`python -m transfer_caffe.driver --treatment {treatment.base} --recipe RECIPE --split SPLIT` trains the "
+            "base; its weights are then in snapshots/ of its folder",
+        )
     rows = take_over(args.base, args.net, treatment, args.out, args.by == "pycaffe")
     print(f"{table(rows)}\nwrote {args.out}")
     return 0

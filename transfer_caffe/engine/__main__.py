@@ -21,7 +21,7 @@ from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.snapshot import read_state
 from transfer_caffe.engine.solver import Signals, Solver, test_pass
 from transfer_caffe.engine.solver_file import read_solver
-from transfer_caffe.errors import ArgumentParser, UserError, command
+from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.processes import keep_freed_memory
 from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
 
@@ -30,6 +30,9 @@ from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
 def main(argv: list[str] | None = None) -> int:
     """Run one of caffe's commands."""
     args = _parser().parse_args(argv)
+    for flag, remedy in _REMEDIES.items():
+        for path in _files(given) if (given := getattr(args, flag, "")) else []:
+            require_file(path, remedy)
     keep_freed_memory()  # else page faults are a fifth of the time of small nets
     return args.run(args)
 
@@ -88,6 +91,12 @@ _FLAGS: dict[str, dict] = {
     "sigint_effect": {"default": "stop", "choices": ("snapshot", "stop", "none"), "help": "on SIGINT (default stop)"},
     "sighup_effect": {"default": "snapshot", "choices": ("snapshot", "stop", "none"), "help": "on SIGHUP"},
 }
+
+
+_GENERATE = "`python -m transfer_caffe.generate --treatment baseA` writes a solver and its net"
+_TRAIN = "`python -m transfer_caffe.engine train --solver FILE` writes weights and solver states"
+_REMEDIES = {"solver": _GENERATE, "model": _GENERATE, "weights": _TRAIN, "snapshot": _TRAIN}
+"""What makes the file that a flag names."""
 
 
 def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
@@ -163,7 +172,7 @@ def train(args: argparse.Namespace) -> int:
 def test(args: argparse.Namespace) -> int:
     """`caffe test`: mean outputs over --iterations batches."""
     if not args.weights:
-        raise UserError("test needs --weights to score")
+        raise UserError(f"test needs --weights FILE, the weights to score; {_TRAIN}")
     net = _net(args, "TEST")
     for weights in _files(args.weights):
         net.copy_from(weights)

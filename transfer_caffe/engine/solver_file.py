@@ -6,7 +6,7 @@ import os
 
 from transfer_caffe.engine import glog, rates, updates
 from transfer_caffe.engine.net import read_net
-from transfer_caffe.errors import UserError
+from transfer_caffe.errors import UserError, require_file
 from transfer_caffe.proto import read_text
 from transfer_caffe.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 from transfer_caffe.upgrade import upgrade_solver
@@ -36,6 +36,9 @@ def _check_nets(param: SolverParameter, path: str) -> None:
         raise UserError(f"{path}: gives the net to train more than once: {', '.join(fields)}; keep one")
     if not fields:
         raise UserError(f'{path}: gives no net to train; set net: "train_val.prototxt"')
+    for net in (param.net, param.train_net, *param.test_net):
+        if net:
+            require_file(net, f"{path} names it: run the command in the folder from which this path starts")
     nets, tests = len(param.test_net) + len(param.test_net_param), len(param.test_iter)
     general = fields[0] in ("net", "net_param")
     if tests < nets or (tests > nets and not general):

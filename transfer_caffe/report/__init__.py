@@ -37,7 +37,7 @@ def write_report(
     if folder is not None and not (folder / "results.csv").is_file():
         raise UserError(
             f"{runs}: there is no results.csv in it; give the folder of a recipe's networks, as runs/demo, and train "
-            "them first (python -m transfer_caffe.sweep run)"
+            "them first: python -m transfer_caffe.sweep run --recipe RECIPE"
         )
     if folder is None and compare:
         raise UserError("--runs paper --compare paper: both are the paper; give the folder of your own networks")

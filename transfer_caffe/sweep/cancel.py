@@ -41,7 +41,10 @@ def main(args: argparse.Namespace) -> None:
     if selection.words() is None:
         names.add(DATA)
     if not (folder := log_folder(recipe, args.runs)).is_dir():
-        raise UserError(f"{folder}: no such folder: no jobs of {recipe.name} were submitted for these --runs")
+        raise UserError(
+            f"{folder}: no such folder: no jobs of {recipe.name} were submitted for these --runs; `python -m "
+            f"transfer_caffe.sweep run --recipe {args.recipe} --slurm` submits them"
+        )
     processes.interrupt_on_signals()
     with submit_lock(recipe, args.runs):  # else a submit pass would go on with dependencies on what is cancelled here
         ended, hurried = _cancel(queue.tag(recipe, args.runs), names, recipe.slurm.signal_seconds)

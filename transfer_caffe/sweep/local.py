@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from transfer_caffe import driver, processes
-from transfer_caffe.data import make_data
+from transfer_caffe.data import make_data, require_lists
 from transfer_caffe.display import Display, Running, State, duration, open_display
 from transfer_caffe.errors import ArgumentParser, UserError
 from transfer_caffe.log import LogParser
@@ -91,6 +91,7 @@ def main(args: argparse.Namespace) -> int:
         options += ["--gpu", "0"]  # of those that the driver sees: its slot's alone
     began = time.monotonic()
     slots = find_slots(recipe, args.gpu, args.jobs)
+    require_lists(recipe, args.data)
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
         make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
         with _several_on_a_gpu(slots), open_display() as display:

@@ -110,10 +110,18 @@ def cancel(numbers: Iterable[int], *flags: str) -> None:
                 raise
 
 
+def require_slurm(program: str = "squeue") -> None:
+    """Raise SlurmError unless this machine has Slurm's commands."""
+    if shutil.which(program) is None:
+        raise SlurmError(
+            f"there is no {program} here; log in to a node from which Slurm's jobs are submitted, or train on this "
+            "machine: leave --slurm (SLURM=1) out of `sweep run`"
+        )
+
+
 def slurm(program: str, *argv: str, given: str = "") -> str:
     """What one of Slurm's commands prints. SlurmError, in its own words, if it fails."""
-    if shutil.which(program) is None:
-        raise SlurmError(f"there is no {program} here; log in to a node from which Slurm's jobs are submitted")
+    require_slurm(program)
     done = subprocess.run([program, *argv], input=given, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         lines = [line.strip().removeprefix(f"{program}: ").removeprefix("error: ") for line in done.stderr.splitlines()]

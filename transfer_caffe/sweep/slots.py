@@ -100,7 +100,7 @@ def choose(given: str, gpus: Sequence[Gpu]) -> list[Gpu]:
     """The GPUs of a --gpu option: `all`, or numbers, as `0,2`. UserError if there are no such GPUs."""
     if not gpus:
         hidden = f"{VISIBLE} is {os.environ[VISIBLE]!r}; " if VISIBLE in os.environ else ""
-        raise UserError(f"--gpu {given}: no GPU can be used here ({hidden}leave --gpu out to train on the CPU)")
+        raise UserError(f"--gpu {given}: no GPU can be used here ({hidden}leave --gpu or GPU= out to train on the CPU)")
     if given == "all":
         return list(gpus)
     numbers = [word.strip() for word in given.split(",")]

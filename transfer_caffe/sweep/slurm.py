@@ -69,6 +69,7 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
     if args.gpu is not None:
         raise UserError("--gpu: with --slurm a job has the GPU that Slurm gives it, if the recipe's `gpus` is not 0")
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
+    queue.require_slurm()
     with submit_lock(recipe, args.runs):
         return Pass(selection, args, settings, copies=not engine.reads_views).run()
 
@@ -148,8 +149,7 @@ class Pass:
         missing = data_stage.missing(recipe, data, self.copies)
         if not missing:
             return None
-        if recipe.dataset != data_stage.PHOTOS:
-            data_stage.make_images(recipe, data, _say)  # UserError if there are no lists to make it from
+        data_stage.require_lists(recipe, data)
         _say(f"{missing[0]} is not there: a job makes the data first")
         argv = [sys.executable, "-m", "transfer_caffe.data", "--recipe", self.args.recipe, "--data", str(data)]
         return self._submit(DATA, job_script.script([*argv, *["--copies"] * self.copies], None, gpus=0), 0, None)

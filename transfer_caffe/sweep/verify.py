@@ -84,6 +84,11 @@ def main(args: argparse.Namespace) -> int:
                 records[network] = done
         except UserError as error:
             findings.append(Finding(network, differing=[str(error)]))
+    if not records and not findings:
+        raise UserError(
+            f"{runs / recipe.name}: none of the {len(networks)} networks is done; train them first: python -m "
+            f"transfer_caffe.sweep run --recipe {args.recipe}"
+        )
     databases = {} if args.quick else _checksums(_databases(list(records), data))
     known: dict[Path, str] = {}
     findings += [verify(network, runs, data, done, databases, known) for network, done in records.items()]
