@@ -50,7 +50,7 @@ help:       ## list the commands
 
 demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
 	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo and takes 2.5 times as long")
-	@$(MAKE) --no-print-directory sweep report
+	@$(SWEEP) $(if $(SLURM),,--report "$(REPORT)")
 
 test: $(READY)      ## pass the tests
 	@"$(PY)" -m pytest

@@ -16,7 +16,7 @@ from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import load_recipe
 from transfer_caffe.reference import NETWORKS
 from transfer_caffe.sweep import measure, plan
-from transfer_caffe.sweep.cost import COST, Rate, Work, makespan
+from transfer_caffe.sweep.cost import COST, MINI_COST, Rate, Work, makespan
 from transfer_caffe.sweep.plan import make_plan
 from transfer_caffe.sweep.selection import select
 from transfer_caffe.sweep.sizes import Sizes
@@ -142,7 +142,7 @@ def test_the_json_has_the_keys_that_the_docstring_explains(world, capsys):
     assert (first["name"], first["base"], first["frozen"], first["state"]) == ("random0-baseA-s0", None, 0, "to do")
     # 8 iterations of 4 images; tests at 0, 4 and 8, each of 6 images
     assert (first["train_images"], first["tests"], first["test_images"]) == (32, 3, 18)
-    assert first["hours"] == pytest.approx((8 * 0.5 + 18 * COST[7] * 0.5 / 4) / 3600)
+    assert first["hours"] == pytest.approx((8 * 0.5 + 18 * MINI_COST[7] * 0.5 / 4) / 3600)
     assert (first["outputs"], first["target_classes"]) == (3, 3)
     assert set(found["slots"]) == {"1", "2"}
     assert found["slots"]["1"] == pytest.approx(found["total"]["hours"])

@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,15 +22,21 @@ import yaml
 
 from transfer_caffe.analysis import Analysis
 from transfer_caffe.analysis.text import cost_words, finding_words, grouped
+from transfer_caffe.errors import UserError
 from transfer_caffe.figures.cells import METRICS, accuracy_of
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.report.network import Page, flat
 from transfer_caffe.report.words import base_sentence, caveats, effect_sentences, effects_tables, points, table1
 from transfer_caffe.results import Row
+from transfer_caffe.sweep.selection import shown_shortly
+from transfer_caffe.treatment import Treatment
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_SVG = 1_500_000
 """Bytes: a figure with more than that goes into the page as PNG."""
+
+MOST_SPLITS = 6
+"""Splits whose missing networks the page names at its top, seed by seed."""
 
 COLUMNS = [
     ("network", False), ("split", False), ("treatment", False), ("n", True), ("seed", True), ("accuracy", True),
@@ -57,9 +64,11 @@ def render(
     whose = "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
     settings, warnings = _settings(networks)
     missing = _missing(rows, settings, metric)
-    if missing:
-        what = "networks have no result" if paper else "planned networks have no result"
-        warnings.insert(0, f"Not complete: {len(missing)} {what} (listed below the table).")
+    if missing and paper:
+        warnings.insert(0, f"Not complete: {len(missing)} networks have no result (listed below the table).")
+    elif missing:
+        planned = len(missing) + sum(accuracy_of(row, metric) is not None for row in rows)
+        warnings.insert(0, _incomplete(missing, planned))
     if guessing := [page.row.network for page in networks if page.at_chance]:
         warnings.append(
             f"No better than guessing at the end, so that nothing is learnt from them about features: {_few(guessing)}."
@@ -189,6 +198,40 @@ def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list
         planned = [f"{split}-{each}-s{seed}" for seed in seeds for split, named in networks.items() for each in named]
         missing += [name for name in planned if name not in have and name not in missing]
     return missing
+
+
+def _incomplete(missing: Sequence[str], planned: int) -> str:
+    """Return what is said of a run that is not complete: how much is there, what is missing, and what to do."""
+    return (
+        f"Not complete: {planned - len(missing)} of {planned} planned networks have a result. Missing: "
+        f"{missing_words(missing)}. While the sweep is at work it rewrites this page as networks finish: reload it to "
+        "see them. If no sweep is at work, start it again with the same command: it continues where it stopped."
+    )
+
+
+def missing_words(names: Sequence[str]) -> str:
+    """Return the names of networks by split: `random0: A{3,5}B, B3A; natman: baseA`; with seeds unless all are 0."""
+    groups: dict[tuple[str, str], list[Treatment]] = {}
+    others: list[str] = []
+    for name in names:
+        match = re.fullmatch(r"([a-z]+[0-9]*)-([^-]+)-s([0-9]+)", name)
+        try:
+            treatment = Treatment.parse(match[2]) if match else None
+        except UserError:
+            treatment = None
+        if match and treatment:
+            groups.setdefault((match[1], match[3]), []).append(treatment)
+        else:
+            others.append(name)
+    seeds = {seed for _, seed in groups}
+    parts = [
+        f"{split}{'' if seeds == {'0'} else f' (seed {seed})'}: {shown_shortly(treatments)}"
+        for (split, seed), treatments in groups.items()
+    ]
+    more = len(parts) - MOST_SPLITS
+    if more > 0:
+        parts = [*parts[:MOST_SPLITS], f"and networks of {more} more splits or seeds, listed below the table"]
+    return "; ".join([*parts, *([_few(others)] if others else [])])
 
 
 def _facts(rows: Sequence[Row], networks: Sequence[Page], paper: bool) -> list[tuple[str, str]]:

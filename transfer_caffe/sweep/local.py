@@ -4,15 +4,16 @@
     python -m transfer_caffe.sweep run --recipe paper --gpu 0,1,3
 
 A network that fails stops no other; those that need it are not started. Ctrl-C (or SIGTERM) lets every network write a
-snapshot; the next run goes on from there. Once more Ctrl-C ends at once.
+snapshot; the next run goes on from there. Once more Ctrl-C ends at once. With --report DIR the report is written early
+and again as networks finish.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,15 +32,17 @@ from transfer_caffe.processes import Engine
 from transfer_caffe.recipe import Network, Recipe, load_recipe
 from transfer_caffe.results import write_results
 from transfer_caffe.sweep import mps, slurm
-from transfer_caffe.sweep.cost import COST, Work, makespan
+from transfer_caffe.sweep.estimate import Estimate
 from transfer_caffe.sweep.progress import look
+from transfer_caffe.sweep.reports import Reports
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
+from transfer_caffe.sweep.sizes import Sizes
 from transfer_caffe.sweep.slots import CpuSlots, Gpu, GpuSlots, Slot, Slots, choose, find_gpus
 from transfer_caffe.watch import remarks_of
 
 SUMMARY = "make the data, train the networks, write results.csv"
 EXAMPLES = """examples:
-  python -m transfer_caffe.sweep run --recipe demo --jobs 2
+  python -m transfer_caffe.sweep run --recipe demo --jobs 2 --report report
   python -m transfer_caffe.sweep run --recipe paper --gpu all --only 'A*B+' --split random0
   python -m transfer_caffe.sweep run --recipe paper --gpu 0,1 --jobs 3
   python -m transfer_caffe.sweep run --recipe demo_caffe --engine caffe
@@ -70,6 +73,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--keep-going", action=argparse.BooleanOptionalAction, default=True,
         help="start others when a network has failed (default); without, end when those in training have",
     )  # fmt: skip
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write DIR/index.html and its figures, early and again as networks finish (default: no report)",
+    )  # fmt: skip
     slurm.add_slurm_arguments(parser)
 
 
@@ -94,8 +101,12 @@ def main(args: argparse.Namespace) -> int:
     require_lists(recipe, args.data)
     with processes.lock(args.runs / recipe.name / ".sweep.lock", f"the sweep of {recipe.name}", _say):
         make_data(selection.narrowed(), args.data, _say, copies=not engine.reads_views)
+        reports = None
         with _several_on_a_gpu(slots), open_display() as display:
-            sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going)
+            if args.report is not None:
+                folder, results = args.runs / recipe.name, functools.partial(write_results, recipe, args.runs)
+                reports = Reports(selection.networks, folder, args.report, results, display.event)
+            sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going, reports)
             try:
                 sweep.run()
             except KeyboardInterrupt:
@@ -108,8 +119,9 @@ def main(args: argparse.Namespace) -> int:
         if network.name in sweep.done:
             for remark in remarks_of(network, args.runs, args.data):
                 print(f"! {network.name}: {remark}", flush=True)
+    reported = reports is None or not sweep.done or reports.write(len(sweep.done))
     if not sweep.failed:
-        return 0
+        return 0 if reported else 1
     print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
     for name, why in sweep.failed.items():
         print(f"  {name}: {why}", file=sys.stderr)
@@ -167,6 +179,11 @@ class Job:
             self.offset += len(new)
             self.parser.feed(new.decode(errors="replace"))
 
+    @property
+    def displayed(self) -> int | None:
+        """The newest iteration whose training loss the log names; None before the first."""
+        return max(self.parser.log.train_losses, default=None)
+
     def shown(self) -> Running:
         """For the display."""
         tests = [row.test_accuracy for row in self.parser.log.rows() if row.test_accuracy is not None]
@@ -182,14 +199,6 @@ class Job:
         left = self.network.max_iter - (self.parser.log.iteration or 0)
         tests = left / self.network.solver["test_interval"] * (self.parser.log.seconds_per_test or 0)
         return left * seconds + tests
-
-    def pace(self) -> float | None:
-        """Seconds of an iteration with its part of the tests, by what one costs beside a network that learns all."""
-        seconds = self.parser.log.seconds_per_iteration
-        if not seconds:
-            return None
-        tests = (self.parser.log.seconds_per_test or 0) / self.network.solver["test_interval"]
-        return (seconds + tests) / COST[self.network.treatment.frozen]
 
     def failure(self) -> str:
         """Why the driver failed, in a line of its own words."""
@@ -213,11 +222,11 @@ class Sweep:
 
     def __init__(
         self, selection: Selection, runs: Path, data: Path, options: Sequence[str], slots: Slots, display: Display,
-        keep_going: bool = True,
+        keep_going: bool = True, reports: Reports | None = None,
     ) -> None:  # fmt: skip
         """``options`` are the driver's that all networks share; ``slots`` is where they are trained.
 
-        Without ``keep_going`` no network is started any more when one has failed.
+        Without ``keep_going`` no network is started any more when one has failed. ``reports``: the report to write.
         """
         self.runs, self.data, self.keep_going = runs, data, keep_going
         self.options, self.slots, self.display = options, slots, display
@@ -226,7 +235,8 @@ class Sweep:
         self.running: list[Job] = []
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}  # network -> why
-        self._paces: list[float] = []  # of the runs of this sweep that have ended
+        self.reports = reports
+        self._estimate = Estimate(slots.count, Sizes(selection.narrowed(), data).test_images)
         self._left: tuple[float, float | None] = (-1e9, None)  # when it was computed, and what came out
 
     def run(self) -> None:
@@ -250,10 +260,15 @@ class Sweep:
                 break
             time.sleep(0.1)
             for job in list(self.running):
+                ended = job.process.poll() is not None  # asked first: the log is complete then
                 job.look()
-                if job.process.poll() is not None:
+                if (iteration := job.displayed) is not None:
+                    self._estimate.reached(job.network, iteration, time.monotonic())
+                if ended:
                     self._end(job)
             self.display.update(self.state())
+            if self.reports is not None and (self.running or self.waiting):
+                self.reports.update(self.done, self.failed, time.monotonic())
 
     def _start(self) -> None:
         """Start those that can be, as many as there is room for; drop those whose base failed."""
@@ -285,18 +300,18 @@ class Sweep:
         log = network.folder(self.runs) / driver.LOG
         environment = {**processes.environment(), **slot.environment}
         process = processes.start(argv, output, env=environment, keep_open=slot.keep_open)
+        self._estimate.started(network, time.monotonic())
         return Job(network, process, slot, output, log, log.stat().st_size if log.exists() else 0)
 
     def _end(self, job: Job) -> None:
         self.running.remove(job)
         self.slots.give_back(job.slot)
-        if pace := job.pace():
-            self._paces.append(pace)
         try:
             done = driver.read_done(job.network, self.runs) if job.process.returncode == 0 else None
         except UserError as error:
             done = None
             self._fail(job.network, str(error))
+        self._estimate.ended(job.network, time.monotonic(), done is not None)
         if done:
             self.done.add(job.network.name)
             place = f"[{len(self.done):{len(str(len(self.networks)))}}/{len(self.networks)}]"
@@ -315,6 +330,8 @@ class Sweep:
     def stop(self) -> None:
         """Tell all that are running to write a snapshot and end, and wait for them."""
         try:
+            if self.reports is not None:
+                self.reports.stop()
             for job in self.running:
                 job.process.send_signal(signal.SIGINT)
             if self.running:
@@ -338,16 +355,6 @@ class Sweep:
         return State(len(self.networks), len(self.done), len(self.failed), running, self._left[1])
 
     def _seconds_left(self) -> float | None:
-        """When all will be done, at the speed so far of all networks of this sweep; None while none is known."""
-        paces = [*self._paces, *filter(None, (job.pace() for job in self.running))]
-        if not paces or not (self.running or self.waiting):
-            return None
-        pace = statistics.median(paces)
-        works = []
-        for network, iteration in [
-            *((job.network, job.parser.log.iteration or 0) for job in self.running),
-            *((network, 0) for network in self.waiting),
-        ]:
-            seconds = (network.max_iter - iteration) * COST[network.treatment.frozen] * pace
-            works.append(Work(network.name, network.base.name if network.base else None, seconds))
-        return makespan(works, self.slots.count)
+        """Return when all will be done, the last report included; None while nothing is known."""
+        left = self._estimate.seconds_left(self.waiting, time.monotonic()) if self.running else None
+        return left if left is None or self.reports is None else left + self.reports.seconds

@@ -10,7 +10,7 @@ threads), and an estimated number says so:
     recipe        its name                        chosen    what --only and so on chose, in words; null: everything
     rate          source: how it is known; seconds_per_iteration: 8 numbers, with the first 0 to 7 layers frozen;
                   seconds_per_test_image. null: not known, and so are all hours
-    networks      in the order in which they are started, bases first; of each:
+    networks      in the order in which they are started (a network comes after the one it needs); of each:
         name, split, treatment, source, target, n, finetuned, seed, images_per_class
         base                    the network whose weights it takes, which must be done before; null
         added                   whether it is here only because another one needs it
@@ -42,7 +42,7 @@ from transfer_caffe import processes
 from transfer_caffe.display import duration
 from transfer_caffe.errors import ArgumentParser, UserError
 from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.sweep.cost import COST, TEST_COST, Rate, Work, makespan
+from transfer_caffe.sweep.cost import Rate, Work, makespan, relative_cost
 from transfer_caffe.sweep.progress import Progress, look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 from transfer_caffe.sweep.sizes import Room, Sizes, snapshots_kept
@@ -181,6 +181,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
         # tests that nobody knows the size of are left out: they are a few hundredths
         return rate and rate.seconds(network, max_iter, test_images or 0) / 3600 * part
 
+    relative = relative_cost(network.recipe.architecture)
     reduced = re.fullmatch(r"reduced(\d+)", network.split)
     return Item(
         name=network.name,
@@ -201,7 +202,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
         tests=tests,
         train_images=max_iter * batch,
         test_images=test_images,
-        cost=round(max_iter * COST[treatment.frozen] + (test_images or 0) / batch * TEST_COST, 1),
+        cost=round(max_iter * relative[treatment.frozen] + (test_images or 0) / batch * relative[7], 1),
         hours=hours(1),
         hours_left=hours(0 if state.word in ("done", "changed") else left),
         state=state.word,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,8 +107,42 @@ def select(
 
 
 def in_order(networks: Sequence[Network]) -> list[Network]:
-    """The networks in the order in which they are started: bases, then the longest first, so that all end together."""
-    return sorted(networks, key=lambda network: (not network.treatment.is_base, network.treatment.frozen))
+    """Return the networks in the order in which they are started: one that shows a whole figure early, then refines it.
+
+    Seed by seed and split by split, as the recipe lists them. Within a split the bases come first, since others need
+    them; then the networks go from coarse to fine over n (`coarse_to_fine`), and among those of one step the networks
+    with the most frozen layers come first, since they are the quickest.
+    """
+    splits: dict[tuple[int, str], set[int]] = {}
+    for network in networks:
+        numbers = splits.setdefault((network.seed, network.split), set())
+        if not network.treatment.is_base:
+            numbers.add(network.treatment.n)
+    steps = {key: coarse_to_fine(numbers) for key, numbers in splits.items()}
+
+    def key(network: Network) -> tuple[int, int, int, int]:
+        treatment, recipe = network.treatment, network.recipe
+        step = -1 if treatment.is_base else steps[network.seed, network.split][treatment.n]
+        seed, split = recipe.seeds.index(network.seed), list(recipe.treatments).index(network.split)
+        return seed, split, step, -treatment.frozen
+
+    return sorted(networks, key=key)
+
+
+def coarse_to_fine(numbers: Iterable[int]) -> dict[int, int]:
+    """Return each number's step: 0 for the lowest and the highest, 1 for the middle one, then the middles of the gaps.
+
+    Of 1, 3, 5 and 7 these are 1 and 7, then 3, then 5; of 1 to 7 they are 1 and 7, then 4, then 2 and 5, then 3 and 6.
+    """
+    ordered = sorted(set(numbers))
+    steps = dict.fromkeys(ordered[:1] + ordered[-1:], 0)
+    gaps, step = [(0, len(ordered) - 1)], 1
+    while gaps := [(low, high) for low, high in gaps if high - low > 1]:
+        middles = [(low, (low + high) // 2, high) for low, high in gaps]
+        steps |= {ordered[middle]: step for _, middle, _ in middles}
+        gaps = [gap for low, middle, high in middles for gap in ((low, middle), (middle, high))]
+        step += 1
+    return steps
 
 
 def _any_of(names: list[str], patterns: Sequence[str], option: str, has: str) -> set[str]:
@@ -136,10 +170,15 @@ def _numbers(layers: str) -> set[int]:
 
 def shown_treatments(recipe: Recipe, split: str | None = None) -> str:
     """The treatments of a recipe, or of one of its splits, shortly: `baseA, A{1-7}B, A{1,3}B+`."""
+    splits = [split] if split else recipe.treatments
+    return shown_shortly(treatment for each in splits for treatment in recipe.treatments[each])
+
+
+def shown_shortly(treatments: Iterable[Treatment]) -> str:
+    """Return the names of treatments, those that differ in n alone as one: `baseA, A{1-7}B, A{1,3}B+`."""
     groups: dict[tuple[str, str, bool], set[int]] = {}
-    for each in [split] if split else recipe.treatments:
-        for treatment in recipe.treatments[each]:
-            groups.setdefault((treatment.source, treatment.target, treatment.finetuned), set()).add(treatment.n)
+    for treatment in treatments:
+        groups.setdefault((treatment.source, treatment.target, treatment.finetuned), set()).add(treatment.n)
     return ", ".join(_shown(source, target, plus, sorted(ns)) for (source, target, plus), ns in groups.items())
 
 

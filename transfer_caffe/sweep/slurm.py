@@ -68,6 +68,8 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
         raise UserError("--jobs: with --slurm it is Slurm that says how many networks are trained at a time")
     if args.gpu is not None:
         raise UserError("--gpu: with --slurm a job has the GPU that Slurm gives it, if the recipe's `gpus` is not 0")
+    if args.report is not None:
+        raise UserError("--report: with --slurm the networks are trained later; write it then: make report")
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
     queue.require_slurm()
     with submit_lock(recipe, args.runs):
