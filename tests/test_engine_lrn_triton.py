@@ -42,7 +42,8 @@ for shape, size, beta, k, dtype, buffered, last in itertools.product(
         found.append((y.detach().float(), bottom.grad.float()))
     for one, other in zip(*found):
         difference = float((one - other).abs().max() / one.abs().max())
-        most = 1e-6 if dtype == torch.float32 else 0.02
+        # up to 32 roundings of float32 on the way of a gradient; of bfloat16 its own one, in both
+        most = 32 * 2**-24 if dtype == torch.float32 else 2 * 2**-8
         assert difference < most, (shape, size, beta, k, dtype, buffered, difference)
 print("same")
 """

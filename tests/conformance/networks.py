@@ -50,7 +50,8 @@ class Network:
     weight_decay: float = 0.0005
     random_seed: int = 1
     """Of the solver. From alexnet's first ones real Caffe itself, its weights moved by one unit of the last place, goes
-    other ways in one of eight draws or more (seed 1: 0.3% after 16 iterations)."""
+    other ways in one of eight draws or more (seed 1: 0.3% after 16 iterations). Caffenet's is the first from which it
+    comes to its own 100th loss in 24 draws that move the weights by four units (seed 1: once 12% off in 12 draws)."""
 
 
 def _images(*shape: int, classes: int) -> dict[str, Dataset]:
@@ -61,7 +62,7 @@ NETWORKS: Mapping[str, Network] = {
     "lenet": Network(_images(1, 28, 28, classes=10), base_lr=0.005),
     "cifar10_full": Network(_images(3, 32, 32, classes=10), base_lr=0.002, weight_decay=0.004),
     "alexnet": Network(_images(3, 67, 67, classes=12), base_lr=0.002, random_seed=4),
-    "caffenet": Network(_images(3, 67, 67, classes=12), base_lr=0.002),
+    "caffenet": Network(_images(3, 67, 67, classes=12), base_lr=0.002, random_seed=13),
     "googlenet": Network(_images(3, 64, 64, classes=10), base_lr=0.001),
     "resnet": Network(_images(3, 48, 48, classes=10), base_lr=0.0003),
     "siamese": Network({"pair_data": Dataset((2, 28, 28), "normal"), "sim": Dataset((), "binary")}, base_lr=0.0002),
