@@ -1,4 +1,4 @@
-"""The estimate of the time left, in sweeps that are simulated: a clock that runs as fast as the loop, and known rates."""
+"""The estimate of the time left, in simulated sweeps: a clock that runs as fast as the loop, and known rates."""
 
 from __future__ import annotations
 
