@@ -311,7 +311,7 @@ def test_the_measured_net_is_the_recipes_with_so_many_frozen_layers_and_no_datab
     for frozen in (0, 3, 7):
         net = measure.synthetic(network, frozen)
         assert [layer.type for layer in net.layer].count("Data") == 0
-        assert list(net.layer[0].dummy_data_param.shape[0].dim) == [64, 3, 28, 28]
+        assert list(net.layer[0].dummy_data_param.shape[0].dim) == [128, 3, 28, 28]
         learning = [layer.name for layer in net.layer if any(param.lr_mult for param in layer.param)]
         assert len(learning) == 8 - frozen
 

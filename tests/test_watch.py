@@ -86,7 +86,7 @@ def test_a_network_in_training_is_still_at_chance_only_after_the_recipes_number_
 
 
 def test_by_default_a_tenth_of_the_iterations_may_pass_at_chance():
-    assert load_recipe("demo").network("random0", "baseA").chance_after == 600
+    assert load_recipe("demo").network("random0", "baseA").chance_after == 220
     assert PAPER.network("random0", "baseA").chance_after == 15000
 
 
@@ -115,7 +115,7 @@ def test_an_accuracy_that_the_recipe_does_not_expect_is_named_when_the_network_i
 
 def test_the_first_pattern_that_fits_counts():
     demo = load_recipe("demo")
-    assert demo.network("whole", "base").expected_accuracy == (0.65, 0.69)
+    assert demo.network("whole", "base").expected_accuracy == (0.635, 0.69)
     assert demo.network("natman", "baseB").expected_accuracy == (0.70, 0.74)
     assert demo.network("random0", "A3B+").expected_accuracy == (0.71, 0.755)
     assert demo.network("random0", "A3A").expected_accuracy == (0.70, 0.745)
