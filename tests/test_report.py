@@ -17,7 +17,7 @@ from transfer_caffe import report
 from transfer_caffe.analysis import analyse
 from transfer_caffe.log import Row as LogRow
 from transfer_caffe.report import network
-from transfer_caffe.report.page import COLUMNS
+from transfer_caffe.report.page import COLUMNS, missing_words
 from transfer_caffe.report.words import effects_tables
 from transfer_caffe.results import load, read_results
 
@@ -151,8 +151,19 @@ def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
 
 def test_planned_networks_without_a_result_are_counted_and_named(page):
     text = text_of(page)
-    assert "Not complete: 1 planned networks" in text
-    assert "random0-A5B-s0" in text
+    assert "Not complete: 15 of 16 planned networks have a result. Missing: random0: A5B." in text
+    assert "rewrites this page as networks finish: reload it" in text and "continues where it stopped" in text
+    assert "random0-A5B-s0" in text  # in full below the table
+
+
+def test_missing_networks_are_named_shortly_whatever_they_are_called():
+    names = [f"random0-{each}-s0" for each in ("A3B", "A5B", "baseB", "B7B+")]
+    assert missing_words(names) == "random0: A{3,5}B, baseB, B7B+"
+    assert missing_words([*names[:1], "natman-A1B-s0", "whole-R3-s0"]) == "random0: A3B; natman: A1B; whole: R3"
+    assert missing_words(["random0-A3B-s0", "random0-A3B-s1"]) == "random0 (seed 0): A3B; random0 (seed 1): A3B"
+    assert missing_words(["nolearn_1_3", "random0-A9B-s0"]) == "nolearn_1_3, random0-A9B-s0"
+    many = missing_words([f"random{number}-A3B-s0" for number in range(9)])
+    assert many.endswith("random5: A3B; and networks of 3 more splits or seeds, listed below the table")
 
 
 def test_settings_machine_versions_and_times_are_shown(page):

@@ -4,7 +4,7 @@ import pytest
 
 from transfer_caffe.errors import UserError
 from transfer_caffe.recipe import load_recipe
-from transfer_caffe.sweep.selection import in_order, select, shown_treatments
+from transfer_caffe.sweep.selection import coarse_to_fine, in_order, select, shown_treatments
 
 PAPER = load_recipe("paper")
 
@@ -83,3 +83,33 @@ def test_the_narrowed_recipe_holds_what_the_chosen_networks_need_and_no_more():
 
 def test_treatments_are_shown_shortly():
     assert shown_treatments(load_recipe("demo"), "whole") == "base, R{1,3,5,7}"
+
+
+def test_numbers_of_layers_go_from_coarse_to_fine():
+    assert coarse_to_fine([1, 3, 5, 7]) == {1: 0, 7: 0, 3: 1, 5: 2}
+    assert coarse_to_fine(range(1, 8)) == {1: 0, 7: 0, 4: 1, 2: 2, 5: 2, 3: 3, 6: 3}
+    assert coarse_to_fine([3, 3]) == {3: 0} and coarse_to_fine([2, 6]) == {2: 0, 6: 0} and coarse_to_fine([]) == {}
+
+
+def test_the_demo_shows_a_whole_figure_early_and_its_other_splits_last():
+    names = [network.name.removesuffix("-s0") for network in in_order(load_recipe("demo").networks())]
+    assert names[:2] == ["random0-baseA", "random0-baseB"]
+    assert names[2:10] == [f"random0-{x}{n}{y}" for n in (7, 1) for x, y in ("AB", "BA", "AA", "BB")]
+    assert {name[-2:] for name in names[10:18]} == {"A+", "B+"}
+    assert [name.split("-")[0] for name in names] == ["random0"] * 34 + ["natman"] * 10 + ["whole"] * 5
+    steps = [int(name[9]) for name in names[2:34]]
+    assert set(steps[:16]) == {1, 7} and steps[16:] == [3] * 8 + [5] * 8
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_caffe", "paper", "balanced"])
+def test_the_order_never_puts_a_network_before_its_base(name):
+    seen: set[str] = set()
+    for network in in_order(load_recipe(name).networks()):
+        assert network.base is None or network.base.name in seen
+        seen.add(network.name)
+    assert len(seen) == len(load_recipe(name).networks())
+
+
+def test_seeds_come_one_after_the_other():
+    seeds = [network.seed for network in in_order(load_recipe("balanced").networks())]
+    assert seeds == sorted(seeds)

@@ -57,7 +57,10 @@ def in_queue(*jobs: tuple[int, str, str, str, str], comment: str | None = None) 
 def test_every_network_gets_a_job_that_depends_on_its_bases_job():
     assert submit() == 0
     jobs = submitted()
-    assert list(jobs)[:2] == ["random0-baseA-s0", "random0-baseB-s0"] and list(jobs)[-2:] == ["whole-base-s0", "whole-R2-s0"]
+    assert list(jobs)[:2] == ["random0-baseA-s0", "random0-baseB-s0"] and list(jobs)[-2:] == [
+        "whole-base-s0",
+        "whole-R2-s0",
+    ]
     assert len(jobs) == 6
     base = jobs["random0-baseA-s0"]
     number = 100 + list(jobs).index("random0-baseA-s0")

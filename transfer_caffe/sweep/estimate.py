@@ -26,6 +26,9 @@ HALF_LIFE = 60.0
 END = 0.3
 """The end of a network's run relative to its start, until one has been measured."""
 
+WARM = 0.6
+"""A later start relative to the first ones, which read the programs from the disk, until one has been measured."""
+
 
 class Mean:
     """A weighted mean whose older parts count less."""
@@ -57,6 +60,8 @@ class _Run:
 
     network: Network
     started: float
+    cold: bool
+    """Whether it is one of the first, whose start reads the programs from the disk."""
     iteration: int | None = None
     seen: float = 0.0
 
@@ -67,17 +72,19 @@ class Estimate:
     def __init__(self, slots: int, test_images: Callable[[Network], int | None]) -> None:
         self._slots, self._test_images = slots, test_images
         self._runs: dict[str, _Run] = {}
-        self._pace, self._start, self._end = Mean(), Mean(), Mean()
+        self._pace, self._start, self._cold_start, self._end = Mean(), Mean(), Mean(), Mean()
+        self._count = 0
 
     def started(self, network: Network, now: float) -> None:
         """Note that a network's process was started."""
-        self._runs[network.name] = _Run(network, now)
+        self._runs[network.name] = _Run(network, now, cold=self._count < self._slots)
+        self._count += 1
 
     def reached(self, network: Network, iteration: int, now: float) -> None:
         """Note that a network's log names this iteration."""
         run = self._runs[network.name]
         if run.iteration is None:
-            self._start.add(now - run.started, 1, now)
+            (self._cold_start if run.cold else self._start).add(now - run.started, 1, now)
         elif iteration <= run.iteration:
             return
         else:
@@ -94,7 +101,9 @@ class Estimate:
 
     def seconds_left(self, waiting: Sequence[Network], now: float) -> float | None:
         """Return when the running networks and those ``waiting``, in their order, will be done; None if unknown."""
-        pace, start = self._pace.value, self._start.value
+        pace, start, cold = self._pace.value, self._start.value, self._cold_start.value
+        if start is None and cold is not None:
+            start = WARM * cold
         if pace is None or start is None:
             return None
         end = self._end.value if self._end.value is not None else END * start
