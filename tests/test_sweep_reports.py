@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,10 +61,17 @@ class World:
     def _table(self) -> None:
         self.tables += 1
 
+    def end(self) -> None:
+        """End the children that no test has ended."""
+        for child in self.children:
+            child.output.close()
+
 
 @pytest.fixture
-def world(monkeypatch) -> World:
-    return World(monkeypatch)
+def world(monkeypatch) -> Iterator[World]:
+    made = World(monkeypatch)
+    yield made
+    made.end()
 
 
 def test_the_first_figure_has_the_bases_and_both_ends_of_the_frozen_curves_and_comes_first_in_the_order():
@@ -77,7 +85,7 @@ def test_without_frozen_networks_the_ends_of_the_others_make_the_first_figure():
     chosen = select(load_recipe("demo"), ["A*B+"]).networks
     assert [str(network.treatment) for network in first_figure(chosen)] == ["baseA", "A1B+", "A7B+"]
     bases = select(load_recipe("demo"), ["baseA"]).networks
-    assert [network.name for network in first_figure(bases)] == ["random0-baseA-s0", "natman-baseA-s0"][:1]
+    assert [network.name for network in first_figure(bases)] == ["random0-baseA-s0"]
     assert first_figure([]) == []
 
 
@@ -117,6 +125,7 @@ def test_the_first_report_waits_neither_for_failed_networks_nor_for_slow_ones(wo
     assert not slow.children
     slow.reports.update(NAMES[:2], [], FIRST_AFTER)
     assert len(slow.children) == 1
+    slow.end()
 
 
 def test_a_report_that_fails_is_said_and_tried_again(world):
