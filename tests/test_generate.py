@@ -189,11 +189,11 @@ def test_the_papers_solver_has_the_released_settings() -> None:
 
 
 def test_outputs_and_test_batches_follow_from_the_image_lists_where_the_recipe_says_so(tmp_path: Path) -> None:
-    data = demo_data(tmp_path, {"random0/B": (3, 102), "natman/A": (5, 100)})
+    data = demo_data(tmp_path, {"random0/B": (3, 510), "natman/A": (5, 500)})
     recipe = load_recipe("demo")
     prototxts = compose(recipe.network("random0", "A3B"), data, "run")
     assert by_name(prototxts.net)["fc8"].inner_product_param.num_output == 3
-    assert prototxts.solver.test_iter == [3]  # of 34: batches of 50 would test 48 images twice
+    assert prototxts.solver.test_iter == [3]  # of 170: batches of 250 would test 240 images twice
     assert prototxts.solver.solver_mode == SolverParameter.CPU
     other = compose(recipe.network("natman", "baseA"), data, "run")
     assert by_name(other.net)["fc8"].inner_product_param.num_output == 5
@@ -352,10 +352,10 @@ def test_a_test_of_all_images_takes_batches_that_count_each_image_once(tmp_path:
     data = next(
         layer for layer in prototxts.net.layer if layer.type == "Data" and layer.include[0].phase == caffe_pb2.TEST
     )
-    assert (data.data_param.batch_size, list(prototxts.solver.test_iter)) == (42, [1])  # the recipe says 50
-    (here / "val.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(102)))
+    assert (data.data_param.batch_size, list(prototxts.solver.test_iter)) == (42, [1])  # the recipe says 250
+    (here / "val.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(510)))
     prototxts = compose(load_recipe("demo").network("whole", "base"), tmp_path / "data", tmp_path / "net")
-    assert list(prototxts.solver.test_iter) == [3]  # of 34
+    assert list(prototxts.solver.test_iter) == [3]  # of 170
 
 
 def test_data_behind_a_link_keeps_the_paths_it_had(tmp_path: Path) -> None:

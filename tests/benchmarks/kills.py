@@ -37,8 +37,7 @@ def write_recipe(path: Path, iterations: int) -> None:
     """The demo's settings for a few of its networks."""
     settings = load_recipe("demo").settings() | {"name": path.stem, "networks": NETWORKS}
     settings["solver"] |= {
-        "max_iter": iterations, "stepvalue": [iterations * 7 // 10, iterations * 9 // 10],
-        "test_interval": iterations // 10, "snapshot": iterations // 12,
+        "max_iter": iterations, "test_interval": iterations // 10, "snapshot": iterations // 12,
     }  # fmt: skip
     write_text(path, yaml.safe_dump(settings))
 
@@ -79,7 +78,7 @@ def main() -> int:
     """Kill, compare, tell."""
     parser = argparse.ArgumentParser(description="Random SIGKILLs over a sweep.")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--iterations", type=int, default=1200, help="of each network (the demo has 6000)")
+    parser.add_argument("--iterations", type=int, default=1200, help="of each network (the demo has 1600)")
     parser.add_argument("--seconds", type=float, default=6, help="the longest time between two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
     parser.add_argument("--data", type=Path, default=Path("../data"))
