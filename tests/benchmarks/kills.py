@@ -79,7 +79,7 @@ def main() -> int:
     """Kill, compare, tell."""
     parser = argparse.ArgumentParser(description="Random SIGKILLs over a sweep.")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--iterations", type=int, default=1200, help="of each network (the demo has 2000)")
+    parser.add_argument("--iterations", type=int, default=1200, help="of each network (the demo has 2200)")
     parser.add_argument("--seconds", type=float, default=6, help="the longest time between two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
     parser.add_argument("--data", type=Path, default=Path("../data"))

@@ -356,5 +356,5 @@ class Sweep:
 
     def _seconds_left(self) -> float | None:
         """Return when all will be done, the last report included; None while nothing is known."""
-        left = self._estimate.seconds_left(self.waiting, time.monotonic()) if self.running else None
+        left = self._estimate.seconds_left(self.waiting, time.monotonic()) if self.running or self.waiting else None
         return left if left is None or self.reports is None else left + self.reports.seconds
