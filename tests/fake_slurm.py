@@ -5,6 +5,7 @@ Where there is a file `refuse` its number is how many jobs sbatch takes before i
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,7 +16,9 @@ def install(folder: Path) -> None:
     """Write the programs into a folder, for the front of PATH."""
     folder.mkdir()
     for name in PROGRAMS:
-        (folder / name).write_text(f"#!{sys.executable}\n{Path(__file__).read_text()}")
+        # by a shell: the line #! would end at a space in the interpreter's path
+        command = shlex.join([sys.executable, str(Path(__file__).resolve()), str(folder / name)])
+        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (folder / name).chmod(0o755)
 
 
@@ -26,7 +29,7 @@ def options(argv: list[str]) -> dict[str, str]:
 
 
 def main() -> int:
-    here, name, argv = Path(sys.argv[0]).parent, Path(sys.argv[0]).name, sys.argv[1:]
+    here, name, argv = Path(sys.argv[1]).parent, Path(sys.argv[1]).name, sys.argv[2:]
     queue = json.loads((here / "queue.json").read_text()) if (here / "queue.json").exists() else []
     calls = json.loads((here / "calls.json").read_text()) if (here / "calls.json").exists() else []
     given = sys.stdin.read() if name == "sbatch" else ""

@@ -433,7 +433,7 @@ def test_with_force_an_existing_sheet_is_replaced(folder, told):
 
 def test_a_reader_that_goes_away_is_no_error(folder, pytestconfig):
     write("db", plain(range(100)))
-    line = f"{sys.executable} -m tools.inspect {folder}/db --labels 2>err | head -n 1; echo ${{PIPESTATUS[0]}}"
+    line = f"'{sys.executable}' -m tools.inspect {folder}/db --labels 2>err | head -n 1; echo ${{PIPESTATUS[0]}}"
     line = line.replace("2>err", f"2>{folder}/err")
     answer = subprocess.run(["bash", "-c", line], cwd=pytestconfig.rootpath, capture_output=True, text=True)
     assert answer.stdout.splitlines()[1] in ("0", "141") and not (folder / "err").read_text()
