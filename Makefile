@@ -37,7 +37,7 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 .DEFAULT_GOAL = help
-.NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
+.NOTPARALLEL:       # `make -j sweep report`: the report comes after the sweep
 .PHONY: help setup caffe wordnet demo test fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis report proto
 
@@ -45,7 +45,7 @@ help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
-demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
+demo: $(READY)      ## the whole experiment on the embedded photographs; its report grows while it runs
 	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo and takes 2.5 times as long")
 	@$(SWEEP) $(if $(SLURM),,--report "$(REPORT)")
 
