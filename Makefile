@@ -40,7 +40,7 @@ SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(C
 NUMERIC = tests/conformance tests/test_golden.py tests/test_random_layers.py $(wildcard tests/test_engine_*.py) \
           tests/test_experiment.py tests/test_real_engine.py tests/test_surgery.py
 .DEFAULT_GOAL = help
-.NOTPARALLEL:       # `make -j demo`: the report comes after the sweep
+.NOTPARALLEL:       # `make -j sweep report`: the report comes after the sweep
 .PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis report proto
 
@@ -48,7 +48,7 @@ help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
-demo: $(READY)      ## the whole experiment on the embedded photographs, up to figures and report
+demo: $(READY)      ## the whole experiment on the embedded photographs; its report grows while it runs
 	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo and takes 2.5 times as long")
 	@$(SWEEP) $(if $(SLURM),,--report "$(REPORT)")
 
