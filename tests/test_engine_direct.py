@@ -210,3 +210,51 @@ def test_a_net_of_moderate_size_has_shards_on_any_machine(monkeypatch):
     assert threads.shards_of(chain()) == threads.MOST_SHARDS
     monkeypatch.setattr(threads, "FLOP_A_WEIGHT", 1e12)
     assert threads.shards_of(chain()) == 1  # as many weights as that are dear to sum
+
+
+def text_net(text):
+    return Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
+
+
+INPUT = """layer { name: "in" type: "DummyData" top: "x" top: "label" dummy_data_param {
+    shape { dim: 4 dim: 6 } shape { dim: 4 } data_filler { type: "gaussian" std: 1 } data_filler { value: 1 } } }"""
+FC = """layer { name: "NAME" type: "InnerProduct" bottom: "BOTTOM" top: "NAME" inner_product_param {
+    num_output: 6 weight_filler { type: "gaussian" std: 1 } } }"""
+END = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss" }'
+
+
+def fc(name, bottom):
+    return FC.replace("NAME", name).replace("BOTTOM", bottom)
+
+
+@pytest.mark.parametrize("first", ["ReLU", "Dropout"])
+@pytest.mark.parametrize("second", ["Sigmoid", "TanH", "ReLU", "Dropout"])
+def test_gradients_in_place_are_of_what_later_layers_in_place_have_left(first, second):
+    both = "".join(
+        f'layer {{ name: "{i}" type: "{kind}" bottom: "a" top: "a" }}' for i, kind in enumerate((first, second))
+    )
+    text = INPUT + fc("a", "x") + both + fc("b", "a") + END
+    direct, autograd = text_net(text), text_net(text)
+    require_equal(results(direct, lambda: Direct(direct)(3)), results(autograd, lambda: forward_backward(autograd, 3)))
+
+
+def test_each_blob_has_a_gradient_of_its_own_that_an_update_may_change():
+    text = "".join(
+        f'layer {{ name: "{name}" type: "Parameter" top: "{name}" parameter_param {{ shape {{ dim: 4 dim: 6 }} }} }}'
+        for name in "pq"
+    )
+    text += 'layer { name: "e" type: "Eltwise" bottom: "p" bottom: "q" top: "e" }'
+    text += 'layer { name: "sum" type: "Reduction" bottom: "e" top: "sum" loss_weight: 1 }'
+    net = text_net(text)
+    Direct(net)(0)
+    one, two = (blob.data.grad for blob in net.learnable)
+    assert one is not None and two is not None
+    one.mul_(5)  # a solver works in place, and an expanded tensor could not be changed
+    assert torch.equal(two, torch.ones(4, 6))
+
+
+def test_a_net_with_an_output_for_each_image_is_not_split():
+    net = chain(
+        'layer { name: "more" type: "InnerProduct" bottom: "g" top: "more" inner_product_param { num_output: 2 } }'
+    )
+    assert "more" in net.outputs and not Direct.splits(net)

@@ -69,10 +69,11 @@ class Direct:
 
     @staticmethod
     def splits(net: Net) -> bool:
-        """Whether the layers of a net treat each image by itself, and all batches it reads are of one size."""
+        """Whether layers treat each image by itself, batches are of one size, and each output is one value."""
         part = _Part(net, Shard())
         sizes = {net.shapes[top][0] for step in part.reads for top in step.layer.top if net.shapes[top]}
-        return all(step.splits for step in part.steps) and len(sizes) == 1
+        single = all(net.shapes[name] == () for name in net.outputs)
+        return all(step.splits for step in part.steps) and len(sizes) == 1 and single
 
     @torch.no_grad()
     def __call__(self, batch: int, add: bool = False, clock: Clock | None = None) -> Result:
@@ -159,7 +160,7 @@ class _Part:
 
     def _find_overwriting(self) -> None:
         for step in self.steps:
-            if step.layer.in_place:
+            if step.writes_in_place and step.layer.in_place:
                 bottom = step.bottoms[0]
                 step.overwrites = self._makers[bottom].frees_output and self._users[bottom] == 1
 

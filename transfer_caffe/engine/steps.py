@@ -45,6 +45,8 @@ class Step:
     """Whether the layer treats each image of a batch by itself, so that it can be computed in shards."""
     frees_output: ClassVar[bool] = True
     """Whether a later layer may overwrite the tops: ``backward`` does not need them, or as Caffe finds them then."""
+    writes_in_place: ClassVar[bool] = False
+    """Whether ``forward`` writes its top over its bottom where it may (``overwrites``)."""
     unary: ClassVar[bool] = False
     """Whether it is a `Unary`."""
 
@@ -144,6 +146,10 @@ class ByAutograd(Step):
         )
         for (where, index, _), gradient in zip(asked, found, strict=True):
             where[index] = gradient
+        # an update changes blobs' gradients in place; autograd may give one tensor for several, or an expanded one
+        self.gradients = [
+            None if each is None else each.clone(memory_format=torch.contiguous_format) for each in self.gradients
+        ]
         return below
 
 
@@ -199,6 +205,8 @@ class ConvolutionStep(Unary):
 
 class ReLUStep(Unary):
     """max(x, 0); in place its gradient is that of the values that are there in the backward pass, as Caffe's is."""
+
+    writes_in_place = True
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -292,6 +300,8 @@ class InnerProductStep(Unary):
 
 class DropoutStep(Unary):
     """Dropout: the mask of the whole batch is drawn, and a shard takes its part of it."""
+
+    writes_in_place = True
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
