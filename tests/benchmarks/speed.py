@@ -33,7 +33,7 @@ from transfer_caffe import __version__, real_caffe
 from transfer_caffe.data_prep import photos
 from transfer_caffe.database_writer import DatabaseWriter
 from transfer_caffe.datum import raw_datum
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import glog, threads
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import PRECISIONS
 from transfer_caffe.errors import UserError, command
@@ -171,9 +171,9 @@ def run(case: Case, program: str, every: int, folder: Path, options: argparse.Na
     if not options.gpu:
         solver.solver_mode = SolverParameter.CPU
     with tempfile.TemporaryDirectory() as where:
-        threads = 1 if program.endswith("one thread") else None
+        count = 1 if program.endswith("one thread") else None
         with busy_loops(cores() * case.busy):
-            return iterations(net_of(case, folder), solver, engine, Path(where), threads, options.seconds, flags)
+            return iterations(net_of(case, folder), solver, engine, Path(where), count, options.seconds, flags)
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def work(case: Case, folder: Path) -> tuple[float, float]:
         net = Net(net_of(case, folder), NetState(phase=TRAIN), 1, torch.device("cpu"))
     finally:
         glog.info = info
-    flop = values = 0.0
+    values = 0.0
     learning = False
     for layer in net.layers:
         below, tops = learning, sum(float(np.prod(net.shapes[top])) for top in layer.top)
@@ -206,10 +206,8 @@ def work(case: Case, folder: Path) -> tuple[float, float]:
             values += 2 * tops * (1 + learning)
         if layer.blobs:
             weights = layer.blobs[0].data
-            product = 2 * tops * weights.numel() / weights.shape[0]
-            flop += product * (1 + learned + below)
             values += weights.numel() * (1 + learned * 6 + below)
-    return flop / 1e9, values * 4 / 1e9
+    return threads.work(net) / 1e9, values * 4 / 1e9
 
 
 def rates(options: argparse.Namespace) -> dict[str, float]:

@@ -164,8 +164,11 @@ def train(args: argparse.Namespace) -> int:
     gc.collect()
     gc.freeze()  # what is there stays: to look through it again and again took 2% of an iteration of a small net
     glog.info("caffe.cpp:239", "Starting Optimization")
-    if solver.solve(signals):
-        glog.info("caffe.cpp:250", "Optimization Done.")
+    try:
+        if solver.solve(signals):
+            glog.info("caffe.cpp:250", "Optimization Done.")
+    finally:
+        gc.unfreeze()
     return 0
 
 

@@ -1,6 +1,7 @@
 """Processes that compute parts of each batch beside this one, on weights that all of them share.
 
-    crew = Crew(net, parts)         # moves the net's weights into memory that forked processes share
+    share_weights(net)              # moves them into memory that forked processes share
+    crew = Crew(net, shares)        # the parts of each of the others
     crew.begin(read, batch)         # the others start on their parts ...
     ...                             # ... while this process computes its own
     results = crew.end()            # loss, outputs and gradients of each of the others' parts
@@ -94,11 +95,12 @@ class Crew:
 
     def __init__(self, net: Net, shares: Sequence[Sequence[Part]]) -> None:
         """``shares``: the parts of each of the others; the weights must lie in shared memory (`share_weights`)."""
-        self._net, self._shares = net, shares
+        self._pipes: list[tuple[int, int, int]] = []
+        """Of each process its number, and the pipes for orders and answers."""
+        self._shares = shares
         outputs = {name: tuple(net.shapes[name]) for name in net.outputs}
         self._results = [[Result(net.learnable, outputs) for _ in share] for share in shares]
         self._inputs: dict[int, Tensor] = {}
-        self._pipes: list[tuple[int, int, int]] = []
 
     def begin(self, read: dict[int, Tensor], batch: int) -> None:
         """Let the others compute their parts of a batch. ``read``: what was read, by the numbers of the tops."""
@@ -126,10 +128,10 @@ class Crew:
     def _fork(self, share: Sequence[Part], results: Sequence[Result]) -> tuple[int, int, int]:
         """Start a process for these parts: its number, and the pipes for orders and answers."""
         (orders, to_orders), (from_answers, answers) = os.pipe(), os.pipe()
-        gc.collect()
-        gc.freeze()  # else the collector would copy the pages of what both have
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads: there are none that hold locks
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # of forking beside threads: there are none that hold locks
             pid = os.fork()
         if pid:
             os.close(orders)
@@ -141,6 +143,7 @@ class Crew:
             os.close(to_orders)
             os.close(from_answers)
             torch.set_num_threads(1)
+            gc.freeze()  # else the collector would write to, and so copy, the pages of what both have
             self._serve(share, results, orders, answers)
         finally:
             os._exit(0)

@@ -115,9 +115,24 @@ def _summed(parts: list[dict[Blob, Tensor]]) -> dict[Blob, Tensor]:
 class _Part:
     """A net's steps for one shard, in the order in which they run; values and gradients have a number for each top."""
 
-    def __init__(self, net: Net, shard: Shard, by_autograd: frozenset[Layer] = frozenset()) -> None:
-        """``by_autograd``: layers that the other steps cannot serve in this net."""
-        self.net, self.shard, self._by_autograd = net, shard, by_autograd
+    def __init__(self, net: Net, shard: Shard) -> None:
+        """Find a step for each layer."""
+        self.net, self.shard = net, shard
+        self._by_autograd: set[Layer] = set()
+        self._arrange()
+        while wrong := self._unserved():  # one layer's step decides what the others' may do
+            self._by_autograd |= wrong
+            self._arrange()
+        self.reads = [step for step in self.steps if isinstance(step, Read)]
+        self.computed = [step for step in self.steps if not isinstance(step, Read)]
+        self._buffered = [(step.layer.buffer, step) for step in self.steps if step.layer.buffer is not None]
+        self.outputs: dict[str, Tensor] = {}
+        self.loss = torch.zeros(())
+        self.gradients: dict[Blob, Tensor] = {}
+
+    def _arrange(self) -> None:
+        """Make the steps, those of the layers in ``_by_autograd`` by autograd."""
+        net = self.net
         self.steps: list[Step] = []
         self._current: dict[str, int] = {}
         """The number of a blob's newest values."""
@@ -130,14 +145,6 @@ class _Part:
             if relu := net.relu_after.get(layer):  # it works on what the pooling has made of its bottom
                 self._append(relu, layer.top, [], layer.top)
         self._find_overwriting()
-        self.reads = [step for step in self.steps if isinstance(step, Read)]
-        self.computed = [step for step in self.steps if not isinstance(step, Read)]
-        self._buffered = [(step.layer.buffer, step) for step in self.steps if step.layer.buffer is not None]
-        self.outputs: dict[str, Tensor] = {}
-        self.loss = torch.zeros(())
-        self.gradients: dict[Blob, Tensor] = {}
-        if wrong := self._unserved():
-            self.__init__(net, shard, by_autograd | wrong)
 
     def _append(
         self, layer: Layer, bottoms: Sequence[str], weights: list[tuple[str, float]], tops: Sequence[str] | None = None
@@ -164,9 +171,9 @@ class _Part:
                 bottom = step.bottoms[0]
                 step.overwrites = self._makers[bottom].frees_output and self._users[bottom] == 1
 
-    def _unserved(self) -> frozenset[Layer]:
+    def _unserved(self) -> set[Layer]:
         """The layers whose steps would not do what Caffe does in this net."""
-        wrong = set()
+        wrong: set[Layer] = set()
         for index, step in enumerate(self.steps):
             if isinstance(step, ByAutograd):
                 continue
@@ -177,7 +184,7 @@ class _Part:
             # its own gradient is all that it knows
             if isinstance(step, SoftmaxLossStep) and self._users[step.tops[0]] != len(step.terms):
                 wrong.add(step.layer)
-        return frozenset(wrong)
+        return wrong
 
     def read(self, batch: int, clock: Clock | None) -> dict[int, Tensor]:
         """The tops of the layers that read, whole, by their numbers."""
