@@ -200,12 +200,12 @@ def test_the_number_of_threads_follows_from_the_net_and_ends_at_the_cores(recipe
         assert threads.plan(net) == threads.Plan(shards, 1, min(cores, most))
 
 
-def test_a_net_of_moderate_size_has_shards_on_any_machine(monkeypatch):
+def test_a_net_of_moderate_size_has_the_same_shards_on_any_machine_that_can_share_them(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "work", lambda net: 1e9)
-    for cores, workers in ((1, 1), (2, 2), (8, 2)):
+    for cores, shards in ((1, 1), (2, 2), (8, 2)):
         monkeypatch.setattr(threads, "cores", lambda cores=cores: cores)
-        assert threads.plan(chain()) == threads.Plan(2, workers, 1)
+        assert threads.plan(chain()) == threads.Plan(shards, shards, 1)
     monkeypatch.setattr(threads, "work", lambda net: 1e12)
     assert threads.shards_of(chain()) == threads.MOST_SHARDS
     monkeypatch.setattr(threads, "FLOP_A_WEIGHT", 1e12)
