@@ -49,7 +49,7 @@ help:       ## list the commands
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
 demo: $(READY)      ## the whole experiment on the embedded photographs; its report grows while it runs
-	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo and takes 2.5 times as long")
+	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo")
 	@$(SWEEP) $(if $(SLURM),,--report "$(REPORT)")
 
 test: $(READY)      ## pass the tests
