@@ -140,4 +140,4 @@ report: results     ## report/index.html: what the results of RECIPE say, figure
 proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
 	@"$${PROTOC_PYTHON:-python3}" -c 'import grpc_tools' 2>/dev/null || { echo "make: error: $${PROTOC_PYTHON:-python3} has no" \
 	  "grpc_tools; install grpcio-tools==1.62.* for a Python and name that: PROTOC_PYTHON=python make proto" >&2; exit 2; }
-	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/proto/caffe.proto
+	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/formats/proto/caffe.proto

@@ -1,13 +1,14 @@
 """Packaging: `pip install .` gives the package transfer_caffe and the command transfer-caffe, nothing else.
 
-tools, data_prep and prototxt_templates lie at the top of the repository, where people look for them; links
-inside the package take them along, so that an installation claims no other name than transfer_caffe.
+All code lies in transfer_caffe. The templates lie at the top of the repository, where people look for them, and are
+installed as transfer_caffe.prototxt_templates. The folders tools and data_prep at the top are short doors to
+transfer_caffe.tools and transfer_caffe.data_prep, and are not installed: the names are too common to claim.
 """
 
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "transfer_caffe" / "__init__.py").read_text())
@@ -20,29 +21,15 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=[
-        "transfer_caffe",
-        "transfer_caffe.analysis",
-        "transfer_caffe.data_prep",
-        "transfer_caffe.engine",
-        "transfer_caffe.engine.layers",
-        "transfer_caffe.figures",
-        "transfer_caffe.prototxt_templates",
-        "transfer_caffe.proto",
-        "transfer_caffe.pycaffe",
-        "transfer_caffe.recipes",
-        "transfer_caffe.reference",
-        "transfer_caffe.report",
-        "transfer_caffe.sweep",
-        "transfer_caffe.tools",
-    ],
+    packages=[*find_packages(include=["transfer_caffe", "transfer_caffe.*"]), "transfer_caffe.prototxt_templates"],
+    package_dir={"transfer_caffe.prototxt_templates": "prototxt_templates"},
     package_data={
         "transfer_caffe.report": ["templates/*"],
         "transfer_caffe.data_prep": ["*.csv"],
         "transfer_caffe.prototxt_templates": ["*.j2", "*/*.j2"],
-        "transfer_caffe.proto": ["*.proto", "*.pyi"],
+        "transfer_caffe.formats.proto": ["*.proto", "*.pyi"],
         "transfer_caffe.recipes": ["*.yaml"],
-        "transfer_caffe.reference": ["*.csv", "*.md"],
+        "transfer_caffe.results.reference": ["*.csv", "*.md"],
     },
     install_requires=[
         "numpy>=1.26",

@@ -1,17 +1,11 @@
-"""Fixtures shared by the tests: a tiny data set as an LMDB, and a small net over it."""
+"""Fixtures shared by the tests; docs/testing.md says which to take."""
 
 import signal
 
 import hypothesis
-import lmdb
-import numpy as np
 import pytest
 import torch
-from driving import STARTED
-from small_world import make_world
-
-from transfer_caffe.datum import raw_datum
-from transfer_caffe.proto import array_to_blob, write_binary
+from support.tiny import write_tiny
 
 torch.set_num_threads(1)  # the nets here are small: threads would wait for each other more than they work
 # by default an example that takes 0.2 s, or slow ones in a row, fail a test: a busy machine is no failure
@@ -19,76 +13,6 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
-
-NET = """
-name: "tiny"
-layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
-  transform_param { MIRROR crop_size: CROP mean_file: "mean.binaryproto" }
-  data_param { source: "train_lmdb" batch_size: 8 backend: LMDB } }
-layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
-  transform_param { crop_size: CROP mean_file: "mean.binaryproto" }
-  data_param { source: "test_lmdb" batch_size: 5 backend: LMDB } }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1"
-  param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
-  convolution_param { num_output: 6 kernel_size: 3 stride: 2 pad: 1
-    weight_filler { type: "gaussian" std: 0.1 } bias_filler { type: "constant" value: 0.1 } } }
-layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
-layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1"
-  pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
-layer { name: "norm1" type: "LRN" bottom: "pool1" top: "norm1" lrn_param { local_size: 5 alpha: 0.01 beta: 0.75 } }
-layer { name: "conv2" type: "Convolution" bottom: "norm1" top: "conv2"
-  param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
-  convolution_param { num_output: 8 kernel_size: 3 pad: 1 group: 2
-    weight_filler { type: "gaussian" std: 0.1 } bias_filler { type: "constant" value: 0.1 } } }
-layer { name: "relu2" type: "ReLU" bottom: "conv2" top: "conv2" }
-layer { name: "pool2" type: "Pooling" bottom: "conv2" top: "pool2"
-  pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
-layer { name: "fc3" type: "InnerProduct" bottom: "pool2" top: "fc3"
-  param { lr_mult: 1 decay_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
-  inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
-DROPOUT
-layer { name: "accuracy" type: "Accuracy" bottom: "fc3" bottom: "label" top: "accuracy" include { phase: TEST } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc3" bottom: "label" top: "loss" }
-"""
-DROPOUT = """layer { name: "drop3" type: "Dropout" bottom: "fc3" top: "fc3" dropout_param { dropout_ratio: 0.2 } }"""
-
-SOLVER = """net: "net.prototxt" test_iter: 4 test_interval: 10 base_lr: 0.05 lr_policy: "step" gamma: 0.1 stepsize: 15
-momentum: 0.9 weight_decay: 0.0005 display: 1 max_iter: 20 snapshot: 5 snapshot_prefix: "snap/tiny"
-solver_mode: CPU random_seed: 7
-"""
-
-
-def write_lmdb(path, images, labels):
-    """An LMDB with Caffe's keys; images are (num, height, width, 3) uint8 in BGR."""
-    with lmdb.open(str(path), map_size=1 << 26) as env, env.begin(write=True) as transaction:
-        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-            transaction.put(f"{index:08d}_{index}.png".encode(), raw_datum(image, int(label)))
-
-
-def tiny_images(count, seed):
-    """Four classes of 12x12 images, told apart by where they are bright."""
-    draw = np.random.RandomState(seed)
-    labels = np.arange(count) * 3 % 4
-    images = draw.randint(0, 120, (count, 12, 12, 3))
-    for index, label in enumerate(labels):
-        row, column = divmod(int(label), 2)
-        images[index, row * 6 : row * 6 + 6, column * 6 : column * 6 + 6, int(label) % 3] += 100
-    return images.astype(np.uint8), labels
-
-
-def net_text(random=True):
-    """The net with random crops, flips and dropout, or without anything random."""
-    mirror, crop, dropout = ("mirror: true", "10", DROPOUT) if random else ("", "0", "")
-    return NET.replace("MIRROR", mirror).replace("CROP", crop).replace("DROPOUT", dropout)
-
-
-def write_tiny(folder):
-    """Databases, mean, net.prototxt and solver.prototxt, relative to the current folder, which is ``folder``."""
-    write_lmdb("train_lmdb", *tiny_images(60, 1))
-    write_lmdb("test_lmdb", *tiny_images(20, 2))
-    write_binary("mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))
-    (folder / "net.prototxt").write_text(net_text())
-    (folder / "solver.prototxt").write_text(SOLVER)
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +32,9 @@ def tiny(tmp_path, monkeypatch):
 @pytest.fixture
 def driver_world(tmp_path, monkeypatch):
     """The small world in a current folder whose name has a space and a quote; signal handlers are put back."""
+    from support.driving import STARTED  # not for tests of the engine alone
+    from support.small_world import make_world
+
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     make_world(folder)

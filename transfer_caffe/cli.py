@@ -27,7 +27,7 @@ COMMANDS = {
     "compare": ("transfer_caffe.compare", "one net through real Caffe and the engine, blob by blob"),
     "driver": ("transfer_caffe.driver", "take one network from recipe to done"),
     "sweep": ("transfer_caffe.sweep", "plan and train all networks of a recipe"),
-    "results": ("transfer_caffe.results", "write the table of results"),
+    "results": ("transfer_caffe.results.table", "write the table of results"),
     "analysis": (
         "transfer_caffe.analysis.__main__",
         "what a results table says, with intervals, and what it cannot say",

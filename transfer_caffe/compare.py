@@ -22,16 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from transfer_caffe import real_caffe
 from transfer_caffe.engine import glog
-from transfer_caffe.engine.data import Images
-from transfer_caffe.engine.net import Net, read_net, state_of
-from transfer_caffe.engine.sources import DummyData, HDF5Data, Input, MemoryData
-from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
-from transfer_caffe.proto import to_text
-from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
+from transfer_caffe.engine.layers.data import Images
+from transfer_caffe.engine.layers.sources import DummyData, HDF5Data, Input, MemoryData
+from transfer_caffe.engine.net import Net
+from transfer_caffe.formats.nets import read_net, state_of
+from transfer_caffe.formats.proto import to_text
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, NetParameter
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
 
-SCRIPT = Path(__file__).parent / "pycaffe" / "run_net.py"
+SCRIPT = Path(__file__).parent / "real_caffe" / "scripts" / "run_net.py"
 
 TOLERANCE = 1e-4
 """The relative difference that is allowed, in float32."""

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import read_json, sha256, write_json
-from transfer_caffe.recipe import Recipe, load_recipe
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import Recipe
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command
+from transfer_caffe.utils.files import read_json, sha256, write_json
+from transfer_caffe.utils.locks import lock
 
 # numpy, OpenCV and lmdb are imported where something is to be made: a look at finished data takes no time
 
@@ -40,7 +41,7 @@ def make_data(recipe: Recipe, data: Path, say: Say, copies: bool = False) -> Non
     ``copies``: no views, since real Caffe is to read the databases.
     """
     require_lists(recipe, data)
-    with processes.lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
+    with lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
         make_images(recipe, data, say)
         whole = recipe.data_folder(data, "whole")
         splits = [*["whole"] * recipe.images.views, *(network.split for network in recipe.networks())]
@@ -70,7 +71,7 @@ def missing(recipe: Recipe, data: Path, copies: bool = False) -> list[Path]:
         names = ["train.txt", "val.txt", "train_lmdb", "val_lmdb", *["mean.binaryproto"] * (folder in used)]
         absent += [folder / name for name in names if not (folder / name).exists()]
         if copies:
-            from transfer_caffe.views import is_view
+            from transfer_caffe.formats.views import is_view
 
             absent += [folder / name for name in ("train_lmdb", "val_lmdb") if is_view(folder / name)]
     return absent
@@ -116,18 +117,20 @@ def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
         _require_cut_from(out, cut_from)
         return
     _remove_partial(out)
-    from transfer_caffe.data_prep import lists, split as cut  # noqa: I001 - one line for what belongs together
+    from transfer_caffe.data_prep import split as cut
+    from transfer_caffe.data_prep.classes import read_classes
+    from transfer_caffe.formats import image_list
 
     paths = {part: str(source / f"{part}.txt") for part in ("train", "val")}
-    both = {part: lists.read_list(path) for part, path in paths.items()}
-    classes = lists.read_classes(beside) if beside.exists() else None
+    both = {part: image_list.read_list(path) for part, path in paths.items()}
+    classes = read_classes(beside) if beside.exists() else None
     count = cut.count_classes(both, paths, classes)
     say(f"{out}: image lists")
     if match := re.fullmatch(r"random(\d+)", split):
         cut.write_halves(both, cut.random_split(count, int(match[1])), out)
     elif split == "natman":
         if classes is None and count == cut.IMAGENET_COUNT:
-            classes = lists.read_classes()
+            classes = read_classes()
         if classes is None:
             raise UserError(f"{beside}: no such class file; the split natman needs the groups of the classes")
         cut.write_halves(both, cut.natman_split(classes), out)
@@ -167,7 +170,7 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
 def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: bool, say: Say) -> None:
     """Make FOLDER/PART_lmdb out of WHOLE/PART_lmdb: a view, or with ``copies`` an LMDB in the place of one."""
     database, image_list = folder / f"{part}_lmdb", _list_of(folder, part)
-    from transfer_caffe.views import is_view
+    from transfer_caffe.formats.views import is_view
 
     if database.exists():
         _require_made_so(database, _settings(recipe) | {"list_sha256": sha256(image_list)}, views=True)
@@ -210,7 +213,7 @@ def _forget(database: Path, part: str) -> None:
 
 
 def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> None:
-    from transfer_caffe.views import VIEW
+    from transfer_caffe.formats.views import VIEW
 
     record = next((path for path in (database / VIEW, database / "build.json") if path.exists()), None)
     if record is None:
@@ -235,8 +238,8 @@ def make_means(folders: list[Path], say: Say) -> None:
     missing = [folder for folder in folders if not (folder / "mean.binaryproto").exists()]
     if not missing:
         return
+    from transfer_caffe.formats.views import open_records
     from transfer_caffe.tools import compute_mean
-    from transfer_caffe.views import open_records
 
     for folder in missing:
         say(f"{folder / 'mean.binaryproto'}: mean image")

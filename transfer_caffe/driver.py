@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,24 +21,41 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import processes, snapshots, started
-from transfer_caffe.differences import changed_setting
-from transfer_caffe.errors import ArgumentParser, UserError, command, say_error
-from transfer_caffe.files import read_record, sha256, sync, write_json, write_text
-from transfer_caffe.generate import INIT, NET, SOLVER, Prototxts, SettingsDiffer, layers_with_weights, render
-from transfer_caffe.inputs import require_data, require_labels, require_made
-from transfer_caffe.log import LOG, START, LogParser, read_log
-from transfer_caffe.outcome import RunFailed, require_finished, require_sound
-from transfer_caffe.processes import Engine
-from transfer_caffe.proto.caffe_pb2 import LayerParameter
-from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import curve_csv, record, record_sha256
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.formats.log import START, LogParser, read_log
+from transfer_caffe.formats.nets import layers_with_weights
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
+from transfer_caffe.generate import Prototxts, SettingsDiffer, render
+from transfer_caffe.run import snapshots, started
+from transfer_caffe.run.differences import changed_setting
+from transfer_caffe.run.engines import Engine
+from transfer_caffe.run.folder import (
+    CURVE,
+    DONE,
+    INIT,
+    LOG,
+    NET,
+    PREFIX,
+    SOLVER,
+    SURGERY,
+    Say,
+    arguments_of,
+    iterations,
+    read_done,
+    read_done_or_set_aside,
+    set_aside,
+    weights_path,
+)
+from transfer_caffe.run.inputs import require_data, require_labels, require_made
+from transfer_caffe.run.outcome import RunFailed, require_finished, require_sound
+from transfer_caffe.run.record import curve_csv, record, record_sha256
 from transfer_caffe.surgery import take_over
-from transfer_caffe.treatment import Treatment
-
-DONE, CURVE, SURGERY = "done.json", "curve.csv", "surgery.json"
-
-Say = Callable[[str], None]
+from transfer_caffe.utils import processes
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, say_error
+from transfer_caffe.utils.files import read_record, sha256, sync, write_json, write_text
+from transfer_caffe.utils.locks import Busy, lock
 
 
 def train(
@@ -64,7 +80,7 @@ def train(
 
     require_made(network, data)  # before anything is written; all else is looked at under the lock
     require_base(network, runs)
-    with processes.lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as lock:
+    with lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as held:
         if restart:
             set_aside(folder, say)
         elif done := read_done_or_set_aside(network, runs, say):  # whoever held the lock has finished it
@@ -87,7 +103,7 @@ def train(
         iteration = snapshots.newest(folder, expected, say)
         base_sha = surgery(network, runs, folder) if network.base else None
         if iteration is not None:
-            argv += ["--snapshot", f"{snapshots.PREFIX}_iter_{iteration}.solverstate"]
+            argv += ["--snapshot", f"{PREFIX}_iter_{iteration}.solverstate"]
             say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
             if engine.name != "embedded":
                 say("real Caffe draws anew what is random, and reads its data from the start: it will end elsewhere")
@@ -100,7 +116,7 @@ def train(
         started.begin_run(folder, iteration or 0, gpu)
         try:
             written = functools.partial(look_after_snapshots, network, folder, expected, say)
-            code = run_engine(argv, folder, engine.environment(network.recipe.threads), lock, written, say)
+            code = run_engine(argv, folder, engine.environment(network.recipe.threads), held, written, say)
         finally:
             snapshots.keep_checksums(folder)
             started.end_run(folder)
@@ -108,7 +124,7 @@ def train(
 
         # 4. Is it what it should be?
         require_finished(log, code, folder, network.max_iter)
-        final = snapshots.weights_path(folder, network.max_iter)
+        final = weights_path(folder, network.max_iter)
         frozen = require_sound(network, folder, log, final, names)
 
         # 5. Done
@@ -126,37 +142,13 @@ def train(
 # ---- before the training ----------------------------------------------------------------------------------------
 
 
-def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
-    """What done.json says, or None if the network is not done."""
-    path = network.folder(runs) / DONE
-    if not path.exists():
-        return None
-    remedy = "start the network anew with --restart"
-    kinds = {"network": str, "sha256": dict, "accuracy_final": (int, float), "wall_seconds": (int, float)}
-    done = read_record(path, kinds, remedy)
-    if done["network"] != network.name or not isinstance(done["sha256"].get("final"), str):
-        raise UserError(f"{path}: damaged: it is not of {network.name}, or names no weights; {remedy}")
-    return done
-
-
-def read_done_or_set_aside(network: Network, runs: Path, say: Say) -> dict[str, Any] | None:
-    """As `read_done`, but one that is damaged is set aside, to be made anew from the last snapshot."""
-    try:
-        return read_done(network, runs)
-    except UserError as error:
-        path = network.folder(runs) / DONE
-        os.replace(path, path.with_name(f"{DONE}.damaged"))
-        say(f"set aside as {DONE}.damaged, and made anew: {error}")
-        return None
-
-
 def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> None:
     """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
     folder = network.folder(runs)
     render_here(network, folder, data)
     if note := changed_setting(network, done):  # what no prototxt tells: how images are made, threads
         raise UserError(f"{network.name}: done, but by the recipe {note}; {_take_back(network, runs, data)}")
-    final = snapshots.weights_path(folder, network.max_iter)
+    final = weights_path(folder, network.max_iter)
     if final.exists() and sha256(final) != done["sha256"]["final"]:
         raise UserError(
             f"{final}: damaged or replaced: not the weights that {DONE} tells of; take a copy that is whole, or train "
@@ -185,28 +177,8 @@ def _take_back(network: Network, runs: Path, data: Path) -> str:
     return f"take that back, or start it anew with `{again}`, which sets the old folder aside"
 
 
-def arguments_of(network: Network, runs: Path, data: Path | None = None) -> str:
-    """The driver's arguments that mean this network, for a shell."""
-    words = ["--recipe", network.recipe.given, "--split", network.split, "--treatment", str(network.treatment)]
-    words += ["--seed", str(network.seed)] if network.seed else []
-    words += ["--runs", str(runs)] if runs != Path("runs") else []
-    words += ["--data", str(data)] if data not in (None, Path("data")) else []
-    return shlex.join(words)
-
-
 def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
     return {layer.name: layer.convolution_param.num_output or layer.inner_product_param.num_output for layer in layers}
-
-
-def set_aside(folder: Path, say: Say) -> None:
-    """Rename a network's folder, if there is one, so that nothing of it is lost."""
-    if not folder.exists():
-        return
-    number = 1
-    while (old := folder.with_name(f"{folder.name}.old{number}")).exists():
-        number += 1
-    os.rename(folder, old)
-    say(f"the old folder is now {old}")
 
 
 def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
@@ -234,12 +206,12 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
         made = read_record(record_path, kinds, "remove it, or start the network anew with --restart")
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
-        if made["base_sha256"] != base_sha and snapshots.iterations(folder):
+        if made["base_sha256"] != base_sha and iterations(folder):
             raise UserError(
                 f"{record_path}: {network.name} was started from other weights than {network.base.name} has now; "
                 "start it anew with --restart"
             )
-    base_weights = snapshots.weights_path(network.base.folder(runs), network.base.max_iter)
+    base_weights = weights_path(network.base.folder(runs), network.base.max_iter)
     if sha256(base_weights) != base_sha:
         raise UserError(
             f"{base_weights}: not the weights that {DONE} beside it tells of; train {network.base.name} anew with "
@@ -392,7 +364,7 @@ def main(argv: list[str] | None = None) -> int | None:
     except RunFailed as error:
         say_error(parser.prog, f"{network.name}: {error}")
         return 1
-    except processes.Busy as error:
+    except Busy as error:
         say_error(parser.prog, str(error))
         return os.EX_TEMPFAIL
     return 0

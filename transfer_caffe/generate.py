@@ -21,17 +21,18 @@ from typing import Any
 
 import jinja2
 
-from transfer_caffe.data_prep.lists import read_list
-from transfer_caffe.differences import differences, in_short
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.files import write_text
-from transfer_caffe.proto import caffe_pb2, parse_text
-from transfer_caffe.proto import read_text as read_message
-from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverParameter
-from transfer_caffe.recipe import TEMPLATES, Network, load_recipe
-from transfer_caffe.treatment import Treatment
-
-NET, SOLVER, INIT = "train_val.prototxt", "solver.prototxt", "init.caffemodel"
+from transfer_caffe.experiment.architecture import require_frozen
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import TEMPLATES, Network
+from transfer_caffe.experiment.treatment import Treatment, describe
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto import read_text as read_message
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter
+from transfer_caffe.run.differences import differences, in_short
+from transfer_caffe.run.folder import INIT, NET, SOLVER
+from transfer_caffe.run.inputs import count_classes, count_images
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command
+from transfer_caffe.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -136,53 +137,6 @@ def _templates(folder: Path) -> jinja2.Environment:
     )
     environment.filters |= {"quoted": quoted, "solver_value": solver_value}
     return environment
-
-
-def require_frozen(net: NetParameter, treatment: Treatment) -> None:
-    """UserError unless exactly the layers that the treatment freezes, from the image upwards, do not learn."""
-    for i, layer in enumerate(layers_with_weights(net), start=1):
-        frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
-        if frozen != (i <= treatment.frozen):
-            raise UserError(
-                f"network {net.name!r}, layer {layer.name}: by the net it {'is frozen' if frozen else 'learns'}, "
-                f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
-            )
-
-
-def layers_with_weights(net: NetParameter) -> list[caffe_pb2.LayerParameter]:
-    """The layers that have weights, in the net's order: layer i of the paper is the i-th of them."""
-    return [layer for layer in net.layer if layer.type in ("Convolution", "InnerProduct")]
-
-
-def count_images(path: Path) -> int:
-    """The number of images in an image list."""
-    return len(_labels(path))
-
-
-def count_classes(path: Path) -> int:
-    """The number of classes of an image list: its labels are 0 to that minus 1."""
-    return max(_labels(path)) + 1
-
-
-def _labels(path: Path) -> list[int]:
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such image list; make the data first: python -m transfer_caffe.data --recipe RECIPE"
-        )
-    return [label for _, label in read_list(path)]
-
-
-def describe(treatment: Treatment) -> str:
-    """A treatment in words."""
-    place = f"half {treatment.target}" if treatment.target else "all classes"
-    if treatment.is_base:
-        return f"trained from scratch on {place}"
-    layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
-    if treatment.is_random:
-        return f"{layers} random, untrained and frozen; the rest trained on {place}"
-    if treatment.finetuned:
-        return f"{layers} from {treatment.base}, the rest fresh; all layers trained on {place}"
-    return f"{layers} from {treatment.base}, frozen; the rest fresh, trained on {place}"
 
 
 def quoted(text: str) -> str:

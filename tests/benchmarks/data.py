@@ -24,13 +24,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from transfer_caffe import __version__, real_caffe
+from transfer_caffe import __version__
 from transfer_caffe.data_prep import photos
-from transfer_caffe.database_writer import DatabaseWriter
-from transfer_caffe.datum import CHECKED_BYTES, Database
-from transfer_caffe.errors import UserError, command
-from transfer_caffe.files import write_text
-from transfer_caffe.processes import cores
+from transfer_caffe.formats.database import CHECKED_BYTES, Database
+from transfer_caffe.formats.database_writer import DatabaseWriter
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.utils.errors import UserError, command
+from transfer_caffe.utils.files import write_text
+from transfer_caffe.utils.machine import cores
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- data: from here on made by `make bench` -->", "<!-- data: end -->"

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import yaml
 
-from transfer_caffe.files import sha256, write_text
-from transfer_caffe.processes import environment
-from transfer_caffe.recipe import load_recipe
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.utils.files import sha256, write_text
+from transfer_caffe.utils.processes import environment
 
 NETWORKS = {"random0": ["baseA", "baseB", "A3B", "B3B", "A5B+", "B5A+"], "whole": ["base", "R3"]}
 COMPARED = ("*/snapshots/*", "*/init.caffemodel", "*/*.prototxt", "*/surgery.json", "*/curve.csv")

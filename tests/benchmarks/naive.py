@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transfer_caffe.datum import Database
-from transfer_caffe.proto import read_mean
+from transfer_caffe.formats.database import Database
+from transfer_caffe.formats.proto import read_mean
 
 # filters and groups of conv1 to conv5, then conv1's kernel, stride and pad, conv2's kernel, units, crop
 NETS = {

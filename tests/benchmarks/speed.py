@@ -29,20 +29,24 @@ import numpy as np
 import torch
 from benchmarks.data import DOCUMENT, processor, say, table
 
-from transfer_caffe import __version__, real_caffe
+from transfer_caffe import __version__
 from transfer_caffe.data_prep import photos
-from transfer_caffe.database_writer import DatabaseWriter
-from transfer_caffe.datum import raw_datum
-from transfer_caffe.engine import glog, threads
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import PRECISIONS
-from transfer_caffe.errors import UserError, command
-from transfer_caffe.files import write_json, write_text
-from transfer_caffe.processes import Engine, cores, environment
-from transfer_caffe.proto import array_to_blob, write_binary
-from transfer_caffe.proto.caffe_pb2 import TRAIN, DataParameter, Datum, NetParameter, NetState, SolverParameter
-from transfer_caffe.recipe import load_recipe
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.formats.database_writer import DatabaseWriter
+from transfer_caffe.formats.datum import raw_datum
+from transfer_caffe.formats.proto import array_to_blob, write_binary
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, DataParameter, Datum, NetParameter, NetState, SolverParameter
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep.measure import iterations, synthetic
+from transfer_caffe.utils.errors import UserError, command
+from transfer_caffe.utils.files import write_json, write_text
+from transfer_caffe.utils.machine import cores
+from transfer_caffe.utils.processes import environment
 
 BEGIN, END = "<!-- speed: from here on made by `make bench-speed` -->", "<!-- speed: end -->"
 TESTS = Path(__file__).resolve().parent.parent

@@ -17,10 +17,11 @@ from pathlib import Path
 from benchmarks.data import say, table
 from benchmarks.speed import Case, busy_loops, net_of
 
-from transfer_caffe.errors import command
-from transfer_caffe.processes import Engine, cores
-from transfer_caffe.proto.caffe_pb2 import SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
+from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep.measure import iterations
+from transfer_caffe.utils.errors import command
+from transfer_caffe.utils.machine import cores
 
 CHOSEN = "as chosen"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from transfer_caffe.compare import Case
-from transfer_caffe.proto import parse_text
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 FILLERS = 'weight_filler { type: "gaussian" std: 0.5 } bias_filler { type: "gaussian" std: 0.5 }'
 DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 5 dim: 6 } } }'

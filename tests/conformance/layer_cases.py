@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from transfer_caffe.proto import parse_text
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 Shape = tuple[int, ...]
 Kind = str | int

@@ -25,15 +25,16 @@ from conformance.seeded import recorded, seeded_weights, write_weights
 from conformance.suite import outcomes
 from conformance.test_layers import known_difference
 from conformance.test_networks import losses
-from solver_suite import CASES as SOLVER_CASES
-from solver_suite import prepare as prepare_solver
+from support.solver_suite import CASES as SOLVER_CASES
+from support.solver_suite import prepare as prepare_solver
 
-from transfer_caffe import __version__, real_caffe
+from transfer_caffe import __version__
 from transfer_caffe.compare import Case, Outcome, compare
-from transfer_caffe.errors import UserError, command
-from transfer_caffe.files import write_text
-from transfer_caffe.proto import parse_text
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.utils.errors import UserError, command
+from transfer_caffe.utils.files import write_text
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "fidelity.md"
 BEGIN, END = "<!-- measured: from here on made by `make fidelity` -->", "<!-- measured: end -->"

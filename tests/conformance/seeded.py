@@ -11,8 +11,8 @@ import numpy as np
 
 from transfer_caffe.compare import build
 from transfer_caffe.engine import glog
-from transfer_caffe.proto import array_to_blob, write_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto import array_to_blob, write_binary
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 NETWORKS_FILE = Path(__file__).resolve().parent.parent / "golden" / "networks.json"
 

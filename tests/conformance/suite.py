@@ -9,8 +9,8 @@ import pytest
 from conformance.graph_cases import GARBAGE_IN_CAFFE, GRAPH_CASES, REFUSED_BY_CAFFE
 from conformance.layer_cases import LAYER_CASES, LayerCase
 
-from transfer_caffe import real_caffe
 from transfer_caffe.compare import Case, Outcome, compare
+from transfer_caffe.real_caffe import programs as real_caffe
 
 needs_real_caffe = pytest.mark.skipif(
     real_caffe.program() is None or real_caffe.pycaffe() is None,

@@ -10,9 +10,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from tools import build_lmdb, compute_mean, split_lmdb
-from transfer_caffe import real_caffe
-from transfer_caffe.views import open_records
+from transfer_caffe.formats.views import open_records
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.tools import build_lmdb, compute_mean, split_lmdb
 
 CONVERT, MEAN = (real_caffe.program(tool) for tool in ("convert_imageset", "compute_image_mean"))
 pytestmark = pytest.mark.skipif(CONVERT is None or MEAN is None, reason="no real Caffe here: run `make caffe`")

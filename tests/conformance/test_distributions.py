@@ -10,12 +10,12 @@ import math
 import numpy as np
 import pytest
 from conformance.suite import needs_real_caffe
-from conftest import write_lmdb
+from support.tiny import write_lmdb
 
 from transfer_caffe.compare import Case, build, compare, run_ours
 from transfer_caffe.engine import glog
-from transfer_caffe.proto import parse_text
-from transfer_caffe.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 pytestmark = needs_real_caffe
 

@@ -8,13 +8,13 @@ import re
 
 import numpy as np
 import pytest
-import solver_suite
-from solver_suite import FINETUNE, TRAIN, run_ours, run_real
+from support import solver_suite
+from support.solver_suite import FINETUNE, TRAIN, run_ours, run_real
 
-from transfer_caffe import real_caffe
-from transfer_caffe.engine import snapshot
-from transfer_caffe.proto import read_binary
-from transfer_caffe.proto.caffe_pb2 import NetParameter, SolverState
+from transfer_caffe.engine.solver import solverstate
+from transfer_caffe.formats.proto import read_binary
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverState
+from transfer_caffe.real_caffe import programs as real_caffe
 
 h5py = pytest.importorskip("h5py")
 pytestmark = pytest.mark.skipif(real_caffe.program() is None, reason="no real Caffe here: run `make caffe`")
@@ -136,11 +136,11 @@ def test_both_score_weights_alike_whoever_wrote_them_and_train_on_from_them(case
 def test_a_state_of_real_caffe_has_no_seed_and_one_is_drawn(tmp_path):
     solver_suite.prepare(tmp_path, "sgd_fixed", iterations=20)
     run_real(tmp_path, *FINETUNE)
-    assert snapshot.read_state(f"{tmp_path}/snap/tiny_iter_20.solverstate").seed is None
+    assert solverstate.read_state(f"{tmp_path}/snap/tiny_iter_20.solverstate").seed is None
     text = (tmp_path / "solver.prototxt").read_text()
     (tmp_path / "solver.prototxt").write_text(
         text.replace("random_seed: 7", "").replace("max_iter: 20", "max_iter: 21")
     )
     log = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_20.solverstate")
     assert "random_seed is not set: taking" in log
-    assert snapshot.read_state(f"{tmp_path}/snap/tiny_iter_21.solverstate").seed is not None
+    assert solverstate.read_state(f"{tmp_path}/snap/tiny_iter_21.solverstate").seed is not None

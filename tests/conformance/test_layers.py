@@ -9,7 +9,7 @@ from conformance.suite import needs_real_caffe, outcomes, report
 
 from transfer_caffe.compare import TOLERANCE
 from transfer_caffe.engine.layers import LAYERS
-from transfer_caffe.engine.sources import Input  # noqa: F401 - the layers that read add themselves to LAYERS
+from transfer_caffe.engine.layers.sources import Input  # noqa: F401 - the layers that read add themselves to LAYERS
 
 pytestmark = needs_real_caffe
 

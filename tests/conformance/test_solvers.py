@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import solver_suite
-from solver_suite import CASES, FINETUNE, run_ours, run_real
+from support import solver_suite
+from support.solver_suite import CASES, FINETUNE, run_ours, run_real
 
-from transfer_caffe import real_caffe
+from transfer_caffe.real_caffe import programs as real_caffe
 
 pytestmark = pytest.mark.skipif(
     real_caffe.program() is None,

@@ -7,10 +7,10 @@ import pytest
 from conformance.suite import needs_real_caffe
 
 from transfer_caffe.compare import Case, compare, random_layers
-from transfer_caffe.database_writer import DatabaseWriter
-from transfer_caffe.datum import encoded_datum, raw_datum
-from transfer_caffe.proto import array_to_blob, parse_text, write_binary
-from transfer_caffe.proto.caffe_pb2 import Datum, NetParameter
+from transfer_caffe.formats.database_writer import DatabaseWriter
+from transfer_caffe.formats.datum import encoded_datum, raw_datum
+from transfer_caffe.formats.proto import array_to_blob, parse_text, write_binary
+from transfer_caffe.formats.proto.caffe_pb2 import Datum, NetParameter
 
 pytestmark = needs_real_caffe
 

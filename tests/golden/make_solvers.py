@@ -2,8 +2,8 @@
 
 python tests/golden/make_solvers.py       needs real Caffe (`make caffe`)
 
-Of each case of tests/solver_suite.py: the displayed losses, the numbers of its test passes, and of each weight and
-history blob after 20 iterations the sum and the sum of absolute values.
+Of each case of tests/support/solver_suite.py: the displayed losses, the numbers of its test passes, and of each
+weight and history blob after 20 iterations the sum and the sum of absolute values.
 """
 
 import json
@@ -15,9 +15,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import numpy as np  # noqa: E402
-import solver_suite  # noqa: E402
+from support import solver_suite  # noqa: E402
 
-from transfer_caffe.files import write_text  # noqa: E402
+from transfer_caffe.utils.files import write_text  # noqa: E402
 
 
 def digest(array: np.ndarray) -> list[float]:

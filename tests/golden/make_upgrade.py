@@ -16,11 +16,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from old_nets import KINDS, ask_real_caffe, kind_of  # noqa: E402
+from support.old_nets import KINDS, ask_real_caffe, kind_of  # noqa: E402
 
-from transfer_caffe import real_caffe  # noqa: E402
-from transfer_caffe.proto import read_binary, read_text, to_text, write_binary  # noqa: E402
-from transfer_caffe.proto.caffe_pb2 import NetParameter  # noqa: E402
+from transfer_caffe.formats.proto import read_binary, read_text, to_text, write_binary  # noqa: E402
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter  # noqa: E402
+from transfer_caffe.real_caffe import programs as real_caffe  # noqa: E402
 
 
 def ask(path: Path, folder: Path) -> str:

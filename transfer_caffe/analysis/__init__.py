@@ -20,16 +20,15 @@ from pathlib import Path
 from transfer_caffe.analysis.costs import Costs, costs_of
 from transfer_caffe.analysis.design import Finding, findings_of
 from transfer_caffe.analysis.effects import Effect, Published, effects_of, interval, published_number
-from transfer_caffe.analysis.text import effects_csv, findings_csv, report_text, table1_csv, table1_md
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.figures import add_metric
-from transfer_caffe.figures.cells import METRICS, Marker, markers_of
-from transfer_caffe.files import write_text
-from transfer_caffe.results import Row, load
+from transfer_caffe.analysis.text import effects_csv, findings_csv, table1_csv, table1_md
+from transfer_caffe.results.markers import METRICS, Marker, markers_of
+from transfer_caffe.results.table import Row
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import write_text
 
 __all__ = [
     "Analysis", "Costs", "Effect", "Finding", "Published", "analyse", "costs_of", "effects_of", "findings_of",
-    "interval", "main", "published_number", "table1_csv", "table1_md", "write_analysis",
+    "interval", "published_number", "table1_csv", "table1_md", "write_analysis",
 ]  # fmt: skip
 
 
@@ -77,36 +76,3 @@ def write_analysis(analyses: Sequence[Analysis], out: str | os.PathLike[str]) ->
         else:  # of an earlier table, and not true of this one
             (Path(out) / name).unlink(missing_ok=True)
     return [Path(out) / name for name, text in texts.items() if text]
-
-
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    """Analyse one results table."""
-    parser = ArgumentParser(
-        prog="python -m transfer_caffe.analysis",
-        description="Print what a results table says and what it cannot say: effects with 95% intervals, the paper's "
-        "Table 1 as published and paired, confounded comparisons, times.",
-        epilog="examples: python -m transfer_caffe.analysis --results paper --metric top10\n"
-        "          python -m transfer_caffe.analysis --results runs/demo/results.csv --out report/analysis",
-    )
-    parser.add_argument("--results", required=True, help="results.csv, or the word paper: the paper's own networks")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder for effects.csv, findings.csv, table1.csv and table1.md; files of these names in it are replaced",
-    )
-    add_metric(parser)
-    options = parser.parse_args(argv)
-    rows = load(options.results)
-    if not rows:
-        raise UserError(f"{options.results}: no networks in it; train some first: python -m transfer_caffe.sweep run")
-    analyses = analyse(rows, options.metric)
-    if not any(analysis.markers for analysis in analyses):
-        raise UserError(
-            f"{options.results}: no network has {METRICS[options.metric]}, those on reduced data aside: there is "
-            "nothing to compare; train networks first (make sweep)"
-        )
-    print(report_text(analyses), end="")
-    if options.out is not None:
-        print("\nwrote " + "\n      ".join(str(path) for path in write_analysis(analyses, options.out)))
-    return 0

@@ -1,8 +1,49 @@
-"""`python -m transfer_caffe.analysis`."""
+"""The command that prints an analysis: `transfer_caffe.analysis.analyse`."""
+
+from __future__ import annotations
 
 import sys
 
-from transfer_caffe.analysis import main
+from transfer_caffe.analysis import analyse, write_analysis
+from transfer_caffe.analysis.text import report_text
+from transfer_caffe.results.arguments import add_metric
+from transfer_caffe.results.markers import METRICS
+from transfer_caffe.results.table import load
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """Analyse one results table."""
+    parser = ArgumentParser(
+        prog="python -m transfer_caffe.analysis",
+        description="Print what a results table says and what it cannot say: effects with 95% intervals, the paper's "
+        "Table 1 as published and paired, confounded comparisons, times.",
+        epilog="examples: python -m transfer_caffe.analysis --results paper --metric top10\n"
+        "          python -m transfer_caffe.analysis --results runs/demo/results.csv --out report/analysis",
+    )
+    parser.add_argument("--results", required=True, help="results.csv, or the word paper: the paper's own networks")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for effects.csv, findings.csv, table1.csv and table1.md; files of these names in it are replaced",
+    )
+    add_metric(parser)
+    options = parser.parse_args(argv)
+    rows = load(options.results)
+    if not rows:
+        raise UserError(f"{options.results}: no networks in it; train some first: python -m transfer_caffe.sweep run")
+    analyses = analyse(rows, options.metric)
+    if not any(analysis.markers for analysis in analyses):
+        raise UserError(
+            f"{options.results}: no network has {METRICS[options.metric]}, those on reduced data aside: there is "
+            "nothing to compare; train networks first (make sweep)"
+        )
+    print(report_text(analyses), end="")
+    if options.out is not None:
+        print("\nwrote " + "\n      ".join(str(path) for path in write_analysis(analyses, options.out)))
+    return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,8 +12,8 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from transfer_caffe.results import Row
-from transfer_caffe.treatment import Treatment
+from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.results.table import Row
 
 TEST_INTERVAL = 1000
 """Iterations between tests in the paper's solver; tables of our own have wall_seconds and do not need it."""

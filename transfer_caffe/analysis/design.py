@@ -23,9 +23,9 @@ from transfer_caffe.analysis.effects import (
     groups_of,
     published_number,
 )
-from transfer_caffe.figures.cells import Marker, cells_of, pooled_sd
-from transfer_caffe.results import Row
-from transfer_caffe.treatment import Treatment
+from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.results.markers import Marker, cells_of, pooled_sd
+from transfer_caffe.results.table import Row
 
 SUPPORTED, CONFOUNDED, IMPOSSIBLE = "supported", "confounded", "impossible"
 

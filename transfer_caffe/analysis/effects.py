@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from transfer_caffe.figures.cells import Marker
+from transfer_caffe.results.markers import Marker
 
 RANGES = ((1, 7), (3, 7), (5, 7))
 """The ranges of n that the paper's Table 1 pools."""

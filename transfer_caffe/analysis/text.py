@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_caffe.analysis.costs import Costs
 from transfer_caffe.analysis.design import SUPPORTED, Finding, half_differences, natural, ranges
 from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
-from transfer_caffe.figures.cells import FAMILIES, METRICS, Marker
+from transfer_caffe.results.markers import FAMILIES, METRICS, Marker
 
 if TYPE_CHECKING:
     from transfer_caffe.analysis import Analysis

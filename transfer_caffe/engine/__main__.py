@@ -10,20 +10,22 @@ import gc
 import sys
 from collections.abc import Callable
 
-from transfer_caffe.engine import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
+from transfer_caffe.engine.iteration import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
 
 # isort: split
 import torch
 
-from transfer_caffe.engine import glog, threads, timing
-from transfer_caffe.engine.net import Net, read_net, state_of
+from transfer_caffe.engine import glog, timing
+from transfer_caffe.engine.iteration import threads
+from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import PRECISIONS, use_precision
-from transfer_caffe.engine.snapshot import read_state
-from transfer_caffe.engine.solver import Signals, Solver, test_pass
-from transfer_caffe.engine.solver_file import read_solver
-from transfer_caffe.errors import ArgumentParser, UserError, command, require_file
-from transfer_caffe.processes import keep_freed_memory
-from transfer_caffe.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
+from transfer_caffe.engine.solver.settings import read_solver
+from transfer_caffe.engine.solver.solver import Signals, Solver, test_pass
+from transfer_caffe.engine.solver.solverstate import read_state
+from transfer_caffe.formats.nets import read_net, state_of
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, SolverParameter
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
+from transfer_caffe.utils.machine import keep_freed_memory
 
 
 @command

@@ -5,54 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import data, glog, hdf5, sources  # noqa: F401 - sources adds its layers
-from transfer_caffe.engine.layers import LAYERS, Blob, Buffer, Context, Layer, Shape
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.layers import LAYERS, Blob, Buffer, Context, Layer, Shape, data
 from transfer_caffe.engine.layers.neuron import Neuron, ReLU
 from transfer_caffe.engine.layers.vision import LRN, Pooling
-from transfer_caffe.errors import UserError
-from transfer_caffe.proto import array_to_blob, blob_to_array, caffe_pb2, read_binary, read_text
-from transfer_caffe.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec
-from transfer_caffe.upgrade import upgrade_net
-
-
-def read_net(path: str | os.PathLike[str]) -> NetParameter:
-    """Read a net prototxt; what Caffe before 2015 wrote is upgraded as Caffe does on reading."""
-    return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
-
-
-def state_of(param: NetParameter, phase: int, level: int = 0, stages: Iterable[str] = ()) -> NetState:
-    """The state of a net that is run by itself: what it says of itself, in this phase and level, and more stages."""
-    state = NetState()
-    state.CopyFrom(param.state)
-    state.phase, state.level = phase, level  # pyright: ignore[reportAttributeAccessIssue]
-    state.stage.extend(stages)
-    return state
-
-
-def included(layer: LayerParameter, state: NetState) -> bool:
-    """Whether a layer belongs to the net in this state: its include or exclude rules decide (Net::FilterNet)."""
-    if layer.include and layer.exclude:
-        raise UserError(f"layer {layer.name!r}: give include rules or exclude rules, not both")
-    if layer.include:
-        return any(_meets(rule, state) for rule in layer.include)
-    return not any(_meets(rule, state) for rule in layer.exclude)
-
-
-def _meets(rule: NetStateRule, state: NetState) -> bool:
-    if rule.HasField("phase") and rule.phase != state.phase:
-        return False
-    if rule.HasField("min_level") and state.level < rule.min_level:
-        return False
-    if rule.HasField("max_level") and state.level > rule.max_level:
-        return False
-    return set(rule.stage) <= set(state.stage) and not set(rule.not_stage) & set(state.stage)
-
+from transfer_caffe.formats import hdf5
+from transfer_caffe.formats.nets import included
+from transfer_caffe.formats.proto import array_to_blob, blob_to_array, caffe_pb2, read_binary
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
+from transfer_caffe.formats.upgrade import upgrade_net
+from transfer_caffe.utils.errors import UserError
 
 Stored = tuple[np.ndarray, bool]
 """A blob in a weights file, and whether its shape is in the form of before 2015."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from transfer_caffe.engine import glog
-from transfer_caffe.errors import UserError
+from transfer_caffe.utils.errors import UserError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

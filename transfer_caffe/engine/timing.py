@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from transfer_caffe.engine import glog
-from transfer_caffe.engine.direct import Clock, Direct
-from transfer_caffe.engine.graph import direct_of
+from transfer_caffe.engine.iteration.direct import Clock, Direct
+from transfer_caffe.engine.iteration.graph import direct_of
 from transfer_caffe.engine.layers import Layer
 from transfer_caffe.engine.net import Net
 

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer_caffe.errors import UserError
-from transfer_caffe.figures.cells import KINDS, Marker, limits
 from transfer_caffe.figures.sources import CREDIT, Source, credit_words, is_paper, titled
 from transfer_caffe.figures.style import LOOKS, Drawn, credit, write_figure
-from transfer_caffe.log import Row
+from transfer_caffe.formats.log import Row
+from transfer_caffe.results.markers import KINDS, Marker, limits
+from transfer_caffe.utils.errors import UserError
 
 Curve = list[tuple[int, float]]
 _NUMBERS = ("test_accuracy", "test_loss", "train_loss", "lr")

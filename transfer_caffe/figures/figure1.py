@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, FancyBboxPatch, Rectangle
 
-from transfer_caffe.errors import UserError
+from transfer_caffe.experiment.treatment import LAYERS, Treatment, expand
 from transfer_caffe.figures.style import Drawn, write_figure
-from transfer_caffe.treatment import LAYERS, Treatment, expand
+from transfer_caffe.utils.errors import UserError
 
 TREATMENTS = "baseA,baseB,AnB,BnB,AnB+,BnB+"
 COLOURS = {"A": "#f4b0a4", "B": "#a9bdf5", "": "#cfcfcf", "random": "#dcdc9a", "fresh": "white"}

@@ -15,18 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer_caffe.figures.cells import Cell, Marker, cells_of, limits
 from transfer_caffe.figures.remarks import Points, between, draw_paper_remarks, draw_remarks
-from transfer_caffe.figures.sources import (
-    CREDIT,
-    Source,
-    compared,
-    credit_words,
-    is_paper,
-    kinds_of,
-    legend_of,
-    titled,
-)
+from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, kinds_of, legend_of, titled
 from transfer_caffe.figures.style import (
     DARK,
     LOOKS,
@@ -38,6 +28,7 @@ from transfer_caffe.figures.style import (
     signed,
     write_figure,
 )
+from transfer_caffe.results.markers import Cell, Marker, cells_of, limits
 
 KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+")
 X_LABEL = "Layer n at which network is chopped and retrained"

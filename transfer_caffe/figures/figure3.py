@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from transfer_caffe.figures.cells import Cell, Marker, cells_of, limits
 from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, legend_of, titled
 from transfer_caffe.figures.style import (
     LOOKS,
@@ -28,6 +27,7 @@ from transfer_caffe.figures.style import (
     legend_clear_of,
     write_figure,
 )
+from transfer_caffe.results.markers import Cell, Marker, cells_of, limits
 
 HEXAGON = Look("h", "#ff8800", "#ff8800", False, 0.0, "man-made/natural split", 12)
 DIAMOND = Look("D", "#ff0000", "#ff0000", False, 0.0, "random A/B splits", 9)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from transfer_caffe import seal
-from transfer_caffe.errors import UserError
-from transfer_caffe.figures.cells import Marker
 from transfer_caffe.figures.style import Drawn, write_figure
-from transfer_caffe.files import require_checksum
-from transfer_caffe.proto import blob_to_array, caffe_pb2
+from transfer_caffe.formats import seal
+from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
+from transfer_caffe.results.markers import Marker
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import require_checksum
 
 LAYER = "conv1"
 MOST = 12

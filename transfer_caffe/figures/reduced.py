@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer_caffe.errors import UserError
-from transfer_caffe.figures.cells import Cell, accuracy_of, limits
 from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, legend_of, titled
 from transfer_caffe.figures.style import Drawn, Look, credit, draw_line, draw_markers, write_figure
-from transfer_caffe.results import Row
+from transfer_caffe.results.markers import Cell, accuracy_of, limits
+from transfer_caffe.results.table import Row
+from transfer_caffe.utils.errors import UserError
 
 LOOK = Look("s", "#008844", "#008844", False, 0.0, "first k images of each class", 9)
 BASE = Look("", "white", "black", False, 0.0, "base: all images", dash="--", width=1.5)

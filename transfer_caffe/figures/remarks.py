@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from transfer_caffe.figures.cells import Cell
+from transfer_caffe.results.markers import Cell
 
 Points = dict[str, list[tuple[int, Cell]]]
 # number in the paper, the two lines whose area it names, where between them (0 to 1), words: what the area is

@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from transfer_caffe.figures.cells import Marker
 from transfer_caffe.figures.style import LOOKS, Look, ghost, handle
+from transfer_caffe.results.markers import Marker
 
 CREDIT = "Data: Yosinski et al. 2014"
 

@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from transfer_caffe.files import write_bytes, write_text
+from transfer_caffe.utils.files import write_bytes, write_text
 
 RC: Any = {
     "font.family": "DejaVu Sans",

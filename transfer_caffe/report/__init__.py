@@ -14,14 +14,14 @@ import os
 from pathlib import Path
 
 from transfer_caffe.analysis import analyse, write_analysis
-from transfer_caffe.errors import ArgumentParser, UserError, command
-from transfer_caffe.figures import add_compare, add_metric, draw_figures
-from transfer_caffe.files import write_text
+from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report.network import read_networks
 from transfer_caffe.report.page import render
-from transfer_caffe.results import load
+from transfer_caffe.results.table import load
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import write_text
 
-__all__ = ["main", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(
@@ -52,26 +52,3 @@ def write_report(
     page = out / "index.html"
     write_text(page, render(rows, analyses, networks, drawn, metric, folder))
     return page
-
-
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    """Write the report of one recipe's run."""
-    parser = ArgumentParser(
-        prog="python -m transfer_caffe.report",
-        description="Write one static page, OUT/index.html, about the networks of a recipe, and its figures.",
-        epilog="examples:\n"
-        "  python -m transfer_caffe.report --runs runs/demo --out report\n"
-        "  python -m transfer_caffe.report --runs runs/paper --compare paper --metric top10 --out report\n"
-        "  python -m transfer_caffe.report --runs paper --metric top10 --out report_of_the_paper",
-    )
-    parser.add_argument(
-        "--runs", required=True, metavar="DIR",
-        help="folder with results.csv and the networks' folders; the word paper: the authors' own networks",
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder for the page and its figures; those in it are replaced")
-    add_compare(parser)
-    add_metric(parser)
-    options = parser.parse_args(argv)
-    print(write_report(options.runs, options.out, options.metric, options.compare is not None))
-    return 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from transfer_caffe.log import Row
+from transfer_caffe.formats.log import Row
 
 Points = list[tuple[float, float]]
 

@@ -18,24 +18,23 @@ from typing import Any
 import matplotlib.image
 from markupsafe import Markup
 
-from transfer_caffe import snapshots
-from transfer_caffe.driver import CURVE, DONE, LOG, SURGERY
-from transfer_caffe.errors import UserError
-from transfer_caffe.figures import folder_of
-from transfer_caffe.figures.cells import Marker, accuracy_of, markers_of
+from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.figures.curves import read_tests
+from transfer_caffe.figures.draw import folder_of
 from transfer_caffe.figures.filters import filter_grid, read_filters
-from transfer_caffe.files import read_json, read_record, read_text
-from transfer_caffe.generate import NET, SOLVER, layers_with_weights
-from transfer_caffe.log import Row as Test
-from transfer_caffe.proto import caffe_pb2
-from transfer_caffe.proto import read_text as read_prototxt
-from transfer_caffe.reference import CURVES
+from transfer_caffe.formats.log import Row as Test
+from transfer_caffe.formats.nets import layers_with_weights
+from transfer_caffe.formats.proto import caffe_pb2
+from transfer_caffe.formats.proto import read_text as read_prototxt
 from transfer_caffe.report import curve
 from transfer_caffe.report.words import GROUPS, points
-from transfer_caffe.results import Row, load
-from transfer_caffe.treatment import Treatment
-from transfer_caffe.watch import at_chance
+from transfer_caffe.results.markers import Marker, accuracy_of, markers_of
+from transfer_caffe.results.reference import CURVES
+from transfer_caffe.results.table import Row, load
+from transfer_caffe.run.folder import CURVE, DONE, LOG, NET, SOLVER, SURGERY, weights_path
+from transfer_caffe.run.watch import at_chance
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import read_json, read_record, read_text
 
 LOG_CHARACTERS = 24_000_000
 """Of all logs together; packed they are about a tenth of that."""
@@ -202,7 +201,7 @@ def _of_folder(page: Page, folder: Path, characters: int) -> None:
         page.layers = _layers(folder, Treatment.parse(page.row.treatment))
     if (folder / LOG).is_file():
         page.log, page.log_path = excerpt(folder / LOG, characters), f"{folder / LOG}"
-    weights = snapshots.weights_path(folder, page.row.max_iter)
+    weights = weights_path(folder, page.row.max_iter)
     if page.marker is not None and page.marker.kind == "base" and weights.is_file():
         filters = read_filters(weights)
         if filters is not None:

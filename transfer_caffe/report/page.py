@@ -22,14 +22,14 @@ import yaml
 
 from transfer_caffe.analysis import Analysis
 from transfer_caffe.analysis.text import cost_words, finding_words, grouped
-from transfer_caffe.errors import UserError
-from transfer_caffe.figures.cells import METRICS, accuracy_of
+from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.report.network import Page, flat
 from transfer_caffe.report.words import base_sentence, caveats, effect_sentences, effects_tables, points, table1
-from transfer_caffe.results import Row
+from transfer_caffe.results.markers import METRICS, accuracy_of
+from transfer_caffe.results.table import Row
 from transfer_caffe.sweep.selection import shown_shortly
-from transfer_caffe.treatment import Treatment
+from transfer_caffe.utils.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_SVG = 1_500_000

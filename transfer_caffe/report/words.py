@@ -14,8 +14,8 @@ from transfer_caffe.analysis import Analysis, Effect, analyse
 from transfer_caffe.analysis.design import ranges
 from transfer_caffe.analysis.effects import groups_of
 from transfer_caffe.analysis.text import BESIDE_TABLE_1, CAUSES, GAINS, effect_columns, lines_of, table1_rows
-from transfer_caffe.figures.cells import FAMILIES, Cell, Marker
-from transfer_caffe.results import load
+from transfer_caffe.results.markers import FAMILIES, Cell, Marker
+from transfer_caffe.results.table import load
 
 GROUPS = {"A": "man-made", "B": "natural"}
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"

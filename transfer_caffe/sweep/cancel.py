@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import time
 
-from transfer_caffe import processes
-from transfer_caffe.errors import ArgumentParser, UserError
-from transfer_caffe.recipe import load_recipe
-from transfer_caffe.sweep import queue
+from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
-from transfer_caffe.sweep.slurm import DATA, log_folder, submit_lock
+from transfer_caffe.sweep.slurm import queue
+from transfer_caffe.sweep.slurm.submit import DATA, log_folder, submit_lock
+from transfer_caffe.utils import processes
+from transfer_caffe.utils.errors import ArgumentParser, UserError
 
 SUMMARY = "cancel a sweep's jobs on a cluster; those in training write a snapshot first"
 EXAMPLES = """examples:

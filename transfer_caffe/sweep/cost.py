@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfer_caffe.recipe import Network, Recipe
+from transfer_caffe.experiment.recipe import Network, Recipe
 
 # An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
 # backward pass stops above the frozen layers. Good enough to tell the time left.

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from transfer_caffe.recipe import Network
+from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.sweep.cost import Work, makespan, relative_cost
 
 HALF_LIFE = 60.0

@@ -17,19 +17,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transfer_caffe import processes
-from transfer_caffe.display import duration
-from transfer_caffe.errors import UserError
-from transfer_caffe.files import write_text
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.formats.log import LogParser
+from transfer_caffe.formats.proto import to_text
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, NetParameter, SolverParameter
 from transfer_caffe.generate import compose
-from transfer_caffe.log import LogParser
-from transfer_caffe.processes import Engine
-from transfer_caffe.proto import to_text
-from transfer_caffe.proto.caffe_pb2 import TEST, NetParameter, SolverParameter
-from transfer_caffe.recipe import Network
+from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep.cost import Rate
+from transfer_caffe.sweep.display import duration
 from transfer_caffe.sweep.selection import Selection
-from transfer_caffe.treatment import Treatment
+from transfer_caffe.utils import processes
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import write_text
 
 FROZEN = (0, 3, 5, 7)
 ENOUGH = 4.0

@@ -38,14 +38,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import processes
-from transfer_caffe.display import duration
-from transfer_caffe.errors import ArgumentParser, UserError
-from transfer_caffe.recipe import Network, load_recipe
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.run import engines
 from transfer_caffe.sweep.cost import Rate, Work, makespan, relative_cost
+from transfer_caffe.sweep.display import duration
 from transfer_caffe.sweep.progress import Progress, look
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 from transfer_caffe.sweep.sizes import Room, Sizes, snapshots_kept
+from transfer_caffe.utils.errors import ArgumentParser, UserError
 
 SUMMARY = "show what there is to do, what it costs, and what is done"
 EXAMPLES = """examples:
@@ -257,7 +258,7 @@ def main(args: argparse.Namespace) -> None:
     if args.measure:
         from transfer_caffe.sweep.measure import measure
 
-        rate = measure(selection, processes.Engine.find(args.engine))
+        rate = measure(selection, engines.Engine.find(args.engine))
     slots = [1, *[args.gpus] * (args.gpus is not None)]
     plan = make_plan(selection, args.runs, args.data, rate, slots, copies=args.engine != "embedded")
     if args.json:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import driver, snapshots
-from transfer_caffe.differences import changed_setting
-from transfer_caffe.errors import UserError
-from transfer_caffe.log import LogParser
-from transfer_caffe.recipe import Network
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.formats.log import LogParser
+from transfer_caffe.run.differences import changed_setting
+from transfer_caffe.run.folder import LOG, iterations, read_done
+from transfer_caffe.utils.errors import UserError
 
 TAIL = 1 << 16
 """Bytes at the end of a log in which the newest iteration is named: some hundred lines."""
@@ -51,21 +51,21 @@ class Progress:
 def look(network: Network, runs: Path) -> Progress:
     """How far a network is. `sweep verify` looks more closely at one that is done."""
     try:
-        done = driver.read_done(network, runs)
+        done = read_done(network, runs)
     except UserError as error:
         return Progress("damaged", note=str(error))
     if done:
         try:
-            base = driver.read_done(network.base, runs) if network.base else None
+            base = read_done(network.base, runs) if network.base else None
         except UserError:
             base = None  # that is said of the base
         note = changed(network, done, base)
         return Progress("changed" if note else "done", network.max_iter, network.max_iter, note, done)
     folder = network.folder(runs)
-    log = folder / driver.LOG
+    log = folder / LOG
     if not log.exists():
         return Progress("to do")
-    there = [iteration for iteration in snapshots.iterations(folder) if iteration <= network.max_iter]
+    there = [iteration for iteration in iterations(folder) if iteration <= network.max_iter]
     return Progress("started", newest_iteration(log), there[-1] if there else 0)
 
 

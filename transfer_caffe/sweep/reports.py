@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from transfer_caffe import processes
-from transfer_caffe.errors import UserError
-from transfer_caffe.recipe import Network
+from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.sweep.selection import coarse_to_fine
+from transfer_caffe.utils import processes
+from transfer_caffe.utils.errors import UserError
 
 FIRST_AFTER = 200.0
 """Seconds of training after which the first report is written with whatever is done."""

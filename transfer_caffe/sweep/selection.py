@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transfer_caffe.errors import ArgumentParser, UserError
-from transfer_caffe.recipe import Network, Recipe
-from transfer_caffe.treatment import LAYERS, Treatment, expand
+from transfer_caffe.experiment.recipe import Network, Recipe
+from transfer_caffe.experiment.treatment import LAYERS, Treatment, expand
+from transfer_caffe.utils.errors import ArgumentParser, UserError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfer_caffe import data as data_stage
-from transfer_caffe.data_prep.lists import read_classes
+from transfer_caffe.data_prep.classes import read_classes
+from transfer_caffe.experiment.architecture import weight_shapes
+from transfer_caffe.experiment.recipe import Network, Recipe
 from transfer_caffe.generate import compose
-from transfer_caffe.recipe import Network, Recipe
-from transfer_caffe.surgery import weight_shapes
 
 PAGE = 4096  # of an LMDB
 JPEG = 0.17

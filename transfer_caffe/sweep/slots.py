@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from transfer_caffe.errors import UserError
-from transfer_caffe.processes import SHARED_RECORDS
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.processes import SHARED_RECORDS
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 
-from transfer_caffe.errors import ArgumentParser
-from transfer_caffe.recipe import load_recipe
-from transfer_caffe.sweep import on_cluster
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.run.watch import remarks_of
 from transfer_caffe.sweep.progress import look
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
-from transfer_caffe.watch import remarks_of
+from transfer_caffe.sweep.slurm import status
+from transfer_caffe.utils.errors import ArgumentParser
 
 SUMMARY = "show how far each network is"
 EXAMPLES = """examples:
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     """Print how far each network is."""
     recipe = load_recipe(args.recipe)
     networks = selected(recipe, args).networks
-    cluster = on_cluster.look(recipe, args.runs)
+    cluster = status.look(recipe, args.runs)
     words: Counter[str] = Counter()
     wide = max(len(network.name) for network in networks)
     done_count = 0

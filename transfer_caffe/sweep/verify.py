@@ -20,19 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe import driver, seal, snapshots
-from transfer_caffe.differences import differences, in_short
-from transfer_caffe.errors import ArgumentParser, UserError
-from transfer_caffe.files import read_record, read_text, require_checksum, sha256
-from transfer_caffe.generate import INIT, NET, SOLVER, compose
-from transfer_caffe.log import read_log
-from transfer_caffe.proto import caffe_pb2
-from transfer_caffe.proto import read_text as read_message
-from transfer_caffe.recipe import Network, load_recipe
-from transfer_caffe.record import BESIDE, curve_csv, record_sha256
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.formats import seal
+from transfer_caffe.formats.log import read_log
+from transfer_caffe.formats.proto import caffe_pb2
+from transfer_caffe.formats.proto import read_text as read_message
+from transfer_caffe.formats.views import RECORDS, is_view, whole_of
+from transfer_caffe.generate import compose
+from transfer_caffe.run.differences import differences, in_short
+from transfer_caffe.run.folder import CURVE, DONE, INIT, LOG, NET, SOLVER, SURGERY, read_done, state_path, weights_path
+from transfer_caffe.run.record import BESIDE, curve_csv, record_sha256
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
-from transfer_caffe.tools.progress import track
-from transfer_caffe.views import RECORDS, is_view, whole_of
+from transfer_caffe.utils.errors import ArgumentParser, UserError
+from transfer_caffe.utils.files import read_record, read_text, require_checksum, sha256
+from transfer_caffe.utils.progress import track
 
 SUMMARY = "compute the checksums of all that is done anew, and say what differs"
 EXAMPLES = """examples:
@@ -70,7 +72,7 @@ class Finding:
             return
         self.compared += 1
         if now != then:
-            self.differing.append(f"{path}: its checksum is {now[:12]}, {driver.DONE} says {then[:12]}; {remedy}")
+            self.differing.append(f"{path}: its checksum is {now[:12]}, {DONE} says {then[:12]}; {remedy}")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -80,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     findings, records = [], {}
     for network in networks:
         try:
-            if done := driver.read_done(network, runs):
+            if done := read_done(network, runs):
                 records[network] = done
         except UserError as error:
             findings.append(Finding(network, differing=[str(error)]))
@@ -127,7 +129,7 @@ def verify(
     take_back = f"take it back, or train {network.name} anew with --restart"
 
     own = {
-        "final": snapshots.weights_path(folder, done.get("max_iter", network.max_iter)),
+        "final": weights_path(folder, done.get("max_iter", network.max_iter)),
         "init": folder / INIT,
         NET: folder / NET,
         SOLVER: folder / SOLVER,
@@ -136,7 +138,7 @@ def verify(
     for name, path in own.items():
         finding.compare(path, done["sha256"].get(name), sha256(path) if path.exists() else None, anew)
 
-    finding.compare(folder / driver.DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {anew}")
+    finding.compare(folder / DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {anew}")
 
     # older records have the lists and the mean among the checksums of files
     of_data = {name: digest for name, digest in done["sha256"].items() if name not in own} | done.get("data", {})
@@ -169,7 +171,7 @@ def verify(
 
 def _own_state(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
     """The final solver state has its checksum inside, or beside it."""
-    path = snapshots.state_path(finding.network.folder(runs), done.get("max_iter", finding.network.max_iter))
+    path = state_path(finding.network.folder(runs), done.get("max_iter", finding.network.max_iter))
     require_checksum(path)
     seal.verify(path)
     finding.compared += 1
@@ -181,34 +183,34 @@ def _base(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
     if network.base is None or then is None:
         return
     folder = network.folder(runs)
-    made = read_record(folder / driver.SURGERY, {"base_sha256": str, "init_sha256": str}, "take a copy that is whole")
+    made = read_record(folder / SURGERY, {"base_sha256": str, "init_sha256": str}, "take a copy that is whole")
     for key, said in (("base_sha256", then), ("init_sha256", done["sha256"].get("init"))):
         finding.compare(
-            folder / driver.SURGERY, said, made[key], f"its {key} is meant; train {network.name} anew with --restart"
+            folder / SURGERY, said, made[key], f"its {key} is meant; train {network.name} anew with --restart"
         )
-    base = driver.read_done(network.base, runs)
+    base = read_done(network.base, runs)
     remedy = f"{network.base.name} was trained anew since; train {network.name} anew, too, with --restart"
-    path = network.base.folder(runs) / driver.DONE
+    path = network.base.folder(runs) / DONE
     finding.compare(path, then, base["sha256"]["final"] if base else None, remedy)
 
 
 def _curve(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
     """The curve is what the log says, and its end the accuracy in the record."""
     folder = finding.network.folder(runs)
-    rows = read_log(folder / driver.LOG).rows()
+    rows = read_log(folder / LOG).rows()
     finding.compared += 1
     if not rows or rows[-1].test_accuracy != done["accuracy_final"]:
         last = rows[-1].test_accuracy if rows else None
         finding.differing.append(
-            f"{folder / driver.LOG}: its last test accuracy is {last}, {driver.DONE} says {done['accuracy_final']}; "
+            f"{folder / LOG}: its last test accuracy is {last}, {DONE} says {done['accuracy_final']}; "
             "take the log back from a copy"
         )
-    there, now = read_text(folder / driver.CURVE).splitlines(), curve_csv(rows).splitlines()
+    there, now = read_text(folder / CURVE).splitlines(), curve_csv(rows).splitlines()
     finding.compared += 1
     for number, (line, meant) in enumerate(itertools.zip_longest(there, now, fillvalue="nothing"), start=1):
         if line != meant:
             finding.differing.append(
-                f"{folder / driver.CURVE}: line {number} is {line!r}, by {driver.LOG} it is {meant!r}; take the one of "
+                f"{folder / CURVE}: line {number} is {line!r}, by {LOG} it is {meant!r}; take the one of "
                 "the two that was changed back from a copy"
             )
             return

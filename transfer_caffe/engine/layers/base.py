@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import rng
-from transfer_caffe.engine.fillers import fill
-from transfer_caffe.errors import UserError
-from transfer_caffe.proto.caffe_pb2 import FillerParameter, LayerParameter
+from transfer_caffe.engine.layers.fillers import fill
+from transfer_caffe.formats.proto.caffe_pb2 import FillerParameter, LayerParameter
+from transfer_caffe.utils.errors import UserError
 
 Shape = tuple[int, ...]
 

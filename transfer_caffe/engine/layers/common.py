@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
-from transfer_caffe.proto.caffe_pb2 import EltwiseParameter, FillerParameter
+from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, FillerParameter
 
 
 class InnerProduct(Layer):

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_caffe.engine.layers.base import Layer, Shape
-from transfer_caffe.proto import blob_to_array, read_binary
-from transfer_caffe.proto.caffe_pb2 import BlobProto, HingeLossParameter, LossParameter
+from transfer_caffe.formats.proto import blob_to_array, read_binary
+from transfer_caffe.formats.proto.caffe_pb2 import BlobProto, HingeLossParameter, LossParameter
 
 _LEAST_FLOAT = float(np.finfo(np.float32).tiny)  # C++'s FLT_MIN
 LARGEST_LOSS = -math.log(_LEAST_FLOAT)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine.layers.base import Layer, Shape
-from transfer_caffe.proto.caffe_pb2 import ReductionParameter
+from transfer_caffe.formats.proto.caffe_pb2 import ReductionParameter
 
 
 class BatchReindex(Layer):

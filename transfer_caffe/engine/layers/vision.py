@@ -12,8 +12,8 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
-from transfer_caffe.proto.caffe_pb2 import LRNParameter
-from transfer_caffe.proto.caffe_pb2 import PoolingParameter as Pool
+from transfer_caffe.formats.proto.caffe_pb2 import LRNParameter
+from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 
 
 class Convolution(Layer):

@@ -1,0 +1,137 @@
+"""The engine on a GPU beside itself on the CPU. Where there is no GPU only the CPU runs, which tests the tests.
+
+python -m pytest tests/test_engine_gpu.py        # on a machine with a GPU
+"""
+
+import contextlib
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+
+from transfer_caffe.engine.layers.neuron import Dropout
+from transfer_caffe.engine.precision import use_precision
+from transfer_caffe.engine.solver.solver import Signals, Solver
+from transfer_caffe.engine.solver.solverstate import read_state
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.formats.datum import raw_datum
+from transfer_caffe.formats.proto.caffe_pb2 import DataParameter, SolverParameter
+from transfer_caffe.sweep.measure import synthetic
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+RECIPES = {"mini": "demo", "caffenet": "paper"}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each device, with a stream of its own on a GPU as the engine's commands take one."""
+    if request.param == "cpu":
+        yield torch.device("cpu")
+        return
+    device = torch.device("cuda", 0)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        yield device
+
+
+@pytest.fixture(autouse=True)
+def _database(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.RandomState(0)
+    for size in (32, 256):
+        with lmdb.open(f"db{size}", map_size=1 << 26) as env, env.begin(write=True) as transaction:
+            for index in range(24):
+                image = draw.randint(0, 256, (size, size, 3)).astype(np.uint8)
+                transaction.put(f"{index:08d}_x".encode(), raw_datum(image, index % 5))
+
+
+def solver(net, device, frozen=0, precision="fp32", batch=8, **settings):
+    """A solver of a recipe's architecture, over the database."""
+    param = SolverParameter(
+        base_lr=0.001, lr_policy="fixed", momentum=0.9, weight_decay=0.0005, random_seed=1, display=1,
+        test_iter=[1], test_interval=5,
+        snapshot_prefix="net", **{"max_iter": 12, "snapshot_after_train": True, **settings},
+    )  # fmt: skip
+    network = next(iter(load_recipe(RECIPES[net]).networks()))
+    param.net_param.CopyFrom(synthetic(network, frozen))
+    data = param.net_param.layer[0]
+    crop = data.dummy_data_param.shape[0].dim[2]
+    data.ClearField("dummy_data_param")
+    data.type = "Data"
+    data.transform_param.crop_size, data.transform_param.mirror, data.transform_param.scale = crop, True, 0.01
+    data.data_param.source = "db32" if net == "mini" else "db256"
+    data.data_param.batch_size, data.data_param.backend = batch, DataParameter.LMDB
+    return Solver(param, device, dtype=use_precision(precision, True, device))
+
+
+def relative(one, two):
+    one, two = one.detach().cpu(), two.detach().cpu()
+    return float((one - two).abs().max() / two.abs().max().clamp(min=1e-20))
+
+
+@pytest.mark.parametrize("net", ["mini", "caffenet"])
+@pytest.mark.parametrize("frozen", [0, 5])
+def test_losses_and_gradients_are_the_cpus_within_a_thousandth(device, net, frozen):
+    """All layers but Dropout, which draws other numbers on a GPU."""
+    made = [solver(net, each, frozen, batch=4) for each in (device, torch.device("cpu"))]
+    losses = []
+    for each in made:
+        for layer in each.net.layers:
+            if isinstance(layer, Dropout):
+                layer.ratio = 0.0
+        for there, here in zip(each.net.learnable, made[1].net.learnable, strict=True):
+            there.data.detach().copy_(here.data.detach())
+        losses.append(each._pass(0)[0])
+    assert relative(*losses) < 1e-3
+    for there, here in zip(made[0].net.learnable, made[1].net.learnable, strict=True):
+        assert (there.data.grad is None) == (here.data.grad is None)
+        if there.data.grad is not None and here.data.grad is not None:
+            assert relative(there.data.grad, here.data.grad) < 1e-3
+
+
+@pytest.mark.parametrize("frozen", [0, 5])
+def test_a_graph_changes_nothing(device, frozen):
+    results = []
+    for graph in (True, False):
+        made = solver("mini", device, frozen)
+        if not graph:
+            made._pass._make = None
+        made.solve(Signals())
+        assert (made._pass._recorder is not None) == (graph and device.type == "cuda")
+        results.append([blob.data.detach().cpu().numpy().tobytes() for blob in made.net.learnable])
+    assert results[0] == results[1]
+
+
+def test_training_goes_on_from_a_snapshot_as_if_it_had_not_stopped(device):
+    whole = solver("mini", device)
+    whole.solve(Signals())
+    solver("mini", device, max_iter=7).solve(Signals())
+    second = solver("mini", device)
+    second.restore("net_iter_7.solverstate", read_state("net_iter_7.solverstate"))
+    second.solve(Signals())
+    for one, two in zip(second.net.learnable, whole.net.learnable, strict=True):
+        assert torch.equal(one.data, two.data)
+
+
+def test_the_host_does_not_wait_within_an_iteration(device):
+    made = solver("mini", device)
+    for made.iteration in range(6):
+        made._forward_backward()
+        made._update(False)
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+            stack.callback(torch.cuda.set_sync_debug_mode, "default")
+        for made.iteration in range(6, 12):
+            made._forward_backward()
+            made._update(False)
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_gpu)])
+def test_less_precision_is_near(device, precision):
+    if precision == "tf32" and device.type == "cpu":
+        pytest.skip("tf32 is of GPUs")
+    exact, near = solver("mini", device), solver("mini", device, precision=precision)
+    assert relative(near._pass(0)[0], exact._pass(0)[0]) < 0.02
+    assert all(blob.data.dtype == torch.float32 for blob in near.net.learnable)

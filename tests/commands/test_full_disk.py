@@ -1,0 +1,64 @@
+"""A full disk: one line that says so, and the same command ends with the same bytes once there is room."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.small_world import EXPERIMENT, draw_shapes
+from support.waiting import PATIENCE
+
+from transfer_caffe import data
+from transfer_caffe.utils.files import sha256, write_text
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """A disk of its own, 64 MiB, at runs/ in the current folder, where the data of the tiny experiment is."""
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "runs"], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs mount, and the right to use it: {mounted.stderr.strip()}")
+    draw_shapes()
+    write_text("tiny.yaml", EXPERIMENT)
+    assert data.main(["--recipe", "tiny.yaml"]) == 0
+    yield Path("runs")
+    subprocess.run(["umount", "-l", "runs"], check=True)
+
+
+def drive(runs: str = "runs") -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "transfer_caffe.driver", "--recipe", "tiny.yaml", "--treatment", "baseA"]
+    return subprocess.run([*argv, "--runs", runs], capture_output=True, text=True, timeout=PATIENCE)
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes of a disk."""
+    filler = disk / "filler"
+    status = os.statvfs(disk)
+    with open(filler, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, status.f_bavail * status.f_frsize - left)
+    return filler
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on_to_the_same_bytes(disk):
+    name = Path("tiny/random0-baseA-s0")
+    assert drive("elsewhere").returncode == 0
+    snapshots = Path("elsewhere") / name / "snapshots"
+    pair = sum(path.stat().st_size for path in snapshots.iterdir())
+    for left in (0, 12 * 1024, 12 * 1024, pair + 48 * 1024, pair * 3 // 4):
+        filler = fill(disk, left)
+        ended = drive()
+        assert ended.returncode in (1, 2) and ended.stderr.count("\n") == 1, (left, ended)
+        assert "no space left on the device" in ended.stderr, (left, ended.stderr)
+        assert not (disk / name / "done.json").exists()
+        filler.unlink()
+    ended = drive()
+    assert ended.returncode == 0, ended.stderr
+    assert "going on from the snapshot of iteration 10" in ended.stdout
+    final = "snapshots/net_iter_20.caffemodel"
+    assert sha256(disk / name / final) == sha256(Path("elsewhere") / name / final)
+    assert (disk / name / "curve.csv").read_bytes() == (Path("elsewhere") / name / "curve.csv").read_bytes()

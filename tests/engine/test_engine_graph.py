@@ -1,0 +1,221 @@
+"""Iterations recorded as a graph compute what they compute without one; on the CPU, a stand-in records and replays."""
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+
+from transfer_caffe.engine.iteration import graph
+from transfer_caffe.engine.iteration.graph import Pass, uncapturable
+from transfer_caffe.engine.layers.data import Images
+from transfer_caffe.engine.layers.neuron import Dropout
+from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver.solver import Signals, Solver
+from transfer_caffe.engine.solver.solverstate import read_state
+from transfer_caffe.formats.datum import raw_datum
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState, SolverParameter
+
+NET = """
+layer { name: "d" type: "Data" top: "data" top: "label" transform_param { crop_size: 7 mirror: true scale: 0.01 }
+        data_param { source: "db" batch_size: 4 backend: LMDB } }
+layer { name: "conv1" type: "Convolution" bottom: "data" top: "c" param { lr_mult: RATE }
+        convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "c" top: "c" }
+layer { name: "pool1" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+layer { name: "norm1" type: "LRN" bottom: "p" top: "n" lrn_param { local_size: 3 } }
+layer { name: "drop" type: "Dropout" bottom: "n" top: "n" }
+layer { name: "fc" type: "InnerProduct" bottom: "n" top: "f"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "drop2" type: "Dropout" bottom: "f" top: "f" dropout_param { dropout_ratio: 0.2 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
+MORE
+"""
+
+
+class Tape:
+    """What a CUDA graph does, by the function itself: its results, and gradients, always in the same tensors.
+
+    Recording computes nothing: it leaves NaN in them.
+    """
+
+    def __init__(self, net):
+        self.blobs, self.layers = net.learnable, net.layers
+        self.registered = []
+        self.seeds = []
+
+    def register(self, generators):
+        self.registered = list(generators)
+
+    def record(self, function):
+        self.function = function
+        assert all(blob.data.grad is None for blob in self.blobs), "a replay would add to these gradients"
+        loss, outputs = function()
+        self.results = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
+        for each in self.results:
+            if each is not None:
+                each.fill_(float("nan"))
+        return loss, outputs
+
+    def replay(self):
+        self.seeds.append([generator.initial_seed() for generator in self.registered])
+        for blob in self.blobs:
+            blob.data.grad = None
+        # a graph holds what was recorded, and then it was so
+        images = [layer for layer in self.layers if isinstance(layer, Images)]
+        drawing = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        for layer in images:
+            layer.prepares = False
+        for layer, generator in zip(drawing, self.registered, strict=True):
+            layer.generator = generator
+        loss, outputs = self.function()
+        for layer in images:
+            layer.prepares = True
+        for layer in drawing:
+            layer.generator = None
+        new = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
+        for place, value in zip(self.results, new, strict=True):
+            assert (place is None) == (value is None)
+            if place is not None:
+                place.copy_(value)
+
+
+@pytest.fixture(autouse=True)
+def _database(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.RandomState(0)
+    with lmdb.open("db", map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for index in range(10):
+            image = draw.randint(0, 256, (9, 9, 3)).astype(np.uint8)
+            transaction.put(f"{index:08d}_x".encode(), raw_datum(image, index % 5))
+    monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
+
+
+def solver(more="", rate="1", **settings):
+    param = SolverParameter(
+        base_lr=0.1, lr_policy="step", gamma=0.5, stepsize=4, momentum=0.9, weight_decay=0.01, random_seed=3,
+        snapshot_prefix="net", display=2, **{"max_iter": 9, "snapshot_after_train": True, **settings},
+    )  # fmt: skip
+    param.net_param.CopyFrom(parse_text(NET.replace("MORE", more).replace("RATE", rate), NetParameter(), ""))
+    made = Solver(param, torch.device("cpu"))
+    made._pass._direct = None  # without a graph a GPU computes by autograd
+    return made
+
+
+def with_graph(made):
+    """Let a solver's iterations be recorded; gives the tapes."""
+    tapes = []
+
+    def recorder():
+        tapes.append(Tape(made.net))
+        return tapes[-1]
+
+    made._pass = Pass(made.net, recorder)
+    return tapes
+
+
+def state(made):
+    blobs = [blob.data.detach().numpy().tobytes() for blob in made.net.learnable]
+    return [*blobs, *(history.numpy().tobytes() for history in made.history)]
+
+
+@pytest.mark.parametrize("rate", ["1", "0"])
+def test_a_recorded_training_is_the_same_training(rate, capfd):
+    eager = solver(rate=rate)
+    assert eager.solve(Signals())
+    lines = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "loss = " in line]
+    made = solver(rate=rate)
+    tapes = with_graph(made)
+    made.solve(Signals())
+    said = capfd.readouterr().err
+    assert len(tapes) == 1 and len(tapes[0].seeds) == 9 - graph.WARM_UP
+    assert "From here on an iteration is one CUDA graph." in said
+    assert state(made) == state(eager)
+    told = [line.split("] ")[1] for line in said.splitlines() if "loss = " in line]
+    without_speed = [line.split(" (")[0] + line.rpartition("), ")[2] for line in lines]
+    assert [line.split(" (")[0] + line.rpartition("), ")[2] for line in told] == without_speed
+
+
+def test_masks_are_drawn_anew_for_each_batch_by_the_seeds_of_eager_runs():
+    made = solver()
+    tapes = with_graph(made)
+    made.solve(Signals())
+    seeds = tapes[0].seeds
+    drops = [layer for layer in made.net.layers if isinstance(layer, Dropout)]
+    assert seeds == [[layer.seed(batch) for layer in drops] for batch in range(graph.WARM_UP, 9)]
+    assert len({seed for pair in seeds for seed in pair}) == 2 * len(seeds)
+
+
+def test_training_goes_on_from_a_snapshot_at_any_iteration():
+    undisturbed = solver()
+    undisturbed.solve(Signals())
+    first = solver(max_iter=5)
+    with_graph(first)
+    first.solve(Signals())
+    second = solver()
+    with_graph(second)
+    second.restore("net_iter_5.solverstate", read_state("net_iter_5.solverstate"))
+    second.solve(Signals())
+    assert state(second) == state(undisturbed)
+
+
+def test_the_net_can_be_run_without_its_graph_in_between():
+    eager, made = solver(), solver()
+    with_graph(made)
+    for one in (eager, made):
+        for iteration in range(6):
+            one._pass(iteration)
+    with torch.no_grad():
+        assert torch.equal(made.net.forward(17)[0], eager.net.forward(17)[0])
+    assert torch.equal(made._pass(6)[0], eager._pass(6)[0])
+
+
+def test_a_loss_that_was_given_away_does_not_change_with_the_next_batch():
+    made = solver()
+    with_graph(made)
+    losses = [made._pass(iteration)[0] for iteration in range(8)]
+    assert len({float(loss) for loss in losses}) == 8
+
+
+def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
+    class Refuses(Tape):
+        def record(self, function):
+            function()
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    eager, made = solver(), solver()
+    made._pass = Pass(made.net, lambda: Refuses(made.net))
+    eager.solve(Signals())
+    capfd.readouterr()
+    made.solve(Signals())
+    said = capfd.readouterr().err
+    assert said.count("Iterations run without a CUDA graph: operation not permitted") == 1
+    assert state(made) == state(eager)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("force_backward: true", "force_backward is set"),
+        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) looks at values"),
+        (
+            'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } '
+            'data_filler { type: "uniform" } } }',
+            "layer 'x' (DummyData) looks at values, or draws them, on the host",
+        ),
+        ('layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } } }', ""),
+    ],
+)
+def test_nets_with_layers_that_work_on_the_host_are_told_apart(more, why, capfd):
+    param = parse_text(NET.replace("MORE", more).replace("RATE", "1"), NetParameter(), "")
+    net = Net(param, NetState(phase=TRAIN), 1, torch.device("cpu"))
+    assert uncapturable(net).startswith(why) and bool(uncapturable(net)) == bool(why)
+    capfd.readouterr()
+    Pass(net, lambda: Tape(net))
+    assert ("without a CUDA graph" in capfd.readouterr().err) is bool(why)
+
+
+def test_on_a_cpu_nothing_is_recorded(capfd):
+    made = solver()
+    made.solve(Signals())
+    assert made._pass._recorder is None and "graph" not in capfd.readouterr().err

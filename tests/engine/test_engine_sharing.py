@@ -1,0 +1,267 @@
+"""One copy of the records for several processes: who starts its holder, who ends it, and what a kill does."""
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from support.waiting import PATIENCE, gone
+
+from transfer_caffe.engine.batches import resident, sharing
+from transfer_caffe.engine.batches.sharing import Share, Source, User
+from transfer_caffe.engine.layers import Context
+from transfer_caffe.engine.layers.data import Data, Images
+from transfer_caffe.formats.datum import raw_datum
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
+from transfer_caffe.utils import machine, processes
+from transfer_caffe.utils.errors import UserError
+
+COUNT, BATCH = 10, 4
+LAYER = f"""name: "d" type: "Data" top: "data" top: "label" transform_param {{ crop_size: 5 mirror: true }}
+data_param {{ source: "SOURCE" batch_size: {BATCH} backend: LMDB }}"""
+
+USER = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_engine_sharing import device, layer
+device("device")
+made = layer()
+print("resident", made.resident, flush=True)
+for line in sys.stdin:
+    print(float(made.forward([], int(line))[0].sum()), flush=True)
+"""
+
+
+def device(where):
+    """Let batches be made "on the device", the records lying there or in the host's memory."""
+    Images._made_by_device = ("cpu",)
+    resident.device_memory = lambda _: ((80 << 30) * (where == "device"), 0)
+
+
+def write(name="db", sizes=(8,)):
+    draw = np.random.RandomState(0)
+    with lmdb.open(name, map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for index in range(COUNT):
+            image = draw.randint(0, 256, (sizes[index % len(sizes)], 8, 3)).astype(np.uint8)
+            transaction.put(f"{index:08d}_x".encode(), raw_datum(image, index))
+
+
+def layer(source="db"):
+    made = Data(
+        parse_text(LAYER.replace("SOURCE", source), LayerParameter(), ""), Context(1, torch.device("cpu"), True)
+    )
+    made.setup([])
+    return made
+
+
+@pytest.fixture(autouse=True)
+def share(tmp_path, monkeypatch):
+    """The share of this process; holders that a test leaves behind are ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
+    monkeypatch.setattr(resident, "device_memory", resident.device_memory)
+    monkeypatch.setattr(sharing, "_started", [])
+    folder = tmp_path / ("a folder with a name too long for the address of a socket " * 3) / "records"
+    monkeypatch.setenv(processes.SHARED_RECORDS, f"2:{folder}")
+    write()
+    yield Share(2, folder)
+    for holder in sharing._started:
+        holder.kill()
+        holder.wait()
+
+
+def holder():
+    [process] = sharing._started
+    return process
+
+
+def joined(share, name="db"):
+    with share.lock():
+        return share.join(Source(Path(name).resolve(), None))
+
+
+def files(share):
+    return sorted(path.suffix for path in share.folder.iterdir())
+
+
+def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
+    expected = [layer().forward([], number) for number in range(3)]
+    assert not sharing._started
+    device("device")
+    made = layer()
+    assert made.resident and files(share) == ["", ".log", ".socket"]
+    for number, (images, labels) in enumerate(expected):
+        ours = made.forward([], number)
+        assert torch.equal(ours[0], images) and torch.equal(ours[1], labels)
+    other = joined(share)
+    assert other and other.pid == holder().pid and other.room and other.on_device
+    received = other.receive()
+    assert not isinstance(received, str)
+    received[0][3] = 77  # the very same memory
+    assert (made._batches()._pixels[3] == 77).all()
+    del made
+    time.sleep(0.5)
+    assert holder().poll() is None
+    other.give_up()
+    assert holder().wait(PATIENCE) == 0
+    assert files(share) == [""]
+    assert joined(share) is None
+
+
+def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends_with_a_line(share, tmp_path):
+    argv = [sys.executable, "-c", USER, str(Path(__file__).parent.parent)]
+    environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
+    users = [
+        subprocess.Popen(argv, stdin=-1, stdout=-1, stderr=-1, text=True, env=environment, bufsize=1) for _ in range(2)
+    ]
+    said = []
+    for user in users:
+        assert user.stdin and user.stdout
+        assert user.stdout.readline() == "resident True\n"
+        user.stdin.write("1\n")
+        said.append(user.stdout.readline())
+    assert said[0] == said[1] != ""
+    own = joined(share)
+    assert own
+    users[0].kill()
+    errors = users[0].communicate()[1]
+    pid = own.pid
+    assert not gone(pid)  # whoever of the two has started it
+    os.kill(pid, signal.SIGKILL)
+    assert users[1].wait(timeout=PATIENCE) == 2
+    last = users[1].communicate()[1]
+    assert last.splitlines()[-1] == (
+        f"python -m transfer_caffe.engine: error: {tmp_path}/db: process {pid}, which keeps its records on the GPU for "
+        "several networks, was ended; the same command goes on from the newest snapshot"
+    )
+    assert (errors + last).count("shares the records that process") == 1
+    # what it left behind is in nobody's way
+    device("device")
+    assert layer().resident and holder().pid != pid
+
+
+def test_records_in_the_hosts_memory_outlive_their_holder(share):
+    expected = layer().forward([], 0)[0]
+    device("host")
+    made = layer()
+    assert not made.resident and made.keeps_records
+    holder().kill()
+    holder().wait()
+    assert torch.equal(made.forward([], 0)[0], expected)
+
+
+def test_a_holder_that_dies_while_it_decodes_is_an_error_and_its_lines_are_in_the_log(capfd):
+    ours, its = socket.socketpair()
+    other = Connection(its.detach())
+    other.send(("allocated", 77, True, True))
+    other.send(("said", "db: 3 of 10 records decoded, 9 s left"))
+    user = User(ours, Source(Path("db"), None))
+    other.close()
+    with pytest.raises(UserError, match="db: process 77, which keeps its records for several networks, has ended; run"):
+        user.receive()
+    assert "db: 3 of 10 records decoded, 9 s left" in capfd.readouterr().err
+
+
+def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
+    def refuse():
+        raise RuntimeError("CUDA error: invalid device context\nCUDA kernel errors might be reported later")
+
+    for answer in (("error", "as the holder says it"), ("records", refuse, (), np.zeros(1))):
+        ours, its = socket.socketpair()
+        other = Connection(its.detach())
+        other.send(("allocated", 77, True, True))
+        user = User(ours, Source(Path("db"), None))
+        user._message = lambda answer=answer: answer
+        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*context\); --jobs 1"):
+            user.receive()
+        other.close()
+
+
+def test_damaged_records_are_every_users_error_and_the_holder_ends(share):
+    with lmdb.open("db") as env, env.begin(write=True) as transaction:
+        transaction.put(b"00000005_x", b"\xff\xff")
+    device("device")
+    made, other = layer(), joined(share)
+    assert other
+    for ask in (lambda: made.forward([], 0), other.receive):
+        with pytest.raises(UserError, match="record '00000005_x': damaged: it does not parse as a Datum"):
+            ask()
+    other.give_up()
+    assert made._copy
+    made._copy = None
+    assert holder().wait(PATIENCE) == 0
+
+
+def test_records_that_are_not_alike_are_read_anew_by_each(share, capfd):
+    write("sizes", (8, 9))
+    expected = layer("sizes").forward([], 2)[0]
+    device("device")
+    made = layer("sizes")
+    assert not made.resident
+    assert torch.equal(made.forward([], 2)[0], expected)
+    assert "sizes: not kept: record 1 is [3, 9, 8], another shape than the first one's; each" in capfd.readouterr().err
+
+
+def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypatch):
+    monkeypatch.setattr(resident, "shape_of", lambda records: (10, 8, 8, 3))
+    device("host")
+    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 62)
+    real = sharing.processes.environment
+    # a process may be kept from writing files, and memory files, beyond a size
+    monkeypatch.setattr(
+        sharing.processes, "environment", lambda: real() | {"PYTHONPATH": f"{Path.cwd()}:{real()['PYTHONPATH']}"}
+    )
+    Path("sitecustomize.py").write_text(
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    )
+    made = layer()
+    assert not made.keeps_records and not made.resident
+    assert "db: not kept: the memory that was free is not any more" in capfd.readouterr().err
+    assert holder().wait(PATIENCE) == 0
+
+
+def test_a_database_made_anew_is_another_source():
+    source = Source(Path("db").resolve(), None)
+    before = source.name()
+    assert Source(Path("db").resolve(), True).name() != before
+    write()
+    assert source.name() != before
+
+
+def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
+    gc.collect()  # what tests before this one have promised
+    Images._made_by_device = ("cpu",)
+    # 15 % of 1000 for each of two; the records take 10 * 8 * 8 * 3
+    for free, kept in ((1920 + 300, True), (1920 + 299, False)):
+        resident.device_memory = lambda _, free=free: (free, 1000)
+        made = layer()
+        assert made._copy and made._copy.on_device is kept
+        del made
+        for process in sharing._started:
+            process.wait()
+
+
+def test_nothing_is_shared_unless_a_sweep_says_so(monkeypatch):
+    for value in ("", "2", "x:/tmp"):
+        monkeypatch.setenv(processes.SHARED_RECORDS, value)
+        assert Share.of_this_process() is None
+    device("device")
+    assert layer().resident and not sharing._started
+
+
+def test_a_holder_that_cannot_start_is_an_error_that_names_its_log(share, monkeypatch):
+    device("device")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does without"):
+        layer()

@@ -1,0 +1,53 @@
+"""The recipe's key `slurm`."""
+
+import pytest
+
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.slurm_settings import SlurmSettings, flags, read_slurm, seconds_of
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.strict_yaml import Section
+
+
+def test_time_limits_are_read_as_slurm_reads_them():
+    seconds = {"90": 5400, "1:30": 90, "2:00:00": 7200, "1-12": 129600, "1-12:30": 131400, "1-00:00:01": 86401}
+    assert {text: seconds_of(text) for text in seconds} == seconds
+    assert [seconds_of(text) for text in ("", "soon", "1:2:3:4", "-5")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tiem": "1"}, "unknown key tiem"),
+        ({"time": 86400}, "without quotes"),
+        ({"time": "a day"}, "time: "),
+        ({"time": "2"}, "is not more than the 120 signal_seconds"),
+        ({"memory": "16 GB"}, "memory: a number"),
+        ({"gpus": 2}, "0 or 1 was expected"),
+        ({"cpus": 0}, "1 or more"),
+        ({"signal_seconds": 70000, "time": "2-00:00:00"}, "65535"),
+        ({"extra": "--qos=low"}, "a list of flags"),
+        ({"extra": ["--array=1-3"]}, "the sweep itself says that"),
+        ({"partition": 3}, "text was expected"),
+    ],
+)
+def test_what_sbatch_would_not_take_is_an_error_that_names_the_key(given, said):
+    with pytest.raises(UserError, match=said):
+        read_slurm(Section(given, "r.yaml: slurm"))
+
+
+def test_extra_flags_come_last_so_that_they_win():
+    given = flags(SlurmSettings(extra=("--gres=gpu:a100:1",)), threads=8, gpus=1)
+    assert "--cpus-per-task=8" in given
+    assert list(given)[-1] == "--gres=gpu:a100:1"
+
+
+def test_it_is_no_setting_of_the_networks(tmp_path):
+    text = (tmp_path / "x.yaml", "name: x\ndataset: d\nimages: {resize: [32, 32]}\narchitecture: mini\ncrop: 28\n"
+            "mirror: true\nbatch: {train: 4, test: 2}\nsolver: {base_lr: 0.5, lr_policy: fixed, max_iter: 8, "
+            "test_interval: 4}\nnetworks: {whole: [base]}\n")  # fmt: skip
+    path, plain = text
+    path.write_text(plain)
+    before = load_recipe(path)
+    path.write_text(plain + "slurm: {partition: gpu}\n")
+    after = load_recipe(path)
+    assert after.slurm.partition == "gpu" and after.settings() == before.settings() and after == before

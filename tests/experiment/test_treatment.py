@@ -1,0 +1,126 @@
+"""The grammar of the treatments."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer_caffe.experiment.treatment import Treatment, expand
+from transfer_caffe.utils.errors import UserError
+
+HALVES = ("A", "B")
+EVERY = (
+    ["base", "baseA", "baseB"]
+    + [f"{s}{n}{t}{plus}" for s in HALVES for n in range(1, 8) for t in HALVES for plus in ("", "+")]
+    + [f"R{n}{t}" for n in range(1, 8) for t in ("", *HALVES)]
+)
+
+
+def test_the_grammar_has_exactly_80_names_and_each_gives_itself_back() -> None:
+    made = set()
+    for source in ("", "A", "B", "R"):
+        for n in range(10):
+            for target in ("", "A", "B"):
+                for finetuned in (False, True):
+                    try:
+                        made.add(str(Treatment(source, n, target, finetuned)))
+                    except UserError:
+                        continue
+    assert len(EVERY) == 80
+    assert made == set(EVERY)
+    assert [str(Treatment.parse(name)) for name in EVERY] == EVERY
+
+
+@given(st.one_of(st.text(max_size=6), st.from_regex(r"\A(base|[ABRC][0-9]{1,2})[ABC]?[+]?\Z")))
+def test_any_text_is_a_name_of_the_grammar_or_a_user_error(text: str) -> None:
+    try:
+        treatment = Treatment.parse(text)
+    except UserError as error:
+        assert text not in EVERY
+        assert "allowed are" in str(error)
+    else:
+        assert text in EVERY
+        assert str(treatment) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("base", ("", 0, "", False)),
+        ("baseB", ("", 0, "B", False)),
+        ("A3B", ("A", 3, "B", False)),
+        ("B3A+", ("B", 3, "A", True)),
+        ("R7", ("R", 7, "", False)),
+        ("R2A", ("R", 2, "A", False)),
+    ],
+)
+def test_a_name_means_source_n_target_and_whether_all_learns(name: str, fields: tuple[object, ...]) -> None:
+    treatment = Treatment.parse(name)
+    assert (treatment.source, treatment.n, treatment.target, treatment.finetuned) == fields
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("A9B", "n is 1 to 7"),
+        ("A8B", "baseA as it is"),
+        ("R8", "an untrained network"),
+        ("A0B", "that network is baseB"),
+        ("R3+", "no `\\+`"),
+        ("C3B", "no source C"),
+        ("A3C", "no half C"),
+        ("A3", "A3A or A3B"),
+        ("base+", "nothing to fine-tune"),
+        ("a3b", "capital letters"),
+        ("BaseA", "capital letters"),
+        (" A3B", "no spaces"),
+        ("A03B", "not a name"),
+        ("A٣B", "not a name"),
+        ("", "empty"),
+    ],
+)
+def test_a_name_that_means_nothing_is_refused_with_the_reason_and_what_is_allowed(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        Treatment.parse(name)
+    assert "allowed are base, baseA" in str(caught.value)
+
+
+def test_every_treatment_is_of_one_kind() -> None:
+    def kinds(name: str) -> list[str]:
+        treatment = Treatment.parse(name)
+        return [kind for kind in ("base", "selffer", "transfer", "random") if getattr(treatment, f"is_{kind}")]
+
+    assert kinds("baseA") == ["base"]
+    assert kinds("A3A+") == ["selffer"]
+    assert kinds("A3B") == ["transfer"]
+    assert kinds("R3B") == ["random"]
+    assert all(len(kinds(name)) == 1 for name in EVERY)
+
+
+def test_weights_come_from_the_base_of_the_source_half_and_from_nowhere_for_bases_and_random_sources() -> None:
+    assert str(Treatment.parse("A3B").base) == "baseA"
+    assert str(Treatment.parse("B3B+").base) == "baseB"
+    assert Treatment.parse("baseA").base is None
+    assert Treatment.parse("R3").base is None
+
+
+def test_layers_taken_over_are_frozen_unless_fine_tuned() -> None:
+    assert [Treatment.parse(name).frozen for name in ("base", "A3B", "A3B+", "R4")] == [0, 3, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("baseA", "baseA"),
+        ("A{1-7}B+", "A1B+ A2B+ A3B+ A4B+ A5B+ A6B+ A7B+"),
+        ("R{1,3,5}", "R1 R3 R5"),
+        ("B{5, 1-2}A", "B5A B1A B2A"),
+    ],
+)
+def test_a_list_in_braces_names_several_treatments_in_its_order(pattern: str, names: str) -> None:
+    assert [str(treatment) for treatment in expand(pattern)] == names.split()
+
+
+@pytest.mark.parametrize("pattern", ["A{1-8}B", "A{}B", "A{7-1}B", "A{1-}B", "A{1", "A{1}{2}B", "A{x}B", "A{1-999}B"])
+def test_a_pattern_that_names_no_treatments_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError):
+        expand(pattern)

@@ -1,0 +1,50 @@
+"""The embedded engine, which can be held amid training, and made to fail; what it computes is the same.
+
+    python tests/held_engine.py train --solver solver.prototxt
+
+It waits before iteration 15 while there is a file hold/NETWORK in the folder that holds runs/, until it is told to
+stop; hold/NETWORK.there then says that it waits. It fails while fail/NETWORK has lines, of which it takes one.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from transfer_caffe.engine import __main__ as engine
+from transfer_caffe.engine.solver import solver
+
+WORLD = Path("../../..")
+HELD_AT = 15
+
+_signals: list[solver.Signals] = []
+_update = solver.Solver._update
+
+
+class Signals(solver.Signals):
+    def __init__(self, *args: str) -> None:
+        super().__init__(*args)
+        _signals.append(self)
+
+
+def update(self: solver.Solver, show: bool) -> None:
+    hold = WORLD / "hold" / Path.cwd().name
+    if self.iteration == HELD_AT and hold.exists():
+        hold.with_suffix(".there").touch()
+        while hold.exists() and not _signals[0].stop_asked():
+            time.sleep(0.05)
+    _update(self, show)
+
+
+def main() -> int:
+    fail = WORLD / "fail" / Path.cwd().name
+    if fail.exists() and (lines := fail.read_text().splitlines()):
+        fail.write_text("".join(f"{line}\n" for line in lines[1:]))
+        sys.stderr.write("F1123 13:41:53.000000 9956 data_layer.cpp:9] Check failed: not today\n")
+        return 1
+    engine.Signals = Signals
+    solver.Solver._update = update
+    return engine.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

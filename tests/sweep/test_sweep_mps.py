@@ -1,0 +1,86 @@
+"""MPS for a sweep whose networks share GPUs: started, told to quit, and what is said where it is not there."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.waiting import wait_for
+
+from transfer_caffe.sweep import mps
+from transfer_caffe.utils import processes
+
+FAKE = """#!/bin/sh
+echo "$* $CUDA_MPS_PIPE_DIRECTORY ${CUDA_VISIBLE_DEVICES-all}" >>CALLS
+[ "$1" = -d ] || cat >>CALLS
+exit CODE
+"""
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """A pretended program; gives the file with its calls. The temporary folder is the test's own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.delenv(mps.PIPES, raising=False)
+    monkeypatch.setattr(mps, "SYSTEMS_PIPES", tmp_path / "none")
+    return pretend(tmp_path, 0)
+
+
+def pretend(folder, code):
+    program = folder / mps.PROGRAM
+    program.write_text(FAKE.replace("CALLS", str(folder / "calls")).replace("CODE", str(code)))
+    program.chmod(0o755)
+    return folder / "calls"
+
+
+def test_the_daemon_runs_as_long_as_the_sweep_in_a_folder_of_its_own(calls):
+    said: list[str] = []
+    with mps.service(said.append) as environment:
+        folder = Path(environment[mps.PIPES])
+        assert folder.is_dir() and folder.parent == calls.parent / f"transfer_caffe-{os.getuid()}"
+        assert environment == {mps.PIPES: str(folder), mps.LOGS: str(folder)}
+        assert calls.read_text() == f"-d {folder} all\n"  # all GPUs
+    assert calls.read_text() == f"-d {folder} all\n {folder} all\nquit\n"
+    assert not folder.exists()
+    assert said == ["networks on a GPU compute at the same time, by an MPS of this sweep's own"]
+
+
+def test_it_ends_when_the_sweep_is_killed(calls):
+    program = "import signal, sys; from pathlib import Path; from transfer_caffe.sweep import mps\n"
+    program += "mps.SYSTEMS_PIPES = Path('none')\nwith mps.service(print): print(flush=True); signal.pause()"
+    sweep = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=processes.environment())
+    assert sweep.stdout and sweep.stdout.readline()
+    sweep.send_signal(signal.SIGKILL)
+    sweep.communicate()
+    wait_for(lambda: "quit" in calls.read_text() and not list(calls.parent.glob("*/mps-*")), "the daemon's end")
+
+
+def test_a_daemon_that_does_not_start_and_one_that_is_missing_mean_turns(calls, monkeypatch):
+    said: list[str] = []
+    pretend(calls.parent, 1)
+    with mps.service(said.append) as environment:
+        assert environment == {}
+    monkeypatch.setenv("PATH", "/nowhere")
+    with mps.service(said.append) as environment:
+        assert environment == {}
+    assert said == [
+        "nvidia-cuda-mps-control does not start: networks that share a GPU take turns on it",
+        "there is no nvidia-cuda-mps-control here: networks that share a GPU take turns on it",
+    ]
+    assert not list(calls.parent.glob("*/mps-*"))
+
+
+def test_one_that_runs_already_is_left_alone(calls, monkeypatch, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "control").touch()
+    monkeypatch.setenv(mps.PIPES, str(tmp_path / "theirs"))
+    said: list[str] = []
+    with mps.service(said.append) as environment:
+        assert environment == {}
+    assert not calls.exists() and "by the MPS that runs on this machine already" in said[0]

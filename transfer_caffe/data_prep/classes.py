@@ -1,0 +1,89 @@
+"""Class files (classes.csv) and the class maps of halves (classes.txt): reading and writing."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.formats.image_list import _short
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import read_text, write_text
+
+GROUPS = ("natural", "man-made")
+IMAGENET_CLASSES = Path(__file__).parent / "classes.csv"
+
+
+@dataclass(frozen=True)
+class Class:
+    """A line of a class file: number, folder or WordNet id, words, group (`natural` or `man-made`)."""
+
+    index: int
+    name: str
+    words: str
+    group: str
+
+
+def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]:
+    """The classes of a class file, element i with index i.
+
+    The file is CSV under the header `index,wnid,words,group` (or `name` instead of `wnid`). UserError, naming file and
+    line, for anything else, for classes not numbered 0, 1, 2, ..., for a group that is neither natural nor man-made.
+    """
+    rows = csv.reader(read_text(path).splitlines())
+    header = next(rows, [])
+    if header not in (["index", "wnid", "words", "group"], ["index", "name", "words", "group"]):
+        raise UserError(f"{path}: not a class file: its first line must be index,wnid,words,group (or name for wnid)")
+    result: list[Class] = []
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if len(row) != 4:
+            raise UserError(f"{where}: {len(row)} columns; index, {header[1]}, words and group were expected")
+        if row[0] != str(len(result)):
+            raise UserError(f"{where}: class {row[0]!r} where {len(result)} was expected: classes count 0, 1, 2, ...")
+        if row[3] not in GROUPS:
+            raise UserError(f"{where}: unknown group {row[3]!r}; allowed are {' and '.join(GROUPS)}")
+        result.append(Class(len(result), *row[1:]))
+    if not result:
+        raise UserError(f"{path}: the class file has no classes")
+    return result
+
+
+def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], key: str = "name") -> None:
+    """Write a class file; ``key`` is what its header calls the names: `name`, or `wnid` for WordNet ids."""
+    with_header = [("index", key, "words", "group"), *((c.index, c.name, c.words, c.group) for c in classes)]
+    lines = _CsvLines()
+    csv.writer(lines, lineterminator="\n").writerows(with_header)
+    write_text(path, "".join(lines))
+
+
+class _CsvLines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line)
+
+
+def write_class_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Write a line `number name` for each class, where the groups are unknown that a class file needs."""
+    write_text(path, "".join(f"{number} {name}\n" for number, name in enumerate(names)))
+
+
+def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
+    """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
+    write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
+
+
+def read_class_map(path: str | os.PathLike[str]) -> list[int]:
+    """The old class numbers of a class map, element i that of new class i."""
+    result: list[int] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) != len(result):
+            raise UserError(f"{path}: line {number}: {_short(line)}, where `old {len(result)}` was expected")
+        result.append(int(fields[0]))
+    return result

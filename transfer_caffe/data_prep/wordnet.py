@@ -1,0 +1,375 @@
+"""Man-made or natural? The groups of classes named by WordNet ids, from WordNet's own tree of nouns.
+
+    python -m data_prep.wordnet --ids synset_words.txt --out classes.csv
+    python -m data_prep.wordnet --explain n02123045
+
+What descends from the synset artifact (n00021939) is man-made, the rest is natural, but for the exceptions in
+natman_exceptions.csv (prepared foods, bubble, ...): on the 1000 ImageNet classes these are the paper's 551 man-made and
+449 natural classes (section 4). --ids is a class file, Caffe's synsets.txt or synset_words.txt (an id a line, with or
+without words behind it), or a folder whose subfolders are named by ids, as in ImageNet's training images. The class
+file that is written goes into `python -m data_prep.split natman --classes`.
+
+It needs the noun file of WordNet 3.0, data.noun, to which ImageNet's ids belong; without root, on Debian or Ubuntu:
+
+    apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet    # then --wordnet wordnet
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transfer_caffe.data_prep.classes import GROUPS, Class, read_classes, write_classes
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
+from transfer_caffe.utils.files import read_text, refuse_existing
+
+ARTIFACT = "n00021939"
+VERSION = "3.0"  # of WordNet: the ids of ImageNet are places in the files of this one
+MADE = ".wordnet/usr/share/wordnet"  # by `make wordnet`, in the repository
+INSTALLED = MADE if os.path.isdir(MADE) else "/usr/share/wordnet"  # where Debian's package puts it
+EXCEPTIONS = Path(__file__).parent / "natman_exceptions.csv"
+ID = re.compile(r"n\d{8}", re.ASCII)
+
+
+# ---- WordNet's noun file
+
+
+@dataclass(frozen=True)
+class Synset:
+    """A noun of WordNet: its id (n and its place in the file), its words, the ids of its hypernyms."""
+
+    id: str
+    words: str
+    hypernyms: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """As messages show it."""
+        return f"{self.id} {self.words}"
+
+
+def noun_file(given: str | None = None) -> Path:
+    """Where data.noun is: ``given``, or else the environment's WORDNET, or else where Debian's package puts it.
+
+    Each may be the file, the folder with it, a folder of Princeton's WordNet-3.0, or an unpacked Debian package.
+    """
+    place = Path(given or os.environ.get("WORDNET") or INSTALLED)
+    for path in (place / "data.noun", place / "dict/data.noun", place / "usr/share/wordnet/data.noun", place):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"{place}: no noun file of WordNet {VERSION} (data.noun) there; run `make wordnet`, install "
+        "Debian's package wordnet-base, or name the folder of another copy with --wordnet"
+    )
+
+
+class Nouns:
+    """The synsets of a noun file (format: wndb(5WN)), parsed as they are asked for.
+
+    UserError, naming the file, where it is not the one of WordNet 3.0, or damaged: each line begins with its own place
+    in the file, in bytes, so whatever was added or lost shows.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        # with line ends of two bytes no place is right
+        data = Path(path).read_bytes().replace(b"\r\n", b"\n")
+        header = re.match(rb"(?: .*\n)*", data)
+        version = re.search(rb"WordNet (\d[.\d]*) Copyright", header[0] if header else b"")
+        if not header or not version or not re.match(rb"\d{8} \d\d n ", data[header.end() : header.end() + 14]):
+            raise UserError(f"{path}: not the noun file of WordNet {VERSION}, data.noun")
+        if version[1].decode() != VERSION:
+            raise UserError(
+                f"{path}: this is WordNet {version[1].decode()}; the ids of ImageNet are those of WordNet {VERSION}, "
+                "and in other versions other synsets or none"
+            )
+        self._lines: dict[bytes, bytes] = {}
+        self._synsets: dict[str, Synset] = {}
+        place = 0
+        for line in io.BytesIO(data):
+            if place >= header.end():
+                if line[:9] != b"%08d " % place or line[-1:] != b"\n":
+                    raise self._damaged(place)
+                self._lines[line[:8]] = line
+            place += len(line)
+
+    def _damaged(self, place: int | str) -> UserError:
+        return UserError(f"{self.path}: damaged at byte {int(place)}; unpack the package wordnet-base again")
+
+    def __contains__(self, wnid: str) -> bool:
+        """Whether a synset has this id."""
+        return wnid[:1] == "n" and wnid[1:].encode() in self._lines
+
+    def __getitem__(self, wnid: str) -> Synset:
+        """The synset of an id; KeyError where there is none, UserError where its line is damaged."""
+        if wnid not in self._synsets:
+            self._synsets[wnid] = self._parse(wnid, self._lines[wnid[1:].encode()])
+        return self._synsets[wnid]
+
+    def _parse(self, wnid: str, line: bytes) -> Synset:
+        # place lex_filenum ss_type w_cnt word lex_id [word lex_id...] p_cnt [symbol place pos source/target...] | gloss
+        try:
+            fields = line.partition(b" | ")[0].decode().split()
+            end = 4 + 2 * int(fields[3], 16)
+            words, count = fields[4:end:2], int(fields[end])
+            pointers = fields[end + 1 :]
+            if fields[2] != "n" or not words or len(pointers) != 4 * count:
+                raise ValueError
+        except (ValueError, IndexError):
+            raise self._damaged(wnid[1:]) from None
+        above = [f"n{pointers[i + 1]}" for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")]
+        if not all(wnid in self for wnid in above):
+            raise self._damaged(wnid[1:])
+        return Synset(wnid, ", ".join(words).replace("_", " "), tuple(above))
+
+    def ancestors(self, wnid: str) -> set[str]:
+        """The ids of a synset, its hypernyms, their hypernyms and so on."""
+        found: set[str] = set()
+        todo = [wnid]
+        while todo:
+            wnid = todo.pop()
+            if wnid not in found:
+                found.add(wnid)
+                todo.extend(self[wnid].hypernyms)
+        return found
+
+    def tree(self, wnid: str) -> Iterator[tuple[int, Synset, bool]]:
+        """(depth, synset, whether it came before) for a synset and all above it, depth first."""
+        todo, seen = [(0, wnid)], set[str]()
+        while todo:
+            depth, wnid = todo.pop()
+            yield depth, self[wnid], wnid in seen
+            if wnid not in seen:
+                seen.add(wnid)
+                todo.extend((depth + 1, above) for above in reversed(self[wnid].hypernyms))
+
+
+# ---- groups
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What descends from one of the synsets ``at`` is in group ``descendants``, the rest in the other.
+
+    ``exceptions`` has the words and the group of the ids for which that does not hold.
+    """
+
+    at: Sequence[str] = (ARTIFACT,)
+    descendants: str = "man-made"
+    exceptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def descends(self, nouns: Nouns, wnid: str) -> bool:
+        return not nouns.ancestors(wnid).isdisjoint(self.at)
+
+    def group(self, nouns: Nouns, wnid: str) -> str:
+        if wnid in self.exceptions:
+            return self.exceptions[wnid][1]
+        return self.descendants if self.descends(nouns, wnid) else self.other()
+
+    def other(self) -> str:
+        return next(group for group in GROUPS if group != self.descendants)
+
+
+def read_exceptions(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
+    """Id to words and group, of a CSV file under the header `wnid,words,group`; UserError, naming the line."""
+    rows = csv.reader(read_text(path).splitlines())
+    if next(rows, []) != ["wnid", "words", "group"]:
+        raise UserError(f"{path}: not a file of exceptions: its first line must be wnid,words,group")
+    result: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        where = f"{path}: line {rows.line_num}"
+        if len(row) != 3:
+            raise UserError(f"{where}: {len(row)} columns; wnid, words and group were expected")
+        wnid, words, group = row
+        _require_id(wnid, where)
+        if group not in GROUPS:
+            raise UserError(f"{where}: unknown group {group!r}; allowed are {' and '.join(GROUPS)}")
+        if wnid in result:
+            raise UserError(f"{where}: {wnid} comes a second time")
+        result[wnid] = words, group
+    return result
+
+
+def read_ids(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Id to words ("" where there are none), in the order of the classes; for the kinds of ``path`` see the module.
+
+    UserError, naming file and line, for what is no id, and for an id that comes twice: it would be two classes.
+    """
+    require_file(
+        path, "--ids names a file with a WordNet id a line, as Caffe's synset_words.txt, or a folder of folders"
+    )
+    result: dict[str, str] = {}
+    for where, wnid, words in _entries(Path(path)):
+        _require_id(wnid, where)
+        if wnid in result:
+            raise UserError(f"{where}: {wnid} comes a second time")
+        result[wnid] = words
+    if not result:
+        raise UserError(f"{path}: no WordNet ids here: neither lines nor subfolders that begin like n02123045")
+    return result
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
+    if path.is_dir():
+        # hidden ones are no classes; others are, to whatever reads the images by folder
+        names = sorted(child.name for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
+        yield from ((f"{path}: folder {name!r}", name, "") for name in names)
+        return
+    lines = read_text(path).rstrip().split("\n")
+    if lines[0].startswith("index,"):
+        yield from ((f"{path}: class {c.index}", c.name, c.words) for c in read_classes(path))
+    elif lines != [""]:
+        for number, line in enumerate(lines, 1):
+            wnid, _, words = line.strip().replace("\t", " ").partition(" ")
+            yield f"{path}: line {number}", wnid, words.strip()
+
+
+def _require_id(wnid: str, where: str) -> None:
+    if not ID.fullmatch(wnid):
+        shown = wnid if len(wnid) <= 40 else wnid[:37] + "..."
+        raise UserError(f"{where}: {shown!r} is no id of a WordNet noun: an n and eight digits, like n02123045")
+
+
+def classify(nouns: Nouns, ids: Mapping[str, str], rule: Rule) -> list[Class]:
+    """The classes of ``ids`` (id to words) with their groups; words that are missing come from WordNet.
+
+    UserError for ids that are neither in WordNet nor among the exceptions.
+    """
+    unknown = [wnid for wnid in ids if wnid not in nouns and wnid not in rule.exceptions]
+    if unknown:
+        raise UserError(
+            f"{_some(unknown)} of {len(ids)} ids: not in WordNet {VERSION} ({nouns.path}); correct them, or give their "
+            "groups in a file for --exceptions (wnid,words,group)"
+        )
+    result = []
+    for index, (wnid, given) in enumerate(ids.items()):
+        words = given or (nouns[wnid].words if wnid in nouns else rule.exceptions[wnid][0])
+        result.append(Class(index, wnid, words, rule.group(nouns, wnid)))
+    return result
+
+
+def _some(names: Sequence[str]) -> str:
+    """Up to five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def strange_words(nouns: Nouns, ids: Mapping[str, str]) -> list[str]:
+    """The ids whose words share none with their synset: ids of another WordNet, or lines that have slipped?"""
+
+    def parts(words: str) -> set[str]:
+        return {word.strip().lower() for word in words.split(",")}
+
+    return [w for w, words in ids.items() if words and w in nouns and parts(words).isdisjoint(parts(nouns[w].words))]
+
+
+def explain(nouns: Nouns, wnid: str, rule: Rule, source: str) -> str:
+    """Why a class is in its group, and the tree of its hypernyms up to entity; ``source``: the exceptions' file."""
+    lines = []
+    if wnid in rule.exceptions:
+        words, group = rule.exceptions[wnid]
+        lines.append(f"{wnid} {nouns[wnid].words if wnid in nouns else words}: {group}, an exception in {source}")
+    if wnid in nouns:
+        down = rule.descends(nouns, wnid)
+        at = [nouns[i] for i in rule.at if not down or i in nouns.ancestors(wnid)]
+        why = f"{'descends' if down else 'does not descend'} from {' or '.join(map(str, at))}"
+        if lines:
+            lines.append(f"without it: {rule.descendants if down else rule.other()}, as it {why}")
+        else:
+            lines.append(f"{nouns[wnid]}: {rule.group(nouns, wnid)}, as it {why}")
+        for depth, synset, again in nouns.tree(wnid):
+            note = "  <- the split" if synset.id in rule.at else ""
+            lines.append(f"  {'  ' * depth}{synset}{note}{'  (as above)' * (again and bool(synset.hypernyms))}")
+    elif not lines:
+        raise UserError(f"{wnid}: not in WordNet {VERSION} ({nouns.path})")
+    return "\n".join(lines)
+
+
+# ---- the command
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m data_prep.wordnet",
+        description="Sort classes named by WordNet ids into man-made and natural ones, by WordNet's tree of nouns.",
+        epilog="example: python -m data_prep.wordnet --ids synset_words.txt --out classes.csv",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--ids", help="class file, synsets.txt, synset_words.txt, or folder with subfolders named by ids")
+    what.add_argument("--explain", nargs="+", metavar="ID", help="show the hypernyms of ids, their groups, and why")
+    parser.add_argument("--out", metavar="CSV", help="class file to write")
+    parser.add_argument(
+        "--wordnet",
+        metavar="PATH",
+        help=f"WordNet {VERSION}'s data.noun, or its folder (default: the environment's WORDNET, or {INSTALLED})",
+    )
+    parser.add_argument(
+        "--at",
+        nargs="+",
+        default=[ARTIFACT],
+        metavar="ID",
+        help=f"split at these synsets (default {ARTIFACT}, artifact)",
+    )
+    parser.add_argument(
+        "--descendants", choices=GROUPS, default="man-made", help="the group of what descends from them (man-made)"
+    )
+    exceptions = parser.add_mutually_exclusive_group()
+    exceptions.add_argument(
+        "--exceptions",
+        metavar="CSV",
+        help="wnid,words,group for ids to which the rule does not apply (default: the paper's, unless --at or "
+        "--descendants changes the rule)",
+    )
+    exceptions.add_argument("--no-exceptions", action="store_true", help="the rule alone")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """Write a class file, or explain single classes."""
+    options = _parser().parse_args(argv)
+    if bool(options.ids) != bool(options.out):
+        raise UserError("--ids and --out go together: the one is read, the other written")
+    for wnid in [*options.at, *(options.explain or ())]:
+        _require_id(wnid, "--at" if wnid in options.at else "--explain")
+    if options.out:
+        refuse_existing(options.out, "name another file with --out, or remove it to write it again")
+    ids = read_ids(options.ids) if options.ids else {}
+
+    # the paper's exceptions are exceptions to the paper's rule
+    papers = options.at == [ARTIFACT] and options.descendants == "man-made" and not options.no_exceptions
+    source = options.exceptions or (EXCEPTIONS if papers else None)
+    exceptions = read_exceptions(source) if source else {}
+    nouns = Nouns(noun_file(options.wordnet))
+    rule = Rule(options.at, options.descendants, exceptions)
+    for wnid in rule.at:
+        if wnid not in nouns:
+            raise UserError(f"--at {wnid}: no noun of WordNet {VERSION} has this id ({nouns.path})")
+    if options.explain:
+        print("\n\n".join(explain(nouns, wnid, rule, f"{source}") for wnid in options.explain))
+        return 0
+
+    classes = classify(nouns, ids, rule)
+    write_classes(options.out, classes, key="wnid")
+    counts = ", ".join(f"{sum(c.group == group for c in classes)} {group}" for group in reversed(GROUPS))
+    down = sum(rule.descends(nouns, wnid) for wnid in ids if wnid in nouns)
+    print(f"{options.out}: {len(classes)} classes: {counts}")
+    print(f"descendants of {' or '.join(str(nouns[wnid]) for wnid in rule.at)}: {down}")
+    if source:
+        print(f"exceptions applied: {sum(wnid in exceptions for wnid in ids)} of the {len(exceptions)} in {source}")
+    strange = strange_words(nouns, ids)
+    if strange:
+        print(
+            f"note: {len(strange)} have other words than their synsets: {_some(strange)}; see --explain",
+            file=sys.stderr,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The process that keeps a source's records for all networks on a GPU; started, and told when to end, by them.
+
+python -m transfer_caffe.engine.holder --folder F --source random0/A/train_lmdb --device cuda:0 --on-device --listen 5
+
+Nobody types this: see `sharing`. It ends when the last of its users has gone, or if none comes within a minute. What it
+says goes to a log in the folder, which it removes when all went well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+
+from transfer_caffe.engine.batches import resident
+from transfer_caffe.engine.batches.sharing import Source, mapped, no_ipc
+from transfer_caffe.formats.views import open_records
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, os_error_line
+
+SECONDS_FOR_A_FIRST_USER = 60.0
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Allocate, decode, give away, end."""
+    parser = ArgumentParser(prog="python -m transfer_caffe.engine.holder", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--source", type=Path, required=True)
+    parser.add_argument("--device", type=torch.device, required=True)
+    parser.add_argument("--on-device", action="store_true")
+    parser.add_argument("--color", dest="color", action="store_const", const=True)
+    parser.add_argument("--gray", dest="color", action="store_const", const=False)
+    parser.add_argument("--listen", type=int, required=True, metavar="FD")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine ignores it, and children inherit that
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Holder(args).run()
+    return 0
+
+
+class Holder:
+    """The records, who uses them, and what is to be said about them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.source = Source(args.source, args.color)
+        self.name = self.source.name()  # as it was when it was asked for
+        self.listener = socket.socket(fileno=args.listen)
+        self.users, self.came = 0, False
+        self.changed = threading.Condition()
+        self.said: list[str] = []
+        self.answer: Callable[[], tuple[Any, ...]] | None = None
+        """What a user gets in the end: made for each anew, since CUDA counts who has a handle."""
+
+    def run(self) -> None:
+        """Until nobody uses the records any more."""
+        records = open_records(self.args.source, self.args.color)
+        channels, height, width = records.shape
+        shape = (len(records), height, width, channels)
+        try:
+            pixels, export = allocate(shape, self.args.device)
+        except (torch.OutOfMemoryError, OSError) as error:
+            print(f"no room: {error}", flush=True)
+            pixels, export = None, None
+        if pixels is not None and export is not None:
+            threading.Thread(target=self._load, args=(records, pixels, export), daemon=True).start()
+        began = time.monotonic()
+        while True:
+            if select.select([self.listener], [], [], SECONDS_BETWEEN_LOOKS)[0]:
+                self._accept(pixels is not None)
+            idle = not self.users and (self.came or time.monotonic() - began > SECONDS_FOR_A_FIRST_USER)
+            if idle and self._end():
+                break
+        if self.answer is None:
+            os._exit(0)  # in the midst of decoding, for nobody
+
+    def _accept(self, room: bool) -> None:
+        connection = Connection(self.listener.accept()[0].detach())
+        with self.changed:
+            self.users, self.came = self.users + 1, True
+        threading.Thread(target=self._serve, args=(connection, room), daemon=True).start()
+
+    def _end(self) -> bool:
+        """Whether nobody is about to come, either: with the lock, under which users come.
+
+        The lock is kept until this process is gone and its memory free: the next to decide counts on that.
+        """
+        lock = os.open(self.args.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        if select.select([self.listener], [], [], 0)[0]:
+            os.close(lock)
+            return False
+        for kind in ("socket", "log"):
+            (self.args.folder / f"{self.name}.{kind}").unlink(missing_ok=True)
+        return True
+
+    def _load(self, records: Any, pixels: Tensor, export: Callable[[], tuple[Any, ...]]) -> None:
+        try:
+            labels = resident.load(records, pixels, str(self.args.source), self._say)
+            self._settle(lambda: ("records", *export(), labels))
+        except (resident.Unlike, UserError, OSError) as error:
+            text = os_error_line(error) if isinstance(error, OSError) else str(error)
+            answer = "unlike" if isinstance(error, resident.Unlike) else "error", text
+            self._settle(lambda: answer)
+        except BaseException:
+            traceback.print_exc()  # into the log; without an end users would wait for ever
+            os._exit(1)
+
+    def _say(self, line: str) -> None:
+        with self.changed:
+            self.said.append(line)
+            self.changed.notify_all()
+
+    def _settle(self, answer: Callable[[], tuple[Any, ...]]) -> None:
+        with self.changed:
+            self.answer = answer
+            self.changed.notify_all()
+
+    def _serve(self, connection: Connection, room: bool) -> None:
+        """Tell one user all there is to tell, and wait until it has gone. A user sends nothing."""
+        try:
+            connection.send(("allocated", os.getpid(), self.args.on_device, room))
+            told = len(self.said)
+            while room and self.answer is None and not connection.poll():
+                with self.changed:
+                    self.changed.wait(1)
+                    lines, told = self.said[told:], len(self.said)
+                for line in lines:
+                    connection.send(("said", line))
+            if self.answer is not None:
+                connection.send(self._answer(self.answer))
+            connection.recv()
+        except (EOFError, OSError):
+            pass
+        finally:
+            connection.close()
+            with self.changed:
+                self.users -= 1
+
+    def _answer(self, make: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+        try:
+            return make()
+        except RuntimeError as error:
+            return "error", no_ipc(self.source, error)
+
+
+def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Callable[[], tuple[Any, ...]]]:
+    """Memory for bytes that other processes can map, and a function that gives what they map it with."""
+    if device.type == "cuda":
+        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
+        return pixels, lambda: reduce_tensor(pixels)
+    size = int(np.prod(shape))
+    # it has no name that could be left behind: others open it by way of this process
+    file = os.memfd_create("records")
+    os.posix_fallocate(file, 0, size)
+    return mapped(f"/proc/self/fd/{file}", shape), lambda: (mapped, (f"/proc/{os.getpid()}/fd/{file}", shape))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

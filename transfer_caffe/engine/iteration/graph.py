@@ -1,0 +1,192 @@
+"""Forward and backward pass of an iteration as one CUDA graph: the host puts the batch in place, and says `replay`.
+
+    run = Pass(net)                     # on a CPU: `Direct`
+    loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
+
+A small net's kernels take less time than PyTorch takes to start them one by one; recorded once, they are started
+together. What differs from batch to batch is put in place before: the batch's records and windows (`Images.prepare`),
+and the seeds of Dropout's masks. So an iteration computes what it computes without a graph, and training can be resumed
+at any. The update stays outside: it is one operation for all blobs of a rate (`updates`), and the rate changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.iteration import threads
+from transfer_caffe.engine.iteration.direct import Direct, Result
+from transfer_caffe.engine.layers import common, loss, shaping, vision
+from transfer_caffe.engine.layers.data import Images
+from transfer_caffe.engine.layers.neuron import Dropout, Neuron
+from transfer_caffe.engine.layers.sources import DummyData
+from transfer_caffe.engine.net import Net
+
+CAPTURABLE = (
+    common.Bias, common.Eltwise, common.InnerProduct, common.Scale, common.Softmax, loss.Accuracy, loss.SoftmaxWithLoss,
+    shaping.Concat, shaping.Flatten, shaping.Reshape, shaping.Silence, shaping.Slice, shaping.Split,
+    vision.Convolution, vision.LRN, vision.Pooling, Dropout, Neuron,
+)  # fmt: skip
+"""Layers that neither look at values on the host nor draw there, batch by batch."""
+
+WARM_UP = 3
+"""Iterations without a graph: libraries allocate and choose algorithms in their first ones."""
+
+
+class Recorder(Protocol):
+    """A CUDA graph, or in tests something that does what it would do."""
+
+    def register(self, generators: Sequence[torch.Generator]) -> None:
+        """What the recorded function draws from; at each replay it draws by the seeds that they have then."""
+        ...
+
+    def record(self, function: Callable[[], Result]) -> Result:
+        """Record a function; its results, and the gradients it leaves, are where each replay will put them."""
+        ...
+
+    def replay(self) -> None:
+        """Compute the results anew, in place."""
+        ...
+
+
+class CudaGraph:
+    """`torch.cuda.CUDAGraph` as a `Recorder`, on the current stream, which must not be the default one."""
+
+    def __init__(self) -> None:
+        """An empty graph."""
+        self._graph = torch.cuda.CUDAGraph()
+
+    def register(self, generators: Sequence[torch.Generator]) -> None:
+        """As `Recorder.register`."""
+        for generator in generators:
+            self._graph.register_generator_state(generator)
+
+    def record(self, function: Callable[[], Result]) -> Result:
+        """As `Recorder.record`."""
+        # thread_local: what other threads ask of CUDA meanwhile is no part of this
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            return function()
+
+    def replay(self) -> None:
+        """As `Recorder.replay`."""
+        self._graph.replay()
+
+
+def forward_backward(net: Net, batch: int) -> Result:
+    """Run a net on a batch, and add the gradients of its loss to those that the blobs have."""
+    loss, outputs = net.forward(batch)
+    if loss.requires_grad:
+        loss.backward()
+    # nobody holds on to this batch's autograd graph: it would keep activations, and its stream
+    return loss.detach(), {name: value.detach() for name, value in outputs.items()}
+
+
+def direct_of(net: Net) -> Direct | None:
+    """A net's passes without autograd, by threads as `threads.plan` has them; None on a GPU, or in bf16."""
+    context = net.layers[0].context
+    if context.device.type != "cpu":
+        return None
+    plan = threads.plan(net)
+    torch.set_num_threads(plan.threads)
+    glog.info("caffe.cpp:0", f"Computing with {plan}.")
+    if net.force_backward or context.dtype != torch.float32:
+        return None
+    return Direct(net, plan.shards, plan.workers)
+
+
+class Pass:
+    """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
+
+    def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None) -> None:
+        """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU."""
+        self._net = net
+        device = net.layers[0].context.device
+        if recorder is None and device.type == "cuda":
+            recorder = CudaGraph
+        self._direct = direct_of(net) if recorder is None else None
+        self._make, self._runs = recorder, 0
+        self._images = [layer for layer in net.layers if isinstance(layer, Images)]
+        self._drawing = [(layer, torch.Generator(device)) for layer in net.layers if isinstance(layer, Dropout)]
+        self._recorder: Recorder | None = None
+        self._result: Result | None = None
+        self._gradients: list[Tensor | None] = []
+        if recorder is not None and (why := uncapturable(net)):
+            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}.")
+            self._make = None
+
+    def add(self, batch: int) -> Result:
+        """As a call, but the gradients are added to those that the blobs have."""
+        if self._direct is not None:
+            return self._direct(batch, add=True)
+        return forward_backward(self._net, batch)
+
+    def __call__(self, batch: int) -> Result:
+        """The loss and the outputs of a batch; the gradients stand in the blobs."""
+        if self._direct is not None:
+            return self._direct(batch)
+        blobs = self._net.learnable
+        if self._recorder is None or self._result is None:
+            for blob in blobs:
+                blob.data.grad = None
+            self._runs += 1
+            if self._make is None or self._runs <= WARM_UP or not self._record(self._make(), batch):
+                return forward_backward(self._net, batch)
+        assert self._recorder is not None and self._result is not None
+        self._put_in_place(batch)
+        self._recorder.replay()
+        # an update may have changed which tensors these are
+        for blob, gradient in zip(blobs, self._gradients, strict=True):
+            blob.data.grad = gradient
+        loss, outputs = self._result
+        return loss.clone(), outputs
+
+    def _put_in_place(self, batch: int) -> None:
+        for images in self._images:
+            images.prepare(batch)
+        for layer, generator in self._drawing:
+            generator.manual_seed(layer.seed(batch))
+
+    def _record(self, recorder: Recorder, batch: int) -> bool:
+        """Record an iteration; nothing is computed by that. False, and never again, if it cannot be."""
+        blobs = self._net.learnable
+        recorder.register([generator for _, generator in self._drawing])
+        for layer, generator in self._drawing:
+            layer.generator = generator
+        for images in self._images:
+            images.prepares = False
+        try:
+            self._result = recorder.record(lambda: forward_backward(self._net, batch))
+            self._gradients = [blob.data.grad for blob in blobs]
+            self._recorder = recorder
+            glog.info("solver.cpp:0", "From here on an iteration is one CUDA graph.")
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}")
+            self._make = None
+            for blob in blobs:
+                blob.data.grad = None
+        finally:
+            # whoever runs the net otherwise (the loss of the last display) finds it as it was
+            for images in self._images:
+                images.prepares = True
+            for layer, _ in self._drawing:
+                layer.generator = None
+        return self._recorder is not None
+
+
+def uncapturable(net: Net) -> str:
+    """Why a net's iterations cannot be recorded, in words; empty where they can."""
+    if net.force_backward:
+        return "force_backward is set"
+    for layer in net.layers:
+        if not (
+            isinstance(layer, CAPTURABLE)
+            or (isinstance(layer, Images) and layer.by_device)
+            or (isinstance(layer, DummyData) and layer.is_constant)
+        ):
+            return f"layer {layer.name!r} ({layer.type}) looks at values, or draws them, on the host"
+    return ""

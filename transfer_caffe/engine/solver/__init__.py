@@ -1,0 +1,1 @@
+"""Caffe's solvers: settings, learning rates, updates, the training loop, snapshots."""

@@ -1,0 +1,51 @@
+"""The learning rate at an iteration, by lr_policy (SGDSolver::GetLearningRate in caffe/solvers/sgd_solver.cpp)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
+from transfer_caffe.utils.errors import UserError
+
+# p is the SolverParameter, i the iteration, s how many steps were taken
+LR_POLICIES: dict[str, Callable[[SolverParameter, int, int], float]] = {
+    "fixed": lambda p, i, s: p.base_lr,
+    "step": lambda p, i, s: p.base_lr * p.gamma**s,
+    "exp": lambda p, i, s: p.base_lr * p.gamma**i,
+    "inv": lambda p, i, s: p.base_lr * (1 + p.gamma * i) ** -p.power,
+    "multistep": lambda p, i, s: p.base_lr * p.gamma**s,
+    "poly": lambda p, i, s: p.base_lr * (1 - i / p.max_iter) ** p.power,
+    "sigmoid": lambda p, i, s: p.base_lr / (1 + math.exp(min(-p.gamma * (i - p.stepsize), 700))),  # exp(710) overflows
+}
+
+
+def check(param: SolverParameter, path: str) -> None:
+    """UserError for a policy that is not known, or settings that real Caffe refuses with it."""
+    policy = param.lr_policy
+    if policy not in LR_POLICIES:
+        raise UserError(f"{path}: unknown lr_policy {policy!r}; known: {', '.join(LR_POLICIES)}")
+    if policy in ("step", "sigmoid") and param.stepsize < 1:
+        raise UserError(f"{path}: lr_policy {policy} needs a stepsize")
+    if policy not in ("fixed", "poly") and param.gamma < 0:
+        raise UserError(f"{path}: lr_policy {policy} needs a gamma of at least 0, not {param.gamma:g}")
+
+
+def next_step(param: SolverParameter, iteration: int, step: int) -> int:
+    """How many steps the policies step and multistep have taken at this iteration, ``step`` at the one before.
+
+    multistep takes one stepvalue an iteration, in the order in which they are given: what of them is passed already
+    (after one that is larger, or when a run goes on from a state that knows nothing of them) takes as many iterations.
+    """
+    if param.lr_policy == "step":
+        return iteration // param.stepsize
+    due = param.lr_policy == "multistep" and step < len(param.stepvalue) and iteration >= param.stepvalue[step]
+    return step + due
+
+
+def rate(param: SolverParameter, iteration: int, step: int) -> float:
+    """The learning rate, before a blob's lr_mult; infinite where it grew beyond all numbers."""
+    try:
+        return LR_POLICIES[param.lr_policy](param, iteration, step)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,324 @@
+"""The solver: Caffe's training loop and SGD with momentum (caffe/solver.cpp, caffe/solvers/sgd_solver.cpp)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.iteration.graph import Pass
+from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver import rates, settings, solverstate, updates
+from transfer_caffe.formats.proto import caffe_pb2, to_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
+from transfer_caffe.utils.errors import UserError
+
+
+class Signals:
+    """What SIGINT and SIGHUP ask for: ``stop``, ``snapshot`` or nothing (caffe train --sigint_effect)."""
+
+    def __init__(self, sigint: str = "stop", sighup: str = "snapshot") -> None:
+        """Take over the two signals."""
+        self._asked: set[str] = set()
+        for number, effect in ((signal.SIGINT, sigint), (signal.SIGHUP, sighup)):
+            if effect != "none":
+                signal.signal(number, lambda *_, effect=effect: self._asked.add(effect))
+
+    def stop_asked(self) -> bool:
+        """Whether a stop was asked for and not taken yet."""
+        return "stop" in self._asked
+
+    def take(self) -> set[str]:
+        """What was asked for since the last call."""
+        asked, self._asked = self._asked, set()
+        return asked
+
+
+class Solver:
+    """Trains a net, tests it, writes snapshots and Caffe's log."""
+
+    def __init__(
+        self, param: SolverParameter, device: torch.device, stages: Iterable[str] = (), level: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        """Build the training net and the test nets; ``dtype`` is what they compute in (`precision`)."""
+        self.param, self.device, self.dtype = param, device, dtype
+        self.seed = param.random_seed if param.random_seed >= 0 else int.from_bytes(os.urandom(4), "little")
+        if param.random_seed < 0:
+            glog.info("common.cpp:0", f"random_seed is not set: taking {self.seed}; set it to resume exactly")
+        glog.info("solver.cpp:45", f"Initializing solver from parameters:\n{to_text(param).rstrip()}")
+        glog.info("solver.cpp:102", "Creating training net.")
+        net_param = settings.train_net(param)
+        # as `caffe train`: --level takes the place of train_state's, even where it is not given; --stage adds to it
+        more = NetState()
+        more.CopyFrom(param.train_state)
+        more.level = level
+        more.stage.extend(stages)
+        state = _merged(NetState(phase=caffe_pb2.TRAIN), net_param.state, more)
+        self.net = Net(net_param, state, self.seed, device, dtype=dtype)
+        self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
+        self.iteration = 0
+        self._pass = Pass(self.net)
+        self._step = 0
+        """The steps that lr_policy step or multistep had taken at the last iteration."""
+        self._idle: set[int] | None = None
+        # all first history blobs, then all second ones: that is their order in a .solverstate
+        groups = updates.RULES[param.type][1]
+        self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
+        self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
+        if param.snapshot or param.snapshot_after_train:
+            solverstate.check_prefix(param.snapshot_prefix)
+
+    def _test_net(self, index: int) -> Net:
+        glog.info("solver.cpp:190", f"Creating test net (#{index})")
+        net_param, more = settings.test_net(self.param, index)
+        state = _merged(NetState(phase=caffe_pb2.TEST), net_param.state, more)
+        return Net(net_param, state, self.seed, self.device, self.net, self.dtype)
+
+    def finetune(self, path: str) -> None:
+        """Start from the weights in a .caffemodel or .caffemodel.h5; layers that only a test net has, too."""
+        glog.info("solver.cpp:72", f"Finetuning from {path}")
+        copied = self.net.copy_from(path)
+        glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
+        shared = {layer.name for layer in self.net.layers}
+        for net in self.test_nets:
+            if any(layer.blobs and layer.name not in shared for layer in net.layers):
+                net.copy_from(path)
+
+    def restore(self, path: str, state: solverstate.State) -> None:
+        """Go on from a .solverstate."""
+        glog.info("solver.cpp:0", f"Resuming from {path}")
+        if state.seed is not None and state.seed != self.seed:
+            glog.info("common.cpp:0", f"{path} was drawn with random_seed {state.seed}: the rest is with {self.seed}")
+        solverstate.restore(path, state, self.net, self.history)
+        self.iteration, self._step = state.iteration, state.step
+        self._idle = None
+
+    def save(self) -> None:
+        """Write a snapshot of this iteration; a net that is not finite is never written."""
+        for layer in self.net.layers:
+            for index, blob in enumerate(layer.blobs):
+                if not torch.isfinite(blob.data).all():
+                    where = f"blob {index} is not finite after iteration {self.iteration}"
+                    raise layer.error(f"{where}: training diverged; lower base_lr")
+        solverstate.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
+
+    def solve(self, signals: Signals) -> bool:
+        """Train up to max_iter; False if a signal stopped it early (after a snapshot)."""
+        param = self.param
+        glog.info("solver.cpp:289", f"Solving {self.net.name}")
+        glog.info("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
+        stopped = self._steps(signals)
+        if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
+            self.save()
+        if stopped:
+            glog.info("solver.cpp:316", "Optimization stopped early.")
+            return False
+        if param.display and self.iteration % param.display == 0:
+            with torch.no_grad():
+                self._losses.append(self.net.forward(self.iteration * param.iter_size)[0])
+            glog.info("solver.cpp:327", f"Iteration {self.iteration}, loss = {glog.number(self._smoothed_loss())}")
+        if param.test_interval and self.iteration % param.test_interval == 0 and not self.test(signals):
+            glog.info("solver.cpp:316", "Optimization stopped early.")
+            return False
+        glog.info("solver.cpp:332", "Optimization Done.")
+        return True
+
+    def _steps(self, signals: Signals) -> bool:
+        param, shown, since = self.param, self.iteration, time.perf_counter()
+        while self.iteration < param.max_iter:
+            if (
+                param.test_interval
+                and self.iteration % param.test_interval == 0
+                and (self.iteration > 0 or param.test_initialization)
+                and not self.test(signals)
+            ):
+                return True
+            show = bool(param.display) and self.iteration % param.display == 0
+            outputs = self._forward_backward()
+            if show:
+                now = time.perf_counter()
+                self._show(outputs, self.iteration - shown, now - since)
+                shown, since = self.iteration, now
+            self._update(show)
+            self.iteration += 1
+            asked = signals.take()
+            if "snapshot" in asked or (param.snapshot and self.iteration % param.snapshot == 0):
+                self.save()
+            if "stop" in asked:
+                return True
+        return False
+
+    def _forward_backward(self) -> dict[str, Tensor]:
+        """One iteration's gradients, summed over iter_size batches."""
+        parts = self.param.iter_size
+        if parts == 1:
+            loss, outputs = self._pass(self.iteration)
+        else:
+            for blob in self.net.learnable:
+                blob.data.grad = None
+            loss, outputs = torch.zeros((), device=self.device), {}
+            for part in range(parts):
+                each, outputs = self._pass.add(self.iteration * parts + part)
+                loss = loss + each
+        self._losses.append(loss / parts)
+        # on a GPU a look at every loss would make the host wait each iteration; there it is looked at when shown
+        if self.device.type == "cpu" and not math.isfinite(loss.item()):
+            self._diverged(loss.item())
+        return outputs
+
+    def _diverged(self, loss: float) -> None:
+        raise UserError(
+            f"iteration {self.iteration}: the loss is {loss:g}: training diverged; lower base_lr "
+            f"({self.param.base_lr:g}) or look at the data and the fillers"
+        )
+
+    def _smoothed_loss(self) -> float:
+        loss = sum(float(value) for value in self._losses) / len(self._losses)
+        if not math.isfinite(loss):
+            self._diverged(loss)
+        return loss
+
+    @torch.no_grad()
+    def _update(self, show: bool) -> None:
+        """SGDSolver::ApplyUpdate: clip, normalise, regularise, then the rule's update."""
+        param, count = self.param, len(self.net.learnable)
+        rate = self._rate(show)
+        if self._idle is None:
+            self._idle = self._find_idle()
+        places = [index for index in range(count) if index not in self._idle]
+        blobs = [self.net.learnable[index] for index in places]
+        # a blob that is frozen, or that no loss depends on, has no gradient, but decays all the same
+        gradients = [torch.zeros_like(blob.data) if blob.data.grad is None else blob.data.grad for blob in blobs]
+        if param.clip_gradients >= 0:
+            self._clip(gradients)
+        if param.iter_size > 1:
+            for gradient in gradients:
+                gradient.mul_(1 / param.iter_size)
+        decays = [param.weight_decay * blob.decay_mult for blob in blobs]
+        if param.regularization_type == "L1":
+            for blob, gradient, decay in zip(blobs, gradients, decays, strict=True):
+                gradient.add_(blob.data.sign(), alpha=decay)
+            decays = [0.0] * len(blobs)
+        rated = [rate * blob.lr_mult for blob in blobs]
+        histories = [self.history[index::count] for index in places]
+        updates.update(param, [blob.data for blob in blobs], gradients, histories, rated, decays, self.iteration)
+
+    def _rate(self, show: bool) -> float:
+        """This iteration's learning rate."""
+        step = rates.next_step(self.param, self.iteration, self._step)
+        if step != self._step and self.param.lr_policy == "multistep":
+            glog.info("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
+        self._step = step
+        rate = rates.rate(self.param, self.iteration, step)
+        if show:
+            glog.info("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {glog.number(rate)}")
+        return rate
+
+    def _find_idle(self) -> set[int]:
+        """The blobs, by index, for which an update does nothing, to weights and history: most frozen ones."""
+        count = len(self.net.learnable)
+        return {
+            index
+            for index, blob in enumerate(self.net.learnable)
+            if not blob.data.requires_grad
+            and not self.param.weight_decay * blob.decay_mult
+            and not any(bool(history.any()) for history in self.history[index::count])
+        }
+
+    def _clip(self, gradients: list[Tensor]) -> None:
+        """SGDSolver::ClipGradients, over all blobs together."""
+        norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
+        limit = self.param.clip_gradients
+        if norm <= limit:
+            return
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
+        number = glog.number
+        glog.info(
+            "sgd_solver.cpp:99",
+            f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
+            f"by scale factor {number(limit / norm)}",
+        )
+
+    def _show(self, outputs: dict[str, Tensor], iterations: int, seconds: float) -> None:
+        number = glog.number
+        per_second = iterations / seconds if seconds else 0.0
+        glog.info(
+            "solver.cpp:239",
+            f"Iteration {self.iteration} ({number(per_second)} iter/s, {number(seconds)}s/{self.param.display} iters), "
+            f"loss = {number(self._smoothed_loss())}",
+        )
+        _show_outputs("solver.cpp:258", "    Train net output", self.net, {n: v.detach() for n, v in outputs.items()})
+
+    def test(self, signals: Signals) -> bool:
+        """Test all test nets, each on the test_iter batches after those of the test before (Solver::TestAll).
+
+        False if a stop was asked for meanwhile: tests can be long, and one that was cut short reports nothing.
+        """
+        interval = self.param.test_interval
+        passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
+        for index, (net, count) in enumerate(zip(self.test_nets, self.param.test_iter, strict=True)):
+            glog.info("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
+            if not self._test(net, range(passes * count, (passes + 1) * count), signals):
+                return False
+        return True
+
+    def _test(self, net: Net, batches: Iterable[int], signals: Signals) -> bool:
+        losses: list[Tensor] = []
+
+        def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
+            if self.param.test_compute_loss:
+                losses.append(loss)  # not yet a number: a GPU would be waited for
+
+        means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
+        if signals.stop_asked():
+            return False
+        if losses:
+            glog.info("solver.cpp:401", f"Test loss: {glog.number(sum(map(float, losses)) / len(losses))}")
+        _show_outputs("solver.cpp:414", "    Test net output", net, means)
+        if not all(bool(torch.isfinite(value).all()) for value in means.values()):
+            raise UserError(
+                f"iteration {self.iteration}: the test outputs are not finite: training diverged; "
+                f"lower base_lr ({self.param.base_lr:g})"
+            )
+        return True
+
+
+def _merged(state: NetState, *more: NetState) -> NetState:
+    for other in more:
+        state.MergeFrom(other)
+    return state
+
+
+@torch.no_grad()
+def test_pass(
+    net: Net, batches: Iterable[int], each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None
+) -> dict[str, Tensor]:
+    """Mean of each output blob of a net over batches; ``each`` is told every batch's loss and outputs."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for count, batch in enumerate(batches, 1):
+        loss, outputs = net.forward(batch)
+        if each:
+            each(count - 1, loss, outputs)
+        sums = {name: sums[name] + value if sums else value.clone() for name, value in outputs.items()}
+    return {name: value / count for name, value in sums.items()}
+
+
+def _show_outputs(place: str, what: str, net: Net, outputs: dict[str, Tensor]) -> None:
+    index = 0
+    for name, values in outputs.items():
+        weight = net.loss_weight(name)
+        for value in values.reshape(-1).tolist():
+            tail = f" (* {glog.number(weight)} = {glog.number(weight * value)} loss)" if weight else ""
+            glog.info(place, f"{what} #{index}: {name} = {glog.number(value)}{tail}")
+            index += 1

@@ -1,0 +1,110 @@
+"""Snapshots: the weights (.caffemodel) and the solver's state (.solverstate), each written whole or not at all.
+
+Both are binary protocol buffers, or HDF5 with .h5 behind their names, as the solver's snapshot_format says.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.net import Net
+from transfer_caffe.formats import hdf5
+from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary, write_binary
+from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter, SolverState
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import sha256
+
+
+@dataclass(frozen=True)
+class State:
+    """A .solverstate: where it stands, the weights that belong to it, and what the solver remembers."""
+
+    iteration: int
+    model: str
+    step: int
+    """How many steps lr_policy step or multistep had taken."""
+    history: list[np.ndarray]
+    seed: int | None
+    """The seed of all that is drawn; real Caffe records none."""
+    model_sha256: str | None
+    """The checksum of the file of the weights; real Caffe records none."""
+
+
+def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int) -> None:
+    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (both with .h5 for HDF5)."""
+    as_hdf5 = param.snapshot_format == SolverParameter.HDF5
+    ending, kind = (".h5", "HDF5") if as_hdf5 else ("", "binary proto")
+    model, path = (f"{param.snapshot_prefix}_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
+    arrays = [values.cpu().numpy() for values in history]
+    glog.info("solver.cpp:474" if as_hdf5 else "solver.cpp:464", f"Snapshotting to {kind} file {model}")
+    if as_hdf5:
+        hdf5.save_weights(model, net.owned_weights())
+    else:
+        write_binary(model, net.to_proto())
+    place = "sgd_solver.cpp:296" if as_hdf5 else "sgd_solver.cpp:284"
+    glog.info(place, f"Snapshotting solver state to {kind} file {path}")
+    if as_hdf5:
+        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model))
+        return
+    state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
+    state.learned_net_sha256 = sha256(model)
+    state.history.extend(array_to_blob(values) for values in arrays)
+    write_binary(path, state)
+
+
+def read_state(path: str) -> State:
+    """Read a .solverstate, or a .solverstate.h5. UserError if it is damaged."""
+    if path.endswith(".h5"):
+        return State(*hdf5.read_state(path))
+    state = read_binary(path, SolverState())
+    history = [blob_to_array(blob, f"{path}: history {index}") for index, blob in enumerate(state.history)]
+    return State(
+        state.iter,
+        state.learned_net,
+        state.current_step,
+        history,
+        state.random_seed if state.HasField("random_seed") else None,
+        state.learned_net_sha256 or None,
+    )
+
+
+def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
+    """Take over what a .solverstate holds, and the weights that it names, whose name is in it."""
+    if state.iteration < 0:
+        raise UserError(f"{path}: says that it is of iteration {state.iteration}; the file is damaged")
+    if not state.model:
+        raise UserError(f"{path}: names no weights (learned_net): they would start anew; the file is damaged")
+    model = Path(state.model)
+    # the name is relative to where the run was started; the file mostly lies beside its state
+    model = model if model.exists() else Path(path).parent / model.name
+    net.copy_from(model)
+    if state.model_sha256 and sha256(model) != state.model_sha256:
+        raise UserError(
+            f"{path}: {model} is not the file of weights written with it; take that, or start from these by --weights"
+        )
+    if len(state.history) != len(history):
+        raise UserError(
+            f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}"
+        )
+    for index, (values, stored) in enumerate(zip(history, state.history, strict=True)):
+        if stored.size != values.numel():
+            raise UserError(f"{path}: history {index} is {list(stored.shape)}, the net has {list(values.shape)}")
+        loaded = torch.from_numpy(stored.reshape(tuple(values.shape)).copy())
+        if not torch.isfinite(loaded).all():
+            raise UserError(f"{path}: history {index} holds values that are not finite; the file is damaged")
+        values.copy_(loaded)
+
+
+def check_prefix(prefix: str) -> None:
+    """Make the folder of the snapshots now: finding at the first snapshot that it is missing would be late."""
+    folder = Path(prefix).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot write snapshots there: permission denied")

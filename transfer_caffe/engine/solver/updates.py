@@ -1,0 +1,129 @@
+"""What each of Caffe's solvers does with a gradient (caffe/solvers/*.cpp).
+
+A rule turns the gradient of one blob (already clipped, divided by iter_size and decayed) into what is subtracted from
+its weights, and changes the blob's history. ``rate`` is the learning rate times the blob's lr_mult.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd as torch_sgd
+
+from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
+from transfer_caffe.utils.errors import UserError
+
+Rule = Callable[[SolverParameter, float, Tensor, list[Tensor], int], Tensor]
+
+
+def sgd(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """Momentum: history = momentum * history + rate * gradient."""
+    return history[0].mul_(param.momentum).add_(gradient, alpha=rate)
+
+
+def nesterov(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """Nesterov's momentum: (1 + momentum) times the new history less momentum times the old one."""
+    before = history[0].clone()
+    return sgd(param, rate, gradient, history, iteration).mul(1 + param.momentum).sub_(before, alpha=param.momentum)
+
+
+def adagrad(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """Over the root of the sum of all squares."""
+    history[0].addcmul_(gradient, gradient)
+    return gradient.div_(history[0].sqrt().add_(param.delta)).mul_(rate)
+
+
+def rmsprop(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """Over the root of the fading mean of squares."""
+    history[0].mul_(param.rms_decay).addcmul_(gradient, gradient, value=1 - param.rms_decay)
+    return gradient.div_(history[0].sqrt().add_(param.delta)).mul_(rate)
+
+
+def adadelta(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """Times the ratio of the fading means of squared updates and of squared gradients; both fade by momentum."""
+    squares, updates = history
+    squares.mul_(param.momentum).addcmul_(gradient, gradient, value=1 - param.momentum)
+    gradient.mul_(((updates + param.delta) / (squares + param.delta)).sqrt_())
+    updates.mul_(param.momentum).addcmul_(gradient, gradient, value=1 - param.momentum)
+    return gradient.mul_(rate)
+
+
+def adam(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
+    """The fading mean over the root of the fading mean of squares, both freed of their bias towards zero."""
+    first, second = history
+    first.mul_(param.momentum).add_(gradient, alpha=1 - param.momentum)
+    second.mul_(param.momentum2).addcmul_(gradient, gradient, value=1 - param.momentum2)
+    step = iteration + 1
+    correction = math.sqrt(1 - param.momentum2**step) / (1 - param.momentum**step)
+    return first.div(second.sqrt().add_(param.delta)).mul_(rate * correction)
+
+
+RULES: dict[str, tuple[Rule, int]] = {
+    "SGD": (sgd, 1),
+    "Nesterov": (nesterov, 1),
+    "AdaGrad": (adagrad, 1),
+    "RMSProp": (rmsprop, 1),
+    "AdaDelta": (adadelta, 2),
+    "Adam": (adam, 2),
+}
+"""By the name in ``type``: the rule, and how many history blobs it keeps of each blob."""
+
+
+def update(
+    param: SolverParameter, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
+    rates: Sequence[float], decays: Sequence[float], iteration: int,
+) -> None:  # fmt: skip
+    """Change weights and histories by this iteration's gradients, which are used up.
+
+    ``rates`` are learning rates times lr_mult, ``decays`` what of each blob's weights is added to its gradient.
+    """
+    if param.type == "SGD" and param.momentum:
+        _sgd_at_once(param.momentum, weights, gradients, histories, rates, decays)
+        return
+    rule = RULES[param.type][0]
+    for weight, gradient, history, rate, decay in zip(weights, gradients, histories, rates, decays, strict=True):
+        if decay:
+            gradient.add_(weight, alpha=decay)
+        weight.sub_(rule(param, rate, gradient, history, iteration))
+
+
+def _sgd_at_once(
+    momentum: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
+    rates: Sequence[float], decays: Sequence[float],
+) -> None:  # fmt: skip
+    """`sgd` with decay, in one pass over memory for all blobs of one rate and decay.
+
+    PyTorch's rule is history = momentum * history + gradient / scale + decay * weight, weight -= lr * history: Caffe's
+    with lr 1, scale 1 / rate, and the decay times the rate. It takes half of the time of four passes: 1% of an
+    iteration of CaffeNet or of `mini` (batch 64, CPU).
+    """
+    groups: dict[tuple[float, float], list[int]] = {}
+    for index, pair in enumerate(zip(rates, decays, strict=True)):
+        groups.setdefault(pair, []).append(index)
+    for (rate, decay), members in groups.items():
+        scale = torch.full((), 1 / rate if rate else math.inf, device=weights[members[0]].device)
+        torch_sgd(
+            [weights[index] for index in members],
+            [gradients[index].contiguous() for index in members],  # it goes through memory, whatever the strides
+            [histories[index][0] for index in members],
+            fused=True, grad_scale=scale,
+            weight_decay=rate * decay, momentum=momentum, lr=1.0, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+
+
+def check(param: SolverParameter, path: str) -> None:
+    """UserError for a type that is not known, or settings that its rule cannot use."""
+    if param.type not in RULES:
+        raise UserError(f"{path}: unknown solver type {param.type!r}; known: {', '.join(RULES)}")
+    if param.type in ("AdaGrad", "RMSProp") and param.momentum:
+        raise UserError(f"{path}: {param.type} has no momentum; remove momentum, or set it to 0")
+    if param.type == "RMSProp" and not 0 <= param.rms_decay < 1:
+        raise UserError(f"{path}: rms_decay must be at least 0 and less than 1, not {param.rms_decay:g}")
+    if param.type == "Adam" and not (0 <= param.momentum < 1 and 0 <= param.momentum2 <= 1):
+        raise UserError(
+            f"{path}: Adam needs a momentum of at least 0 and less than 1, and a momentum2 from 0 to 1, "
+            f"not {param.momentum:g} and {param.momentum2:g}"
+        )

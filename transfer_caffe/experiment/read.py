@@ -1,0 +1,217 @@
+"""Reading and checking recipes: a YAML file in, a `Recipe` out.
+
+recipe = load_recipe("demo")        # or the path of a YAML file
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe.experiment.recipe import PACKAGE, TEMPLATES, Batch, Images, Recipe, Watch, check_fits
+from transfer_caffe.experiment.slurm_settings import read_slurm
+from transfer_caffe.experiment.treatment import Treatment, expand
+from transfer_caffe.formats.proto import caffe_pb2
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.strict_yaml import Section, is_whole, load_yaml, shown
+
+RECIPES = PACKAGE / "recipes"
+
+
+PRECISIONS = ["fp32", "tf32", "bf16"]
+
+
+# SGDSolver::GetLearningRate knows these; real Caffe finds out at the first iteration
+LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+
+
+# Solver fields that follow from the network and its folder, or that the driver relies on.
+_NOT_IN_RECIPES = {
+    "net", "net_param", "train_net", "test_net", "train_net_param", "test_net_param", "train_state", "test_state",
+    "test_iter", "snapshot_prefix", "snapshot_format", "snapshot_after_train", "device_id", "random_seed",
+    "solver_type", "weights",
+}  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """Read and check a recipe: one of `recipe_names`, or the path of a YAML file."""
+    text = os.fspath(name)
+    path = Path(text)
+    if text in recipe_names():
+        path = RECIPES / f"{text}.yaml"
+    elif not path.is_file():
+        raise UserError(
+            f"recipe {text}: no such file, and not one of the built-in recipes {', '.join(recipe_names())}; name one "
+            "of those (RECIPE=demo, --recipe demo), or the path of a YAML file"
+        )
+    recipe = _recipe_of(load_yaml(path), str(path))
+    if recipe.name != path.stem:
+        # a copy of a recipe that keeps its name would take the other's networks for its own
+        raise UserError(f"{path}: its name is {recipe.name}; name it {path.stem}, as its file, or rename the file")
+    return replace(recipe, given=text)
+
+
+def _recipe_of(value: Any, where: str) -> Recipe:
+    top = Section(value, where)
+    name = top.text("name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        top.fail("name", f"letters, digits, `_`, `.` and `-` only: it names a folder; not {name!r}")
+    dataset = top.text("dataset")
+    images = _images_of(Section(top.take("images"), f"{where}: images"))
+    architecture = top.one_of("architecture", _architectures())
+    crop, mirror = top.whole("crop", 1), top.flag("mirror")
+    if crop > min(images.resize):
+        top.fail("crop", f"{crop} does not fit into images of {images.resize[0]} x {images.resize[1]}")
+    batches = Section(top.take("batch"), f"{where}: batch")
+    batch = Batch(batches.whole("train", 1), batches.whole("test", 1))
+    batches.end()
+    outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
+    mean = "base" if top.one_of("mean", ["target", "base"], "target") == "base" else "target"
+    solver = _solver_of(top.take("solver"), f"{where}: solver")
+    for key in ("base_lr", "lr_policy", "max_iter", "test_interval"):
+        if key not in solver:
+            raise UserError(f"{where}: solver: the key `{key}` is missing")
+    others = Section(top.take("solver_for", {}), f"{where}: solver_for")
+    solver_for = {str(key): _solver_of(each, f"{where}: solver_for: {key}") for key, each in others.left.items()}
+    for pattern, fields in {"": {}, **solver_for}.items():
+        merged = {**solver, **fields}
+        if not merged["test_interval"] or merged["max_iter"] % merged["test_interval"]:
+            raise UserError(
+                f"{where}: solver{pattern and '_for: '}{pattern}: max_iter {merged['max_iter']} is not a multiple of "
+                f"test_interval {merged['test_interval']}: the last weights would not be tested"
+            )
+    keep = top.take("keep_snapshots", None)
+    if keep is not None and keep != "all" and not is_whole(keep, 1):
+        top.fail("keep_snapshots", f"`all` or a whole number, 1 or more, was expected, not {shown(keep)}")
+    threads = top.whole("threads", 1, 1)
+    precision = top.one_of("precision", PRECISIONS, "fp32")
+    seeds = top.take("seeds", [0])
+    if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
+        top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {shown(seeds)}")
+    if len(set(seeds)) < len(seeds):
+        top.fail("seeds", f"a seed is there twice: {seeds}")
+    networks = Section(top.take("networks"), f"{where}: networks")
+    treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
+    if not treatments:
+        top.fail("networks", "no split is listed")
+    slurm = read_slurm(Section(top.take("slurm", {}), f"{where}: slurm"))
+    watch = _watch_of(Section(top.take("watch", {}), f"{where}: watch"))
+    top.end()
+    return Recipe(
+        name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
+        threads, precision, tuple(seeds), treatments, slurm, watch,
+    )  # fmt: skip
+
+
+def _architectures() -> list[str]:
+    return sorted(path.parent.name for path in TEMPLATES.glob("*/train_val.prototxt.j2"))
+
+
+def _images_of(section: Section) -> Images:
+    root = section.text("root", ".")
+    val_root = section.text("val_root", root)
+    resize = section.take("resize")
+    if not isinstance(resize, list) or len(resize) != 2 or not all(is_whole(side, 1) for side in resize):
+        section.fail("resize", f"[height, width] in pixels was expected, not {shown(resize)}")
+    images = Images(
+        root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0),
+        section.flag("views", False), section.one_of("on_error", ["fail", "skip", "caffe"], "fail"),
+    )  # fmt: skip
+    section.end()
+    return images
+
+
+def _watch_of(section: Section) -> Watch:
+    after = section.whole("chance_after", 0) if "chance_after" in section.left else None
+    expect = Section(section.take("expect", {}), f"{section.where}: expect")
+    section.end()
+    for pattern, each in expect.left.items():
+        numbers = isinstance(each, list) and len(each) == 2 and all(
+            isinstance(end, int | float) and not isinstance(end, bool) for end in each
+        )  # fmt: skip
+        if not numbers or not 0 <= each[0] < each[1] <= 1:
+            expect.fail(str(pattern), f"[lowest, highest] accuracy, from 0 to 1, was expected, not {shown(each)}")
+    return Watch(after, {str(pattern): (each[0], each[1]) for pattern, each in expect.left.items()})
+
+
+def _solver_of(value: Any, where: str) -> dict[str, Any]:
+    """Solver fields, each checked against Caffe's SolverParameter."""
+    fields = {
+        field.name: field
+        for field in caffe_pb2.SolverParameter.DESCRIPTOR.fields
+        if field.name not in _NOT_IN_RECIPES and field.message_type is None
+    }
+    section = Section(value, where)
+    for key, each in section.left.items():
+        key = str(key)
+        if key in _NOT_IN_RECIPES:
+            section.fail(key, "not a recipe's to say: it follows from the network, or is given to the engine")
+        if key not in fields:
+            raise UserError(f"{where}: unknown key {key}; known are {', '.join(sorted(fields))}")
+        field = fields[key]
+        repeated = key == "stepvalue"
+        if repeated and not isinstance(each, list):
+            section.fail(key, f"a list of whole numbers was expected, not {shown(each)}")
+        if key == "lr_policy" and each not in LR_POLICIES:
+            section.fail(key, f"one of {', '.join(LR_POLICIES)} was expected, not {shown(each)}")
+        for item in each if repeated else [each]:
+            problem = _not_a(field, item)
+            if problem:
+                section.fail(key, f"{problem} was expected, not {shown(item)}")
+    solver = dict(section.left)
+    for key, least in (("max_iter", 1), ("test_interval", 0), ("display", 0), ("snapshot", 0), ("stepsize", 1)):
+        if key in solver and solver[key] < least:
+            section.fail(key, f"{least} or more was expected, not {solver[key]}")
+    if solver.get("lr_policy") == "step" and "stepsize" not in solver:
+        section.fail("lr_policy", "the policy step needs a stepsize")
+    return solver
+
+
+def _not_a(field: Any, value: Any) -> str:
+    """What should have been there, or nothing where the value is right."""
+    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if number else "a number"
+    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64):
+        return "" if is_whole(value, -(2**31)) and value < 2**31 else "a whole number"
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return "" if isinstance(value, bool) else "true or false"
+    if field.cpp_type == field.CPPTYPE_ENUM:
+        names = [each.name for each in field.enum_type.values]
+        return "" if value in names else f"one of {', '.join(names)}"
+    return "" if isinstance(value, str) else "text"
+
+
+def _treatments_of(split: str, patterns: Any, where: str) -> tuple[Treatment, ...]:
+    where = f"{where}: networks: {split}"
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    if not isinstance(patterns, list) or not patterns:
+        raise UserError(f"{where}: a list of treatments was expected, not {shown(patterns)}")
+    listed: list[Treatment] = []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"{where}: the name of a treatment was expected, not {shown(pattern)}")
+        try:
+            expanded = expand(pattern)
+            for treatment in expanded:
+                check_fits(split, treatment)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        for treatment in expanded:
+            if treatment in listed:
+                raise UserError(f"{where}: {treatment} is listed twice (again in {pattern!r})")
+            listed.append(treatment)
+    # a treatment without its base cannot be trained: what is needed is added, in front
+    needed = [treatment.base for treatment in listed if treatment.base is not None]
+    added = [base for base in dict.fromkeys(needed) if base not in listed]
+    return tuple(sorted([*added, *listed], key=lambda treatment: not treatment.is_base))

@@ -1,0 +1,115 @@
+"""All figures of a results table, as files, with their captions.
+
+draw_figures(load("paper"), "paper/figures", metric="top10")
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer_caffe.experiment.treatment import LAYERS, Treatment
+from transfer_caffe.figures.curves import Curve, curve_of, draw_curves, read_curve, read_tests
+from transfer_caffe.figures.figure1 import TREATMENTS, draw_figure1, treatments_of
+from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
+from transfer_caffe.figures.figure3 import draw_figure3
+from transfer_caffe.figures.filters import draw_filters
+from transfer_caffe.figures.reduced import draw_reduced
+from transfer_caffe.figures.sources import Source
+from transfer_caffe.figures.style import Drawn
+from transfer_caffe.results.markers import METRICS, Marker, markers_of
+from transfer_caffe.results.reference import CURVES, NETWORKS
+from transfer_caffe.results.table import Row, read_results
+from transfer_caffe.run.folder import weights_path
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import write_text
+
+METRIC_WORDS = {
+    "final": "Accuracy is the one after the last iteration.",
+    "top10": "Accuracy is the mean of the ten highest test accuracies of a network's training, as in the paper: a "
+    "choice made on the test set, so slightly too high.",
+}
+
+
+NAMES = ("figure1", "figure2_bottom", "figure2_top", "figure2_paired", "figure3", "reduced", "conv1_filters", "curves")
+
+
+ENDINGS = ("png", "svg", "pdf", "csv")
+
+
+CAPTIONS = "captions.md"
+
+
+def draw_figures(
+    rows: Sequence[Row],
+    out: str | os.PathLike[str],
+    metric: str = "final",
+    runs: str | os.PathLike[str] | None = None,
+    compare: Sequence[Row] = (),
+    treatments: Sequence[Treatment] = (),
+    layers: int = LAYERS,
+) -> list[Drawn]:
+    """Draw every figure the rows have networks for into the folder ``out``; ``runs`` holds the networks' folders.
+
+    ``metric`` is one of `METRICS`; ``compare`` the paper's rows, to be drawn behind; ``treatments`` and ``layers`` are
+    those of Figure 1. UserError if no network has an accuracy, or for another metric. Rows that are all the paper's are
+    drawn as the paper's.
+    """
+    if metric not in METRICS:
+        raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
+    folder, words = Path(out), METRIC_WORDS[metric]
+    name = "paper" if set(rows) <= set(read_results(NETWORKS)) else "yours"
+    tables = [(Source(name, markers_of(rows, metric)), rows)]
+    if compare:
+        tables.append((Source("paper", markers_of(compare, metric), behind=True), compare))
+    sources = [source for source, _ in tables]
+    markers = sources[0].markers
+    drawn: list[Drawn | None] = [draw_figure1(treatments or treatments_of(TREATMENTS), folder, layers)]
+    random = [source.only(lambda marker: marker.family == "random" and marker.kind != "R") for source in sources]
+    if random[0].markers:
+        drawn += [draw(random, folder, words) for draw in (draw_bottom, draw_top, draw_paired)]
+    drawn.append(draw_figure3(sources, folder, words))
+    drawn.append(draw_reduced(tables, folder, metric, words))
+    weights, curves = _of_folders(rows, markers, Path(runs)) if runs is not None else ({}, {})
+    if name == "paper":
+        curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}
+    drawn += [draw_filters(markers, weights, folder), draw_curves(sources[0], curves, folder)]
+    found = [each for each in drawn if each is not None]
+    for missing in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
+        for ending in ENDINGS:
+            (folder / f"{missing}.{ending}").unlink(missing_ok=True)
+    _write_captions(found, folder)
+    return found
+
+
+def folder_of(runs: Path, network: str) -> Path | None:
+    """The folder of a network of a table, None if its name is none of a folder: a table may be anyone's."""
+    return runs / network if re.fullmatch(r"(?!\.\.?$)[^/\\\0]{1,200}", network) else None
+
+
+def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> tuple[dict[str, Path], dict[str, Curve]]:
+    """Final weights of the bases, and curves, as far as the networks' folders have them."""
+    weights: dict[str, Path] = {}
+    curves: dict[str, Curve] = {}
+    iterations = {row.network: row.max_iter for row in rows}
+    for marker in markers:
+        network = folder_of(runs, marker.network)
+        if network is None:
+            continue
+        path = weights_path(network, iterations[marker.network])
+        if marker.kind == "base" and path.is_file():
+            weights[marker.network] = path
+        if (network / "curve.csv").is_file():
+            curves[marker.network] = read_curve(network / "curve.csv")
+    return weights, curves
+
+
+def _write_captions(drawn: Sequence[Drawn], folder: Path) -> None:
+    """Title, caption and files of every figure, for people who have only the pictures."""
+    parts = ["# Figures\n"]
+    for each in drawn:
+        files = ", ".join(path.name for path in each.files)
+        parts.append(f"## {each.title}\n\n{each.caption}\n\nFiles: {files}\n")
+    write_text(folder / CAPTIONS, "\n".join(parts))

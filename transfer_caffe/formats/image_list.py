@@ -1,0 +1,76 @@
+"""Caffe's image lists, `relative/path label`, one image a line: reading and writing.
+
+    cat/0001.png 0
+    my photos/dog 7.png 1
+
+As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from transfer_caffe.utils.errors import UserError, require_file
+from transfer_caffe.utils.files import read_text, write_text
+
+MAX_LABEL = 2**31 - 1  # Datum.label is an int32
+
+
+Line = tuple[str, int]
+
+
+def read_list(path: str | os.PathLike[str]) -> list[Line]:
+    """The (path, label) pairs of an image list, in its order: line i + 1 of the file is element i.
+
+    UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
+    """
+    require_file(
+        path,
+        "`python -m data_prep.folders IMAGES --out DIR --val-images-per-class N` writes image lists of class folders",
+    )
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        raise UserError(f"{path}: not a file, and a list is read twice; write it to a file first")
+    text = read_text(path).rstrip()
+    if not text:
+        raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
+    result: list[Line] = []
+    labels: dict[str, int] = {}  # ImageNet's list has a million of them, and a thousand different ones
+    for number, line in enumerate(_lines(text), 1):
+        name, space, label = line.rstrip().rpartition(" ")
+        if not space or not name.strip():
+            raise UserError(f"{path}: line {number}: {_short(line)} is not `relative/path label`")
+        if "\0" in name:
+            raise UserError(f"{path}: line {number}: {_short(name)} holds a NUL byte: that is no path")
+        if label not in labels:
+            labels[label] = _label(label, f"{path}: line {number}")
+        result.append((name, labels[label]))
+    return result
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines, one at a time: all of them beside the text would take twice the memory."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
+def _label(label: str, where: str) -> int:
+    if not (label.isascii() and label.isdigit()):
+        if label[:1] == "-" and label[1:].isdigit():
+            raise UserError(f"{where}: the label {label} is negative; labels count from 0")
+        raise UserError(f"{where}: the label {_short(label)} is not a whole number")
+    if len(label) > 10 or int(label) > MAX_LABEL:
+        raise UserError(f"{where}: the label {_short(label)} is above {MAX_LABEL}")
+    return int(label)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def write_list(path: str | os.PathLike[str], lines: Iterable[Line]) -> None:
+    """Write an image list, byte for byte in the format of the paper's authors."""
+    write_text(path, "".join(f"{name} {label}\n" for name, label in lines))

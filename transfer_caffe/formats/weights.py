@@ -1,0 +1,40 @@
+"""Weights files (.caffemodel) as arrays by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.formats.proto import blob_to_array, caffe_pb2, read_binary
+from transfer_caffe.formats.upgrade import upgrade_net
+from transfer_caffe.utils.errors import UserError
+
+
+def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
+    """The blobs of each layer that has any, by the layer's name. UserError if one is damaged or not finite."""
+    net = upgrade_net(read_binary(path, caffe_pb2.NetParameter()), str(path))
+    return {
+        layer.name: [_finite(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)]
+        for layer in net.layer
+        if layer.blobs
+    }
+
+
+def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
+    array = blob_to_array(blob, where)
+    if not np.isfinite(array).all():
+        raise UserError(f"{where} holds values that are not finite")
+    return array
+
+
+def differing_layers(
+    names: Iterable[str], before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
+) -> list[str]:
+    """Those of the layers whose blobs are not byte for byte the same."""
+
+    def content(weights: dict[str, list[np.ndarray]], name: str) -> list[tuple[tuple[int, ...], bytes]]:
+        return [(array.shape, array.tobytes()) for array in weights.get(name, [])]
+
+    return [name for name in names if content(before, name) != content(after, name) or not content(before, name)]

@@ -1,0 +1,70 @@
+"""Surgery by real Caffe's own hand: the blobs that a net has once pycaffe has loaded the base's weights into it.
+
+    python -m transfer_caffe.surgery ... --with pycaffe
+
+Its outcome is that of `transfer_caffe.surgery`, to the byte: for those who would rather see Caffe do the copying.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from transfer_caffe.formats.proto import to_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import write_text
+
+SCRIPT = Path(__file__).parent / "scripts" / "take_over.py"
+
+
+def blobs_by_pycaffe(
+    base: str | os.PathLike[str], net: NetParameter, image: Sequence[int], layers: Sequence[str]
+) -> dict[str, list[np.ndarray]]:
+    """The blobs of ``layers`` in ``net`` after Caffe's Net.copy_from(base), float32 in the net's shapes.
+
+    ``image`` is channels, height, width of what the net is fed with. UserError where there is no pycaffe, and with
+    Caffe's own words where it refuses.
+    """
+    python = real_caffe.pycaffe()
+    if python is None:
+        raise UserError(
+            "--with pycaffe: no Python with pycaffe was found; run `make caffe`, or set CAFFE_PYTHON to one"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        prototxt, out = Path(folder, "net.prototxt"), Path(folder, "blobs.npz")
+        write_text(prototxt, to_text(without_data(net, image)))
+        argv = [*python, str(SCRIPT), str(prototxt), os.path.abspath(base), str(out), *layers]
+        env = {**os.environ, "GLOG_logtostderr": "1", "GLOG_minloglevel": "2"}
+        result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, errors="replace")
+        if result.returncode or not out.exists():
+            raise UserError(f"{os.fspath(base)}: pycaffe does not load it: {real_caffe.last_words(result.stderr)}")
+        with np.load(out) as blobs:
+            taken: dict[str, list[np.ndarray]] = {name: [] for name in layers}
+            for key in sorted(blobs.files, key=lambda key: int(key.rsplit("/", 1)[1])):
+                taken[key.rsplit("/", 1)[0]].append(blobs[key])
+    return taken
+
+
+def without_data(net: NetParameter, image: Sequence[int]) -> NetParameter:
+    """The net with an Input layer in place of its data layers, and without what their labels are needed for."""
+    out = NetParameter(name=net.name)
+    fed = next(layer for layer in net.layer if not layer.bottom)
+    source = out.layer.add(name=fed.name, type="Input", top=[fed.top[0]])
+    source.input_param.shape.add().dim.extend([1, *image])
+    there = {fed.top[0]}
+    for layer in net.layer:
+        if layer.bottom and there.issuperset(layer.bottom):
+            there.update(layer.top)
+            copy = out.layer.add()
+            copy.CopyFrom(layer)
+            for param in (copy.convolution_param, copy.inner_product_param):
+                if param.HasField("weight_filler"):  # values that nobody looks at
+                    param.ClearField("weight_filler")
+    return out

@@ -1,0 +1,1 @@
+"""The table of results, and the numbers that figures, analysis and report read from it."""

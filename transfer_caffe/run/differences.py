@@ -1,0 +1,115 @@
+"""How two settings of a network differ: a net or solver in its folder, or the recipe of its record, and those now.
+
+    differences(there, now)           ["base_lr is 0.01 in the folder and 0.02 by the recipe", ...]
+    changed_setting(network, done)    "threads was 1 and is 2"
+
+Comparing messages instead of lines of text, a field is named with all that it lies in, whatever the order of the lines.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import Message
+
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.formats.proto import to_text
+
+SHOWN = 3
+"""So many differences are named; of more the number is told."""
+
+
+def differences(there: Message, now: Message) -> list[str]:
+    """One sentence a field that differs between two messages of one type, in the order of their definition."""
+    return [
+        sentence(path, _shown(field, old), _shown(field, new)) for path, field, old, new in _walk(there, now, prefix="")
+    ]
+
+
+def sentence(what: str, there: object, now: object) -> str:
+    """`base_lr is 0.01 in the folder and 0.02 by the recipe`."""
+    return f"{what} is {there} in the folder and {now} by the recipe"
+
+
+def in_short(every: list[str]) -> str:
+    """The first few sentences, and how many there are more, on one line."""
+    more = len(every) - SHOWN
+    return ", ".join(every[:SHOWN]) + (f", and {more} more" if more > 0 else "")
+
+
+def changed_setting(network: Network, done: Mapping[str, Any]) -> str:
+    """The first setting by which a network would be another one than its done.json tells of; nothing if none is."""
+    if not isinstance(made := done.get("settings"), dict):
+        return ""
+    before = training_settings(made, network.split)
+    now = training_settings(network.recipe.settings(), network.split)
+    solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
+    for key in sorted(before.keys() & now.keys() | solver):  # another version may have had no word for the others
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key, 'not given')} and is {now.get(key, 'not given')}"
+    return ""
+
+
+def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """What of a recipe's settings (`Recipe.settings`) makes a network of this split what it is, by dotted keys."""
+    solver = dict(settings.get("solver", {}))
+    for pattern, fields in settings.get("solver_for", {}).items():
+        if fnmatch.fnmatchcase(split, pattern):
+            solver |= fields
+    flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
+    for key in ("images", "batch"):
+        flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
+    flat["dataset"] = Path(str(settings.get("dataset"))).name  # where images lie is of no matter
+    for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
+        if key in settings:
+            flat[key] = settings[key]
+    return flat | {"precision": settings.get("precision", "fp32")}
+
+
+def _walk(there: Message, now: Message, prefix: str) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Path, field, and the two values (None: not set) of each field, down to numbers and texts, that differs."""
+    for field in there.DESCRIPTOR.fields:
+        path = f"{prefix}{field.name}"
+        if field.default_value != []:  # not repeated; protobuf 5 has no simpler word for that
+            old, new = (getattr(each, field.name) if each.HasField(field.name) else None for each in (there, now))
+            yield from _pair(path, field, old, new)
+            continue
+        olds, news = list(getattr(there, field.name)), list(getattr(now, field.name))
+        if field.message_type is None:
+            if olds != news:
+                yield path, field, olds, news
+            continue
+        for index in range(max(len(olds), len(news))):
+            old, new = (each[index] if index < len(each) else None for each in (olds, news))
+            name = getattr(old or new, "name", "") or (str(index) if len(olds) + len(news) > 2 else "")
+            yield from _pair(f"{path} {name}".rstrip(), field, old, new)
+
+
+def _pair(path: str, field: Any, old: Any, new: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    if old == new:
+        return
+    if field.message_type is not None and old is not None and new is not None:
+        yield from _walk(old, new, f"{path}: " if field.default_value == [] else f"{path}.")
+    else:
+        yield path, field, old, new
+
+
+def _shown(field: Any, value: Any) -> str:
+    """A value as prototxt has it, on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(field, each) for each in value)}]"
+    if value is None:
+        return "not set"
+    if isinstance(value, Message):
+        return f"{{ {' '.join(to_text(value).split())} }}"
+    if field.enum_type is not None:
+        return field.enum_type.values_by_number[value].name
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return "true" if value else "false"
+    if field.cpp_type == field.CPPTYPE_FLOAT:
+        return str(np.float32(value)).removesuffix(".0")  # the shortest digits that mean this number
+    return f'"{value}"' if isinstance(value, str) else str(value)

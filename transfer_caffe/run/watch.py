@@ -1,0 +1,112 @@
+"""What is odd about a training: not finite, still at chance, or not what the recipe expects. Said, and nothing more.
+
+    for line in remarks_of(network, Path("runs"), Path("data")):
+        print(line)         # still at chance at iteration 45000: test loss 6.910 where guessing gives 6.908
+
+A network at chance may yet learn, and one that ends elsewhere than expected may be the result that one was after:
+nothing is trained anew because of a remark. Of the paper's networks R3 and five on few images never left chance; others
+left it after 5,000, and R4 to R7 after 50,000 to 200,000 of 450,000 iterations
+(transfer_caffe/reference/paper_curves.csv).
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfer_caffe.data_prep.classes import read_class_map
+from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.formats.log import Row, read_log
+from transfer_caffe.formats.nets import layers_with_weights
+from transfer_caffe.formats.proto import read_text as read_message
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.run.folder import CURVE, LOG, NET, read_done
+from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.files import read_text
+
+TOLERANCE = 0.02
+"""How far below ln(classes) a test loss may be and count as chance, in nats. The paper's networks that never left
+chance stay within 0.004 of it; one that has learnt anything is 0.04 below at the least (R7, at 5 times chance)."""
+
+LUCK = 2.0
+"""The accuracy, by that of guessing, from which a network counts as having learnt something. The paper's that never
+left chance came to 1.1 times that of guessing; one with one image a class has 2.7 times, at a loss far above."""
+
+
+def remarks(network: Network, rows: Sequence[Row], classes: int | None, final: float | None = None) -> list[str]:
+    """What is odd about a network, a line each; nothing where all is as it should be.
+
+    ``rows`` is its curve so far, ``classes`` the number of classes in its data (None: unknown), ``final`` its final
+    accuracy if it is done.
+    """
+    said = []
+    if bad := next((row for row in rows if not _finite(row)), None):
+        said.append(f"the loss or accuracy is not a number at iteration {bad.iteration}: the training diverged")
+    tested = [row for row in rows if row.test_loss is not None and row.iteration >= network.chance_after]
+    if classes and tested and at_chance(tested[-1], classes):
+        row = tested[-1]
+        accuracy = "" if row.test_accuracy is None else f", accuracy {row.test_accuracy:.4f}"
+        still = f"still at chance at iteration {row.iteration}" if final is None else "never left chance"
+        said.append(f"{still}: test loss {row.test_loss:.3f} where guessing gives {math.log(classes):.3f}{accuracy}")
+    expected = network.expected_accuracy
+    if final is not None and expected and not expected[0] <= final <= expected[1]:
+        low, high = expected
+        said.append(f"final accuracy {final:.4f} is not what the recipe expects, {low:g} to {high:g}")
+    return said
+
+
+def at_chance(row: Row, classes: int) -> bool:
+    """Whether a test shows nothing better than guessing among so many classes."""
+    if row.test_loss is None or not row.test_loss >= math.log(classes) - TOLERANCE:
+        return False
+    return row.test_accuracy is None or row.test_accuracy < LUCK / classes
+
+
+def _finite(row: Row) -> bool:
+    return all(
+        math.isfinite(value) for value in (row.test_loss, row.test_accuracy, row.train_loss) if value is not None
+    )
+
+
+def remarks_of(network: Network, runs: Path, data: Path) -> list[str]:
+    """The remarks on a network by its files; none on one that is not started. Damaged files are for others to name."""
+    folder = network.folder(runs)
+    try:
+        if done := read_done(network, runs):
+            return remarks(network, _curve(folder / CURVE), _classes_of_done(done), done["accuracy_final"])
+        if not (folder / LOG).exists():
+            return []
+        log = read_log(folder / LOG)
+        said = remarks(network, log.rows(), _classes(network, folder, data))
+        if log.bad_number and not said:
+            said.append(f"{log.bad_number}: the training diverged")
+        return said + [f"its last run ended with an error: {error}" for error in log.errors[:1]]
+    except (UserError, OSError, ValueError):
+        return []
+
+
+def _classes_of_done(done: Mapping[str, Any]) -> int | None:
+    return done.get("target_classes") or done.get("outputs")
+
+
+def _classes(network: Network, folder: Path, data: Path) -> int | None:
+    """The classes of a network's data, or else the outputs of its last layer; None if both are unknown."""
+    classes = network.data_folder(data) / "classes.txt"
+    if classes.is_file():
+        return len(read_class_map(classes))
+    if not (folder / NET).is_file():
+        return None
+    layers = layers_with_weights(read_message(folder / NET, NetParameter()))
+    return layers[-1].inner_product_param.num_output if layers else None
+
+
+def _curve(path: Path) -> list[Row]:
+    """The rows of a curve.csv (`record.curve_csv`)."""
+    rows = []
+    for values in csv.DictReader(read_text(path).splitlines()):
+        numbers = [float(values[name]) if values[name] else None for name in list(values)[1:]]
+        rows.append(Row(int(values["iteration"]), *numbers))
+    return rows
