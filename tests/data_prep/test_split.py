@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfer_caffe.data_prep.classes import Class, read_class_map, read_classes, write_classes
+from transfer_caffe.data_prep.classes import Class, read_classes, write_classes
 from transfer_caffe.data_prep.split import half_lists, main, natman_split, random_split, reduced_list
-from transfer_caffe.formats.image_list import read_list
+from transfer_caffe.formats.image_list import read_class_map, read_list
 from transfer_caffe.utils.errors import UserError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer_caffe.data_prep import split
-from transfer_caffe.data_prep.classes import IMAGENET_CLASSES, Class, read_class_map, read_classes, write_classes
+from transfer_caffe.data_prep.classes import IMAGENET_CLASSES, Class, read_classes, write_classes
 from transfer_caffe.data_prep.wordnet import (
     ARTIFACT,
     EXCEPTIONS,
@@ -21,6 +21,7 @@ from transfer_caffe.data_prep.wordnet import (
     read_exceptions,
     read_ids,
 )
+from transfer_caffe.formats.image_list import read_class_map
 from transfer_caffe.utils.errors import UserError
 
 VERSION_LINE = "  14 WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.  \n"

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from transfer_caffe.formats.image_list import _short
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import read_text, write_text
 
@@ -69,21 +66,3 @@ class _CsvLines(list[str]):
 def write_class_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     """Write a line `number name` for each class, where the groups are unknown that a class file needs."""
     write_text(path, "".join(f"{number} {name}\n" for number, name in enumerate(names)))
-
-
-def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
-    """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
-    write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
-
-
-def read_class_map(path: str | os.PathLike[str]) -> list[int]:
-    """The old class numbers of a class map, element i that of new class i."""
-    result: list[int] = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.startswith("#") or not line.strip():
-            continue
-        fields = line.split()
-        if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) != len(result):
-            raise UserError(f"{path}: line {number}: {_short(line)}, where `old {len(result)}` was expected")
-        result.append(int(fields[0]))
-    return result

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.data_prep.classes import IMAGENET_CLASSES, Class, read_classes, write_class_map
-from transfer_caffe.formats.image_list import Line, read_list, write_list
+from transfer_caffe.data_prep.classes import IMAGENET_CLASSES, Class, read_classes
+from transfer_caffe.formats.image_list import Line, read_list, write_class_map, write_list
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.utils.files import whole_folder
 

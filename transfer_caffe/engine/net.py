@@ -11,19 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog
-from transfer_caffe.engine.layers import LAYERS, Blob, Buffer, Context, Layer, Shape, data
-from transfer_caffe.engine.layers.neuron import Neuron, ReLU
-from transfer_caffe.engine.layers.vision import LRN, Pooling
-from transfer_caffe.formats import hdf5
+from transfer_caffe.engine import glog, passes
+from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data
+from transfer_caffe.engine.weights import copy_blob, copy_weights, to_message
 from transfer_caffe.formats.nets import included
-from transfer_caffe.formats.proto import array_to_blob, blob_to_array, caffe_pb2, read_binary
+from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
-
-Stored = tuple[np.ndarray, bool]
-"""A blob in a weights file, and whether its shape is in the form of before 2015."""
 
 AUTOMATIC = "(automatic)"
 """The name of the top of a loss that names none."""
@@ -110,60 +105,13 @@ class Net:
         if not self.layers:
             raise UserError(f"net {self.name!r} has no layers in phase {phase}")
         self.shapes = shapes
-        self._find_overwritten()
-        self.cuts = {} if param.force_backward else self._find_cuts()
+        passes.keep_overwritten(self.layers)
+        self.cuts = {} if param.force_backward else passes.find_cuts(self.layers)
         # Caffe keeps these in a std::set: outputs are listed by name
         self.outputs = sorted(unused)
-        self.relu_after = self._find_relus_to_postpone()
+        counts_in_loss = [bool(each) for each in self.loss_weights]
+        self.relu_after = passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
         self.postponed = set(self.relu_after.values())
-
-    def _find_overwritten(self) -> None:
-        """Give a buffer to each layer whose backward pass reads, in Caffe, what a later layer has overwritten."""
-        last = {layer.top[0]: layer for layer in self.layers if layer.top}
-        for layer in self.layers:
-            if isinstance(layer, Neuron | LRN) and (
-                last[layer.top[0]] is not layer
-                or (isinstance(layer, Neuron) and layer.in_place and not layer.keeps_slope_in_place)
-            ):
-                layer.buffer = Buffer()
-
-    def _find_relus_to_postpone(self) -> dict[Layer, ReLU]:
-        """Of MAX poolings that alone see what a ReLU in place has left: the ReLU, which can as well work on their top.
-
-        The maximum of what is cut off at 0 is the maximum cut off at 0, and its gradient goes to the same place or
-        nowhere. A top has a quarter of the values: 4% of an iteration of conv 16-32-48-48-32 on 28 x 28, 1% of
-        CaffeNet's (CPU).
-        """
-        found: dict[Layer, ReLU] = {}
-        for index, relu in enumerate(self.layers):
-            if not isinstance(relu, ReLU) or not relu.in_place or relu.param.relu_param.negative_slope:
-                continue
-            if self.loss_weights[index]:  # it counts in the loss itself
-                continue
-            blob = relu.top[0]
-            users = [layer for layer in self.layers[index + 1 :] if blob in layer.param.bottom]
-            buffered = any(layer.buffer is not None and layer.top[0] == blob for layer in self.layers)
-            if len(users) != 1 or buffered or any(self.cuts.get(layer) for layer in (relu, users[0])):
-                continue
-            if isinstance(users[0], Pooling) and users[0].is_plain_maximum:
-                found[users[0]] = relu
-        return found
-
-    def _find_cuts(self) -> dict[Layer, set[int]]:
-        """The bottoms, by number, through which a layer passes no gradient back: propagate_down is false.
-
-        Some layers of real Caffe pass it all the same, and it counts where another layer uses the blob as well.
-        """
-        cuts = {
-            layer: {index for index, down in enumerate(layer.param.propagate_down) if not down} for layer in self.layers
-        }
-        open_blobs = {
-            blob for layer in self.layers for index, blob in enumerate(layer.param.bottom) if index not in cuts[layer]
-        }
-        for layer, cut in cuts.items():
-            if layer.ignores_propagate_down and not layer.in_place:
-                cut -= {index for index in cut if layer.param.bottom[index] in open_blobs}
-        return cuts
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -180,7 +128,7 @@ class Net:
             raise layer.error(f"its prototxt gives {len(given)} blobs; it has {len(layer.blobs)}")
         for index, (blob, stored) in enumerate(zip(layer.blobs, given, strict=False)):
             where = f"layer {layer.name!r}, blob {index} in the prototxt"
-            self._copy_blob(blob, blob_to_array(stored, where), not stored.HasField("shape"), where)
+            copy_blob(blob, blob_to_array(stored, where), not stored.HasField("shape"), where)
 
     def _share_by_name(self, layer: Layer) -> None:
         """Let blobs of one name in ``param {}`` be one blob, the first layer's (Net::AppendParam)."""
@@ -326,99 +274,10 @@ class Net:
     def copy_from(self, path: str | os.PathLike[str]) -> list[str]:
         """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.
 
-        As Net::CopyTrainedLayersFrom, but a file of which nothing fits, which real Caffe takes for a start from
-        scratch, is an error here; so are values that are not finite.
+        Errors as of `engine.weights.copy_weights`.
         """
-        path = os.fspath(path)
-        layers = self._read_hdf5(path) if path.endswith(".h5") else self._read_binary(path)
-        own = {layer.name: layer for layer in self.layers}
-        copied = []
-        for name, blobs in layers:
-            target = own.get(name)
-            if target is None:
-                glog.info("net.cpp:746", f"Ignoring source layer {name}")
-                continue
-            if len(blobs) != len(target.blobs):
-                raise target.error(f"{path} has {len(blobs)} blobs for it, the net {len(target.blobs)}")
-            for index, (blob, stored) in enumerate(zip(target.blobs, blobs, strict=True)):
-                if stored is not None:
-                    self._copy_blob(blob, *stored, f"{path}: layer {name!r}, blob {index}")
-            if target.blobs:
-                copied.append(name)
-        if not copied:
-            names = ", ".join(name for name, _ in layers) or "no layers"
-            raise UserError(f"{path}: no layer in it has the name of a layer of the net {self.name!r}; it has {names}")
-        return copied
-
-    @staticmethod
-    def _read_binary(path: str) -> list[tuple[str, list[Stored | None]]]:
-        param = upgrade_net(read_binary(path, NetParameter()), path)
-        return [
-            (
-                layer.name,
-                [
-                    (blob_to_array(blob, f"{path}: layer {layer.name!r}, blob {index}"), not blob.HasField("shape"))
-                    for index, blob in enumerate(layer.blobs)
-                ],
-            )
-            for layer in param.layer
-        ]
-
-    def _read_hdf5(self, path: str) -> list[tuple[str, list[Stored | None]]]:
-        """As `_read_binary`; None is a blob that another layer owns, and that stands there."""
-        layers = []
-        for name, blobs in hdf5.read_weights(path).items():
-            layer = next((layer for layer in self.layers if layer.name == name), None)
-            count = len(layer.blobs) if layer else len(blobs)
-            for index in set(range(count)) - set(blobs):
-                if layer is None or (index in self._owned(layer) and blobs):
-                    raise UserError(f"{path}: layer {name!r} has no blob {index}: it is of another net, or damaged")
-            if blobs or not count:
-                layers.append(
-                    (name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))])
-                )
-        return layers
-
-    def _owned(self, layer: Layer) -> list[int]:
-        """The blobs of a layer, by index, that no layer before it has as well."""
-        before = [blob for other in self.layers[: self.layers.index(layer)] for blob in other.blobs]
-        return [
-            index
-            for index, blob in enumerate(layer.blobs)
-            if blob.owner is None and not any(blob is other for other in before)
-        ]
-
-    def owned_weights(self) -> list[tuple[str, dict[int, np.ndarray]]]:
-        """Of each layer the blobs that it owns, by index: a blob that layers share is the first one's."""
-        return [
-            (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in self._owned(layer)})
-            for layer in self.layers
-        ]
-
-    @staticmethod
-    def _copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
-        shape = tuple(blob.data.shape)
-        # files from before 2015 give every blob four axes, the leading ones 1 (Blob::ShapeEquals)
-        legacy = old and values.shape == (1,) * (4 - len(shape)) + shape
-        if values.shape != shape and not legacy:
-            raise UserError(
-                f"{where}: cannot copy: shape mismatch: the file has {list(values.shape)}, "
-                f"the net {list(shape)}; to learn this layer from scratch, rename it"
-            )
-        weights = torch.from_numpy(values.reshape(shape).copy())
-        if not torch.isfinite(weights).all():
-            raise UserError(f"{where}: holds values that are not finite numbers; the file is damaged")
-        with torch.no_grad():
-            blob.data.copy_(weights)
+        return copy_weights(self.name, self.layers, path)
 
     def to_proto(self) -> NetParameter:
         """The net with its weights, as a .caffemodel holds it (Net::ToProto)."""
-        param = NetParameter(name=self.name)
-        for layer in self.layers:
-            copy = param.layer.add()
-            copy.CopyFrom(layer.param)
-            copy.ClearField("blobs")
-            if not copy.HasField("phase"):
-                copy.phase = self.state.phase
-            copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
-        return param
+        return to_message(self.name, self.layers, self.state.phase)

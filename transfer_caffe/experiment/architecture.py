@@ -6,11 +6,18 @@ weight_shapes(net)["conv1"]         ((96, 3, 11, 11), (96,))
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.nets import layers_with_weights
-from transfer_caffe.formats.proto.caffe_pb2 import TEST, LayerParameter, NetParameter, PoolingParameter
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, LayerParameter, NetParameter
+from transfer_caffe.formats.shapes import (
+    Shape,
+    convolution_blobs,
+    convolution_sides,
+    inner_product_blobs,
+    pooling_sides,
+    spatial,
+)
 from transfer_caffe.utils.errors import UserError
 
 
@@ -23,9 +30,6 @@ def require_frozen(net: NetParameter, treatment: Treatment) -> None:
                 f"network {net.name!r}, layer {layer.name}: by the net it {'is frozen' if frozen else 'learns'}, "
                 f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
             )
-
-
-Shape = tuple[int, ...]
 
 
 def image_shape(net: NetParameter) -> Shape:
@@ -73,48 +77,15 @@ def _shapes(layer: LayerParameter, image: Shape, where: str) -> tuple[Shape, tup
     """The shapes of a layer's output (of one image) and of its blobs."""
     if layer.type == "Convolution":
         conv = layer.convolution_param
-        kernel = _pair(conv.kernel_h, conv.kernel_w, conv.kernel_size, 0)
-        stride = _pair(conv.stride_h, conv.stride_w, conv.stride, 1)
-        pad = _pair(conv.pad_h, conv.pad_w, conv.pad, 0)
-        dilation = _pair(0, 0, conv.dilation, 1)
-        sides = tuple(
-            (side + 2 * p - (d * (k - 1) + 1)) // s + 1
-            for side, k, s, p, d in zip(image[1:], kernel, stride, pad, dilation, strict=True)
-        )
-        weights = (conv.num_output, image[0] // conv.group, *kernel)
-        return (conv.num_output, *sides), (weights, (conv.num_output,))[: 1 + conv.bias_term]
+        kernel = spatial(conv, "kernel_size", None)
+        stride, pad, dilation = spatial(conv, "stride", 1), spatial(conv, "pad", 0), spatial(conv, "dilation", 1)
+        sides = convolution_sides(image[1:], kernel, stride, pad, dilation)
+        return (conv.num_output, *sides), convolution_blobs(conv, image[0], kernel)
     if layer.type == "InnerProduct":
         fc = layer.inner_product_param
-        inputs = math.prod(image)
-        weights = (inputs, fc.num_output) if fc.transpose else (fc.num_output, inputs)
-        return (fc.num_output,), (weights, (fc.num_output,))[: 1 + fc.bias_term]
+        return (fc.num_output,), inner_product_blobs(fc, math.prod(image))
     if layer.type == "Pooling":
-        pool = layer.pooling_param
-        if pool.global_pooling:
-            return (image[0], 1, 1), ()
-        return (image[0], *_pooled(pool, image)), ()
+        return (image[0], *pooling_sides(layer.pooling_param, image[1:])), ()
     if layer.type in ("ReLU", "LRN", "Dropout", "Sigmoid", "TanH"):
         return image, ()
     raise UserError(f"{where}: the output shape of layers of type {layer.type} is not known here")
-
-
-def _pooled(pool: PoolingParameter, image: Shape) -> Shape:
-    """As PoolingLayer::Reshape: rounded up (or as round_mode says), without a window that starts in the padding."""
-    kernel = _pair(pool.kernel_h, pool.kernel_w, [pool.kernel_size], 0)
-    stride = _pair(pool.stride_h, pool.stride_w, [pool.stride], 1)
-    pad = _pair(pool.pad_h, pool.pad_w, [pool.pad], 0)
-    sides = []
-    for side, k, s, p in zip(image[1:], kernel, stride, pad, strict=True):
-        room = side + 2 * p - k
-        size = (room // s if pool.round_mode == PoolingParameter.FLOOR else -(-room // s)) + 1
-        if p and (size - 1) * s >= side + p:
-            size -= 1
-        sides.append(size)
-    return tuple(sides)
-
-
-def _pair(height: int, width: int, both: Sequence[int], default: int) -> tuple[int, int]:
-    """A setting given for height and width apart, once for both, or not at all."""
-    if height or width:
-        return height, width
-    return (both[0], both[-1]) if both else (default, default)

@@ -3,13 +3,16 @@
     cat/0001.png 0
     my photos/dog 7.png 1
 
-As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces.
+As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces. Beside a half's lists lies its
+class map, classes.txt: which class of all it calls 0, 1, 2, ...
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from transfer_caffe.utils.errors import UserError, require_file
 from transfer_caffe.utils.files import read_text, write_text
@@ -74,3 +77,21 @@ def _short(text: str) -> str:
 def write_list(path: str | os.PathLike[str], lines: Iterable[Line]) -> None:
     """Write an image list, byte for byte in the format of the paper's authors."""
     write_text(path, "".join(f"{name} {label}\n" for name, label in lines))
+
+
+def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
+    """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
+    write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
+
+
+def read_class_map(path: str | os.PathLike[str]) -> list[int]:
+    """The old class numbers of a class map, element i that of new class i."""
+    result: list[int] = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) != len(result):
+            raise UserError(f"{path}: line {number}: {_short(line)}, where `old {len(result)}` was expected")
+        result.append(int(fields[0]))
+    return result

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe.data_prep.classes import read_class_map
 from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.formats.image_list import read_class_map
 from transfer_caffe.formats.log import Row, read_log
 from transfer_caffe.formats.nets import layers_with_weights
 from transfer_caffe.formats.proto import read_text as read_message

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.layers.fillers import fill
+from transfer_caffe.formats import shapes
 from transfer_caffe.formats.proto.caffe_pb2 import FillerParameter, LayerParameter
 from transfer_caffe.utils.errors import UserError
 
@@ -167,25 +168,11 @@ class Layer:
 
 
 def spatial(layer: Layer, param: Any, name: str, default: int | None, axes: int = 2) -> tuple[int, ...]:
-    """A spatial setting given as name_h and name_w, once for all axes, or once an axis."""
-    high, wide = f"{name.removesuffix('_size')}_h", f"{name.removesuffix('_size')}_w"
-    fields = param.DESCRIPTOR.fields_by_name
-    if high in fields and (param.HasField(high) or param.HasField(wide)):
-        if axes != 2:
-            raise layer.error(f"{high} and {wide} are for 2 spatial axes, not for {axes}; give {name} once an axis")
-        if (param.HasField(name) if isinstance(getattr(param, name), int) else len(getattr(param, name))) and (
-            param.HasField(high) and param.HasField(wide)
-        ):
-            raise layer.error(f"give {name}, or {high} and {wide}, not both")
-        return getattr(param, high), getattr(param, wide)
-    given = getattr(param, name)
-    if isinstance(given, int):
-        # not repeated (PoolingParameter): one number, with a default of its own
-        return (given,) * axes
-    values = list(given) or ([default] if default is not None else [])
-    if len(values) not in (1, axes):
-        raise layer.error(f"{name} must be given once or for each of the {axes} spatial axes, not {len(values)} times")
-    return tuple(values) * (axes if len(values) == 1 else 1)
+    """A spatial setting of a layer (`formats.shapes.spatial`); what is wrong with it is an error of the layer."""
+    try:
+        return shapes.spatial(param, name, default, axes)
+    except ValueError as error:
+        raise layer.error(str(error)) from None
 
 
 def default_filler(filler: FillerParameter, given: bool, value: float) -> FillerParameter:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
 from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, FillerParameter
+from transfer_caffe.formats.shapes import inner_product_blobs
 
 
 class InnerProduct(Layer):
@@ -26,9 +27,10 @@ class InnerProduct(Layer):
         if outputs < 1:
             raise self.error("inner_product_param gives no num_output")
         self.transpose = param.transpose
-        self.add_blob((inputs, outputs) if self.transpose else (outputs, inputs), param.weight_filler)
-        if param.bias_term:
-            self.add_blob((outputs,), param.bias_filler)
+        for blob, filler in zip(
+            inner_product_blobs(param, inputs), (param.weight_filler, param.bias_filler), strict=False
+        ):
+            self.add_blob(blob, filler)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [(*shapes[0][: self.first], self.param.inner_product_param.num_output)]

@@ -14,6 +14,7 @@ from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
 from transfer_caffe.formats.proto.caffe_pb2 import LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
+from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
 
 class Convolution(Layer):
@@ -48,22 +49,20 @@ class Convolution(Layer):
             raise self.error(f"group {self.group} must divide both {channels} channels and num_output {outputs}")
         if min(self.sizes(shape[self.channel_axis + 1 :])) < 1:
             raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
-        self.add_blob(self.weight_shape(channels, outputs), param.weight_filler)
-        if param.bias_term:
-            self.add_blob((outputs,), param.bias_filler)
+        for blob, filler in zip(self.blob_shapes(channels), (param.weight_filler, param.bias_filler), strict=False):
+            self.add_blob(blob, filler)
 
     def sizes(self, sides: Shape) -> list[int]:
         """The spatial sizes of the tops."""
-        zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        return [(size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in zipped]
+        return convolution_sides(sides, self.kernel, self.stride, self.pad, self.dilation)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         axis, outputs = self.channel_axis, self.param.convolution_param.num_output
         return [(*shape[:axis], outputs, *self.sizes(shape[axis + 1 :])) for shape in shapes]
 
-    def weight_shape(self, channels: int, outputs: int) -> Shape:
-        """The shape of blob 0."""
-        return (outputs, channels // self.group, *self.kernel)
+    def blob_shapes(self, channels: int) -> tuple[Shape, ...]:
+        """The shapes of weights and bias."""
+        return convolution_blobs(self.param.convolution_param, channels, self.kernel)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [self.over_images(bottom) for bottom in bottoms]
@@ -93,8 +92,10 @@ class Deconvolution(Convolution):
         zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
         return [stride * (size - 1) + dilation * (k - 1) + 1 - 2 * pad for size, k, stride, pad, dilation in zipped]
 
-    def weight_shape(self, channels: int, outputs: int) -> Shape:
-        return (channels, outputs // self.group, *self.kernel)
+    def blob_shapes(self, channels: int) -> tuple[Shape, ...]:
+        param = self.param.convolution_param
+        weights = (channels, param.num_output // self.group, *self.kernel)
+        return (weights, (param.num_output,)) if param.bias_term else (weights,)
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         function = self.functions[len(self.kernel) - 1]
@@ -131,12 +132,12 @@ class Pooling(Layer):
             raise self.error(f"pad {list(self.pad)} must be smaller than the kernel {list(self.kernel)}")
         self.ceil = param.round_mode == Pool.CEIL
         sides = list(zip(shape[2:], self.kernel, self.stride, self.pad, strict=True))
-        self.size = [self._size(*side, self.ceil, any(self.pad)) for side in sides]
+        self.size = [pooled_side(*side, self.ceil, any(self.pad)) for side in sides]
         if min(self.size) < 1:
             raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
         # PyTorch drops a last window outside of the image with no padding too, and takes no more than half the kernel
         self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True)) and self.size == [
-            self._size(*side, self.ceil, True) for side in sides
+            pooled_side(*side, self.ceil, True) for side in sides
         ]
 
     @property
@@ -146,12 +147,6 @@ class Pooling(Layer):
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [(*shapes[0][:2], *self.size)] * len(self.top)
-
-    @staticmethod
-    def _size(side: int, kernel: int, stride: int, pad: int, up: bool, drop: bool) -> int:
-        room = side + 2 * pad - kernel
-        size = (-(-room // stride) if up else room // stride) + 1
-        return size - 1 if drop and (size - 1) * stride >= side + pad else size
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         x, param = bottoms[0], self.param.pooling_param

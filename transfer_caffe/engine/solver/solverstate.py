@@ -15,6 +15,7 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.weights import owned_weights
 from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter, SolverState
@@ -45,7 +46,7 @@ def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor]
     arrays = [values.cpu().numpy() for values in history]
     glog.info("solver.cpp:474" if as_hdf5 else "solver.cpp:464", f"Snapshotting to {kind} file {model}")
     if as_hdf5:
-        hdf5.save_weights(model, net.owned_weights())
+        hdf5.save_weights(model, owned_weights(net.layers))
     else:
         write_binary(model, net.to_proto())
     place = "sgd_solver.cpp:296" if as_hdf5 else "sgd_solver.cpp:284"

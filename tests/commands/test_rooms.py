@@ -1,0 +1,111 @@
+"""The order of the package's rooms: which may import which. docs/architecture.md draws it."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import transfer_caffe
+
+PACKAGE = Path(transfer_caffe.__file__).parent
+LIBRARY = {"utils", "formats"}
+EXPERIMENT = {*LIBRARY, "engine", "real_caffe", "experiment", "run"}
+RENDER = {*EXPERIMENT, "data_prep", "tools", "generate", "surgery", "data"}
+MAY_IMPORT = {
+    "utils": set(),
+    "formats": {"utils"},
+    "engine": LIBRARY,
+    "data_prep": LIBRARY,
+    "tools": LIBRARY,
+    "real_caffe": LIBRARY,
+    "experiment": {*LIBRARY, "engine"},
+    "run": {*LIBRARY, "engine", "real_caffe", "experiment"},
+    "generate": EXPERIMENT,
+    "surgery": EXPERIMENT,
+    "data": {*EXPERIMENT, "data_prep", "tools"},
+    "driver": RENDER,
+    "compare": {*LIBRARY, "engine", "real_caffe"},
+    "results": EXPERIMENT,
+    "sweep": {*RENDER, "results"},
+    "analysis": {*EXPERIMENT, "results"},
+    "figures": {*EXPERIMENT, "results", "analysis"},
+    "report": {*EXPERIMENT, "results", "analysis", "figures", "sweep"},
+    "recipes": set(),
+    "cli": set(),
+}
+"""Each room (a folder, or a command at the package's root) and the rooms below it. Nothing imports driver."""
+
+INSIDE_ENGINE = ["batches", "layers", "passes", "weights", "net", "iteration", "timing", "solver", "__main__"]
+"""Each may import those before it; glog, rng and precision are for all."""
+
+
+def modules() -> list[Path]:
+    return [
+        path for path in sorted(PACKAGE.rglob("*.py")) if "scripts" not in path.parts and path.name != "caffe_pb2.py"
+    ]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path, deferred: bool = True) -> Iterator[str]:
+    """The package's modules that a file imports, without the package's name; ``deferred``: those in functions, too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if deferred else tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "transfer_caffe":
+            base = node.module.removeprefix("transfer_caffe").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                file = PACKAGE.joinpath(*inner.split("."))
+                yield inner if file.with_suffix(".py").exists() or file.is_dir() else base
+        elif isinstance(node, ast.Import):
+            yield from (
+                each.name.removeprefix("transfer_caffe.") for each in node.names if "transfer_caffe." in each.name
+            )
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_rooms_import_only_rooms_below_them(path):
+    name = name_of(path)
+    room = name.split(".")[0]
+    if not room:  # the package's face imports what it offers when it is asked for
+        return
+    assert room in MAY_IMPORT, f"{path}: a new room; give it a place in MAY_IMPORT here and in docs/architecture.md"
+    for imported in imports_of(path):
+        below = imported.split(".")[0]
+        assert below in {room, "", *MAY_IMPORT[room]}, (
+            f"transfer_caffe.{name} imports transfer_caffe.{imported}, but {room}/ may import only "
+            f"{', '.join(sorted(MAY_IMPORT[room])) or 'nothing of the package'}: move what it needs to a room below, "
+            "or what imports it to a room above (docs/architecture.md, The rooms)"
+        )
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if name_of(path).startswith("engine.")], ids=name_of)
+def test_inside_the_engine_imports_run_downwards_too(path):
+    place = name_of(path).split(".")[1]
+    if place not in INSIDE_ENGINE:
+        return
+    for imported in imports_of(path):
+        parts = imported.split(".")
+        if parts[0] == "engine" and len(parts) > 1 and parts[1] in INSIDE_ENGINE:
+            assert INSIDE_ENGINE.index(parts[1]) <= INSIDE_ENGINE.index(place), (
+                f"transfer_caffe.{name_of(path)} imports {imported}, which stands above it: the order is "
+                f"{' < '.join(INSIDE_ENGINE)}"
+            )
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = {name_of(path) for path in modules()}
+    graph = {
+        name_of(path): {each for each in imports_of(path, deferred=False) if each in known and each != name_of(path)}
+        for path in modules()
+    }
+    graph = {name: {each for each in to if not name.startswith(each + ".")} for name, to in graph.items()}
+    while leaves := [name for name, to in graph.items() if not to]:
+        for leaf in leaves:
+            del graph[leaf]
+        graph = {name: to - set(leaves) for name, to in graph.items()}
+    assert not graph, f"these import each other, or what does so: {', '.join(sorted(graph))}"

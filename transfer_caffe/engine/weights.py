@@ -1,0 +1,124 @@
+"""A net's weights and the files that hold them: .caffemodel, binary or HDF5 (Net::CopyTrainedLayersFrom, ToProto)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from transfer_caffe.engine import glog
+from transfer_caffe.engine.layers import Blob, Layer
+from transfer_caffe.formats import hdf5
+from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.upgrade import upgrade_net
+from transfer_caffe.utils.errors import UserError
+
+Stored = tuple[np.ndarray, bool]
+"""A blob in a weights file, and whether its shape is in the form of before 2015."""
+
+
+def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike[str]) -> list[str]:
+    """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.
+
+    As Net::CopyTrainedLayersFrom, but a file of which nothing fits, which real Caffe takes for a start from
+    scratch, is an error here; so are values that are not finite.
+    """
+    path = os.fspath(path)
+    stored_layers = _read_hdf5(layers, path) if path.endswith(".h5") else _read_binary(path)
+    own = {layer.name: layer for layer in layers}
+    copied = []
+    for name, blobs in stored_layers:
+        target = own.get(name)
+        if target is None:
+            glog.info("net.cpp:746", f"Ignoring source layer {name}")
+            continue
+        if len(blobs) != len(target.blobs):
+            raise target.error(f"{path} has {len(blobs)} blobs for it, the net {len(target.blobs)}")
+        for index, (blob, stored) in enumerate(zip(target.blobs, blobs, strict=True)):
+            if stored is not None:
+                copy_blob(blob, *stored, f"{path}: layer {name!r}, blob {index}")
+        if target.blobs:
+            copied.append(name)
+    if not copied:
+        names = ", ".join(name for name, _ in stored_layers) or "no layers"
+        raise UserError(f"{path}: no layer in it has the name of a layer of the net {net_name!r}; it has {names}")
+    return copied
+
+
+def _read_binary(path: str) -> list[tuple[str, list[Stored | None]]]:
+    param = upgrade_net(read_binary(path, NetParameter()), path)
+    return [
+        (
+            layer.name,
+            [
+                (blob_to_array(blob, f"{path}: layer {layer.name!r}, blob {index}"), not blob.HasField("shape"))
+                for index, blob in enumerate(layer.blobs)
+            ],
+        )
+        for layer in param.layer
+    ]
+
+
+def _read_hdf5(layers: Sequence[Layer], path: str) -> list[tuple[str, list[Stored | None]]]:
+    """As `_read_binary`; None is a blob that another layer owns, and that stands there."""
+    found = []
+    for name, blobs in hdf5.read_weights(path).items():
+        layer = next((layer for layer in layers if layer.name == name), None)
+        count = len(layer.blobs) if layer else len(blobs)
+        for index in set(range(count)) - set(blobs):
+            if layer is None or (index in _owned(layers, layer) and blobs):
+                raise UserError(f"{path}: layer {name!r} has no blob {index}: it is of another net, or damaged")
+        if blobs or not count:
+            found.append((name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))]))
+    return found
+
+
+def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
+    """The blobs of a layer, by index, that no layer before it has as well."""
+    before = [blob for other in layers[: layers.index(layer)] for blob in other.blobs]
+    return [
+        index
+        for index, blob in enumerate(layer.blobs)
+        if blob.owner is None and not any(blob is other for other in before)
+    ]
+
+
+def owned_weights(layers: Sequence[Layer]) -> list[tuple[str, dict[int, np.ndarray]]]:
+    """Of each layer the blobs that it owns, by index: a blob that layers share is the first one's."""
+    return [
+        (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in _owned(layers, layer)})
+        for layer in layers
+    ]
+
+
+def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
+    """Copy values into a blob of the same shape; ``old``: their shape is in the form of before 2015."""
+    shape = tuple(blob.data.shape)
+    # files from before 2015 give every blob four axes, the leading ones 1 (Blob::ShapeEquals)
+    legacy = old and values.shape == (1,) * (4 - len(shape)) + shape
+    if values.shape != shape and not legacy:
+        raise UserError(
+            f"{where}: cannot copy: shape mismatch: the file has {list(values.shape)}, "
+            f"the net {list(shape)}; to learn this layer from scratch, rename it"
+        )
+    weights = torch.from_numpy(values.reshape(shape).copy())
+    if not torch.isfinite(weights).all():
+        raise UserError(f"{where}: holds values that are not finite numbers; the file is damaged")
+    with torch.no_grad():
+        blob.data.copy_(weights)
+
+
+def to_message(net_name: str, layers: Sequence[Layer], phase: int) -> NetParameter:
+    """The net with its weights, as a .caffemodel holds it (Net::ToProto)."""
+    param = NetParameter(name=net_name)
+    for layer in layers:
+        copy = param.layer.add()
+        copy.CopyFrom(layer.param)
+        copy.ClearField("blobs")
+        if not copy.HasField("phase"):
+            copy.phase = phase
+        copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
+    return param
