@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.sources import DummyData, HDF5Data, Input, MemoryData
 from transfer_caffe.engine.net import Net
@@ -152,7 +151,7 @@ def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
     """Our net with its weights, and all values that both engines get."""
     values = {key: np.asarray(value, np.float32) for key, value in case.values.items()}
     try:
-        with contextlib.chdir(case.folder), glog.silence():
+        with contextlib.chdir(case.folder):
             net = build(case.net, case.phase)
             if case.weights:
                 net.copy_from(case.weights)
@@ -327,8 +326,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--seed {args.seed}: a seed lies between 0 and {2**32 - 1}")
     require_file(args.net, "`python -m transfer_caffe.generate --treatment baseA` writes a net")
     param = read_net(args.net)
-    with glog.silence():
-        net = build(param, args.phase)
+    net = build(param, args.phase)
     if random := random_layers(net):
         raise UserError(f"{args.net}: random, so that it cannot be compared: {', '.join(random)}; see --phase")
     outcome = compare([Case(param, args.phase, weights=args.weights, seed=args.seed)])[0]

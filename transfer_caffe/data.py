@@ -11,6 +11,7 @@ decoded once, into the database of `whole`, and the halves are views of it, or c
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -35,11 +36,12 @@ CUT_FROM = "cut_from.json"
 Say = Callable[[str], None]
 
 
-def make_data(recipe: Recipe, data: Path, say: Say, copies: bool = False) -> None:
+def make_data(recipe: Recipe, data: str | os.PathLike[str] = "data", say: Say = print, copies: bool = False) -> None:
     """Make what is missing of a recipe's data under the folder ``data``. UserError for what is there but is other.
 
     ``copies``: no views, since real Caffe is to read the databases.
     """
+    data = Path(data)
     require_lists(recipe, data)
     with lock(data / f".{Path(recipe.dataset).name}.lock", f"the data of {recipe.name}", say):
         make_images(recipe, data, say)

@@ -59,7 +59,8 @@ from transfer_caffe.utils.locks import Busy, lock
 
 
 def train(
-    network: Network, runs: Path, data: Path, engine: Engine, gpu: str | None, restart: bool, say: Say,
+    network: Network, runs: str | os.PathLike[str] = "runs", data: str | os.PathLike[str] = "data",
+    engine: Engine | str = "embedded", gpu: str | None = None, restart: bool = False, say: Say = print,
     wait: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Take a network to done and return what done.json says of it.
@@ -68,6 +69,9 @@ def train(
     it was told to stop (the engine has then written a snapshot). If another process is at work on the network it
     waits for that, or without ``wait`` raises processes.Busy.
     """
+    runs, data = Path(runs), Path(data)
+    if isinstance(engine, str):
+        engine = Engine.find(engine)
     folder = network.folder(runs)
     try:
         done = None if restart else read_done(network, runs)

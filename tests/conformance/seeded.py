@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from transfer_caffe.compare import build
-from transfer_caffe.engine import glog
 from transfer_caffe.formats.proto import array_to_blob, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
@@ -28,8 +27,7 @@ def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
     Weights are scaled by their number of inputs, biases are small, scales near 1, statistics those of no batch.
     """
     draw, values = np.random.RandomState(seed), {}
-    with glog.silence():
-        net = build(param, "TRAIN")
+    net = build(param, "TRAIN")
     named: dict[str, np.ndarray] = {}
     for layer in net.layers:
         for index, blob in enumerate(layer.blobs):

@@ -13,7 +13,6 @@ from conformance.suite import needs_real_caffe
 from support.tiny import write_lmdb
 
 from transfer_caffe.compare import Case, build, compare, run_ours
-from transfer_caffe.engine import glog
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
@@ -45,7 +44,7 @@ def both(case):
     """The tops of both engines' first batch, by name: ours, real Caffe's."""
     outcome = compare([case])[0]
     assert outcome.ours is None and outcome.real is None
-    with contextlib.chdir(case.folder), glog.silence():
+    with contextlib.chdir(case.folder):
         values = {key.removeprefix("in/"): array for key, array in outcome.reference.items() if key.startswith("in/")}
         ours = run_ours(build(case.net, case.phase), values, False)
     return ours, outcome.reference

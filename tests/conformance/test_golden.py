@@ -12,7 +12,6 @@ from conformance.seeded import seeded_weights, write_weights
 from conformance.suite import recorded_cases
 
 from transfer_caffe.compare import TOLERANCE, build, compare_with, draw_values
-from transfer_caffe.engine import glog
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.formats.log import parse_log
 from transfer_caffe.formats.proto import parse_text
@@ -49,8 +48,7 @@ def test_values_and_gradients_of_layers_are_real_caffes(part, recorded):
         values = {key.removeprefix("in/"): array for key, array in reference.items() if key.startswith("in/")}
         for key, array in case.values.items():
             np.testing.assert_array_equal(values[key], np.asarray(array, np.float32), STALE)
-        with glog.silence():
-            net = build(case.net, case.phase)
+        net = build(case.net, case.phase)
         draw_values(net, values, case.seed)
         rows, error = compare_with(net, values, reference, case.backward)
         assert error is None, (name, error)
@@ -73,8 +71,7 @@ def test_losses_blobs_and_gradients_of_networks_are_real_caffes(name, tmp_path, 
     write_data(name, tmp_path, seed=1)
     param = parse_text(net_text(name), NetParameter(), name)
     weights = seeded_weights(param, NETS[name]["seed"])
-    with glog.silence():
-        net = build(param, "TRAIN")
+    net = build(param, "TRAIN")
     draw_values(net, weights, 1)
     net.forward(0, keep=True)
     net.backward()

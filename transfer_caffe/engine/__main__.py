@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         for path in _files(given) if (given := getattr(args, flag, "")) else []:
             require_file(path, remedy)
     keep_freed_memory()  # else page faults are a fifth of the time of small nets
-    return args.run(args)
+    with glog.logging():
+        return args.run(args)
 
 
 def _parser() -> ArgumentParser:
@@ -155,7 +156,7 @@ def train(args: argparse.Namespace) -> int:
     if state and state.seed is not None and param.random_seed < 0:
         param.random_seed = state.seed  # drawn when the run began
     device = _device(args.gpu, param)
-    solver = Solver(param, device, _stages(args), args.level, _dtype(args, device))
+    solver = Solver(param, device, _stages(args), args.level, _dtype(args, device), own_process=True)
     signals = Signals(args.sigint_effect, args.sighup_effect)
     if state:
         solver.restore(args.snapshot, state)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transfer_caffe.engine import glog, passes
 from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data
 from transfer_caffe.engine.weights import copy_blob, copy_weights, to_message
-from transfer_caffe.formats.nets import included
+from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
 from transfer_caffe.formats.upgrade import upgrade_net
@@ -40,8 +40,28 @@ class Net:
     ``layers`` are in the order of the prototxt; ``learnable`` are all blobs once, in order (a blob shared by name
     counts once), as Caffe's learnable_params. A net made with ``share`` uses that net's blobs by layer name.
 
-    To look inside: `feed` values, `forward` with ``keep``, `backward`, then read ``blobs`` and ``diffs`` by name.
+    To look inside: `feed` values, `forward` with ``keep``, `backward`, then `array` and `gradient` give values by the
+    blob's name (``blobs`` and ``diffs`` the tensors themselves). `weights` and `set_weights` are the weights as arrays.
     """
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, phase: str = "TEST",
+        seed: int = 1, device: str = "cpu",
+    ) -> Net:  # fmt: skip
+        """Build the net of a prototxt in a phase, TRAIN or TEST; weights from a .caffemodel, else from the fillers.
+
+        ``seed``: of the fillers, and of whatever else is random. The paths in the prototxt start from the current
+        folder, as with Caffe. UserError for a file that cannot be used.
+        """
+        phases = {"TRAIN": caffe_pb2.TRAIN, "TEST": caffe_pb2.TEST}
+        if phase not in phases:
+            raise ValueError(f"phase {phase!r}: TRAIN or TEST was expected")
+        param = read_net(path)
+        net = cls(param, state_of(param, phases[phase]), seed, torch.device(device))
+        if weights is not None:
+            net.copy_from(weights)
+        return net
 
     def __init__(
         self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None,
@@ -204,7 +224,7 @@ class Net:
         if unknown := set(values) - {name for layer in self.layers if not layer.param.bottom for name in layer.top}:
             raise UserError(f"net {self.name!r}: {sorted(unknown)[0]!r} is not a blob that can be fed")
 
-    def forward(self, batch: int, keep: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: int = 0, keep: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all layers on batch number ``batch``; gives the loss (one value) and the output blobs by name.
 
         ``keep`` leaves all blobs in ``blobs``, and lets `backward` find their gradients.
@@ -270,6 +290,38 @@ class Net:
         Of a blob that layers change in place it is the gradient before the first of them, as in Caffe's buffers.
         """
         return {name: blob.grad if blob.requires_grad else None for name, blob in self._first.items()}
+
+    def array(self, blob: str) -> np.ndarray:
+        """Return a copy of a blob's values, float32 in the blob's shape, after a forward pass with ``keep``."""
+        return self.blobs[blob].detach().float().cpu().numpy().copy()
+
+    def gradient(self, blob: str) -> np.ndarray | None:
+        """Return a copy of a blob's gradient after `backward`; None if no gradient comes to it."""
+        diff = self.diffs[blob]
+        return None if diff is None else diff.float().cpu().numpy().copy()
+
+    @property
+    def weights(self) -> dict[str, list[np.ndarray]]:
+        """Copies of the weights of each layer that has any, by the layer's name, in Caffe's shapes and order."""
+        return {
+            layer.name: [blob.data.detach().cpu().numpy().copy() for blob in layer.blobs]
+            for layer in self.layers
+            if layer.blobs
+        }
+
+    def set_weights(self, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Give layers other weights; layers that are not named keep theirs.
+
+        UserError for a layer that the net has not, another number of blobs, another shape, values not finite.
+        """
+        own = {layer.name: layer for layer in self.layers if layer.blobs}
+        for name, arrays in weights.items():
+            if name not in own:
+                raise UserError(f"net {self.name!r} has no layer {name!r} with weights; it has {', '.join(own)}")
+            if len(arrays) != len(own[name].blobs):
+                raise own[name].error(f"has {len(own[name].blobs)} blobs, not {len(arrays)}")
+            for index, (blob, array) in enumerate(zip(own[name].blobs, arrays, strict=True)):
+                copy_blob(blob, np.asarray(array, np.float32), False, f"layer {name!r}, blob {index}")
 
     def copy_from(self, path: str | os.PathLike[str]) -> list[str]:
         """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.

@@ -3,8 +3,8 @@
     cat/0001.png 0
     my photos/dog 7.png 1
 
-As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces. Beside a half's lists lies its
-class map, classes.txt: which class of all it calls 0, 1, 2, ...
+As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces. Beside a half's lists lies
+its class map, classes.txt: which of all classes it numbers 0, 1, 2, ...
 """
 
 from __future__ import annotations

@@ -85,29 +85,39 @@ def forward_backward(net: Net, batch: int) -> Result:
     return loss.detach(), {name: value.detach() for name, value in outputs.items()}
 
 
-def direct_of(net: Net) -> Direct | None:
-    """A net's passes without autograd, by threads as `threads.plan` has them; None on a GPU, or in bf16."""
+def direct_of(net: Net, own_process: bool = True) -> Direct | None:
+    """A net's passes without autograd; None on a GPU, or in bf16.
+
+    ``own_process``: whether this process is there for the net alone. Then `threads.plan` decides how many threads or
+    processes compute it; else the batch is computed in one piece, by the threads that PyTorch has.
+    """
     context = net.layers[0].context
     if context.device.type != "cpu":
         return None
-    plan = threads.plan(net)
-    torch.set_num_threads(plan.threads)
-    glog.info("caffe.cpp:0", f"Computing with {plan}.")
+    shards = workers = 1
+    if own_process:
+        plan = threads.plan(net)
+        torch.set_num_threads(plan.threads)
+        glog.info("caffe.cpp:0", f"Computing with {plan}.")
+        shards, workers = plan.shards, plan.workers
     if net.force_backward or context.dtype != torch.float32:
         return None
-    return Direct(net, plan.shards, plan.workers)
+    return Direct(net, shards, workers)
 
 
 class Pass:
     """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
 
-    def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None) -> None:
-        """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU."""
+    def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True) -> None:
+        """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU.
+
+        ``own_process`` as in `direct_of`; without it, no CUDA graph is made by default either.
+        """
         self._net = net
         device = net.layers[0].context.device
-        if recorder is None and device.type == "cuda":
+        if recorder is None and device.type == "cuda" and own_process:
             recorder = CudaGraph
-        self._direct = direct_of(net) if recorder is None else None
+        self._direct = direct_of(net, own_process) if recorder is None else None
         self._make, self._runs = recorder, 0
         self._images = [layer for layer in net.layers if isinstance(layer, Images)]
         self._drawing = [(layer, torch.Generator(device)) for layer in net.layers if isinstance(layer, Dropout)]

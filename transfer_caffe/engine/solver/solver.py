@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,13 +44,33 @@ class Signals:
 
 
 class Solver:
-    """Trains a net, tests it, writes snapshots and Caffe's log."""
+    """Trains a net and tests it. `solve` is `caffe train`, with its log and snapshots; `step` trains and does no more.
+
+    ``net`` is the training net, ``test_nets`` are those that are tested, ``iteration`` is how far the training is.
+    """
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, device: str = "cpu"
+    ) -> Solver:
+        """Build the solver of a prototxt, and start from ``weights``, a .caffemodel, if given.
+
+        The paths in the prototxts start from the current folder, as with Caffe. UserError for what cannot be used.
+        """
+        solver = cls(settings.read_solver(os.fspath(path)), torch.device(device))
+        if weights is not None:
+            solver.finetune(os.fspath(weights))
+        return solver
 
     def __init__(
         self, param: SolverParameter, device: torch.device, stages: Iterable[str] = (), level: int = 0,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, own_process: bool = False,
     ) -> None:  # fmt: skip
-        """Build the training net and the test nets; ``dtype`` is what they compute in (`precision`)."""
+        """Build the training net and the test nets; ``dtype`` is what they compute in (`precision`).
+
+        ``own_process``: whether this process is there for the training alone, so that the number of PyTorch's threads
+        may be set, and processes forked (`iteration.threads`).
+        """
         self.param, self.device, self.dtype = param, device, dtype
         self.seed = param.random_seed if param.random_seed >= 0 else int.from_bytes(os.urandom(4), "little")
         if param.random_seed < 0:
@@ -66,7 +87,7 @@ class Solver:
         self.net = Net(net_param, state, self.seed, device, dtype=dtype)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
-        self._pass = Pass(self.net)
+        self._pass = Pass(self.net, own_process=own_process)
         self._step = 0
         """The steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
@@ -74,8 +95,6 @@ class Solver:
         groups = updates.RULES[param.type][1]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
-        if param.snapshot or param.snapshot_after_train:
-            solverstate.check_prefix(param.snapshot_prefix)
 
     def _test_net(self, index: int) -> Net:
         glog.info("solver.cpp:190", f"Creating test net (#{index})")
@@ -111,9 +130,11 @@ class Solver:
                     raise layer.error(f"{where}: training diverged; lower base_lr")
         solverstate.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
 
-    def solve(self, signals: Signals) -> bool:
-        """Train up to max_iter; False if a signal stopped it early (after a snapshot)."""
-        param = self.param
+    def solve(self, signals: Signals | None = None) -> bool:
+        """Train up to max_iter, with tests and snapshots; False if a signal stopped it early (after a snapshot)."""
+        param, signals = self.param, signals or Signals("none", "none")
+        if param.snapshot or param.snapshot_after_train:
+            solverstate.check_prefix(param.snapshot_prefix)
         glog.info("solver.cpp:289", f"Solving {self.net.name}")
         glog.info("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         stopped = self._steps(signals)
@@ -131,6 +152,27 @@ class Solver:
             return False
         glog.info("solver.cpp:332", "Optimization Done.")
         return True
+
+    def step(self, iterations: int = 1) -> float:
+        """Train for that many iterations and return the loss of the last one. No tests, no snapshots, no log.
+
+        UserError if the loss is not finite.
+        """
+        if iterations < 1:
+            raise ValueError(f"step: 1 or more iterations were expected, not {iterations}")
+        for _ in range(iterations):
+            self._forward_backward()
+            self._update(show=False)
+            self.iteration += 1
+        loss = float(self._losses[-1])
+        if not math.isfinite(loss):
+            self._diverged(loss)
+        return loss
+
+    def score(self, index: int = 0) -> dict[str, np.ndarray]:
+        """Run test net ``index`` over its test_iter batches, from the first, and return the mean of each output."""
+        means = test_pass(self.test_nets[index], range(self.param.test_iter[index]))
+        return {name: value.cpu().numpy() for name, value in means.items()}
 
     def _steps(self, signals: Signals) -> bool:
         param, shown, since = self.param, self.iteration, time.perf_counter()
