@@ -7,6 +7,8 @@ import pytest
 import torch
 from support.tiny import write_tiny
 
+from transfer_caffe.engine import glog
+
 torch.set_num_threads(1)  # the nets here are small: threads would wait for each other more than they work
 # by default an example that takes 0.2 s, or slow ones in a row, fail a test: a busy machine is no failure
 hypothesis.settings.register_profile(
@@ -19,6 +21,13 @@ hypothesis.settings.load_profile("any machine")
 def _numbers_of_its_own():
     """Let what a test draws without a seed depend on no test before it."""
     torch.manual_seed(1)
+
+
+@pytest.fixture
+def logged():
+    """Nets and solvers that a test uses as a library write the log that the engine's command writes."""
+    with glog.logging():
+        yield
 
 
 @pytest.fixture

@@ -26,14 +26,14 @@ COMMANDS = {
     "engine": ("transfer_caffe.engine.__main__", "train, test and time nets with caffe's flags"),
     "compare": ("transfer_caffe.compare", "one net through real Caffe and the engine, blob by blob"),
     "driver": ("transfer_caffe.driver", "take one network from recipe to done"),
-    "sweep": ("transfer_caffe.sweep", "plan and train all networks of a recipe"),
-    "results": ("transfer_caffe.results.table", "write the table of results"),
+    "sweep": ("transfer_caffe.sweep.__main__", "plan and train all networks of a recipe"),
+    "results": ("transfer_caffe.results.__main__", "write the table of results"),
     "analysis": (
         "transfer_caffe.analysis.__main__",
         "what a results table says, with intervals, and what it cannot say",
     ),
     "figures": ("transfer_caffe.figures.__main__", "draw the figures"),
-    "report": ("transfer_caffe.report", "write the report, one HTML page"),
+    "report": ("transfer_caffe.report.__main__", "write the report, one HTML page"),
 }
 
 

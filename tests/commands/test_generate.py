@@ -269,7 +269,7 @@ def test_files_that_mean_the_same_stay_and_others_are_refused_with_the_differenc
 
 
 def architecture_of(monkeypatch: pytest.MonkeyPatch, folder: Path, net: str) -> Recipe:
-    monkeypatch.setattr("transfer_caffe.experiment.recipe.TEMPLATES", folder)
+    monkeypatch.setattr("transfer_caffe.experiment.read.TEMPLATES", folder)
     monkeypatch.setattr(generate, "TEMPLATES", folder)
     (folder / "mine").mkdir()
     (folder / "mine" / "train_val.prototxt.j2").write_text(net)

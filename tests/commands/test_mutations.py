@@ -28,7 +28,7 @@ from transfer_caffe.formats.proto.caffe_pb2 import SolverState
 from transfer_caffe.formats.weights import read_weights
 from transfer_caffe.tools.compute_mean import write_mean
 from transfer_caffe.utils.errors import UserError
-from transfer_caffe.utils.processes import environment
+from transfer_caffe.utils.processes import PACKAGE_PARENT, environment
 
 WEIGHTS, STATE, MEAN = "snap/tiny_iter_1.caffemodel", "snap/tiny_iter_1.solverstate", "mean.binaryproto"
 COUNT = 250  # damages of each kind of file that has a checksum
@@ -172,15 +172,20 @@ def test_damaged_means_are_refused(files):
             assert read_mean("damaged.binaryproto").shape == (3, 12, 12), what
 
 
+def with_tests() -> dict[str, str]:
+    """An environment in which this file runs as a script."""
+    return environment() | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), PACKAGE_PARENT])}
+
+
 def test_damaged_databases_are_refused_and_end_no_process(files):
     argv = [sys.executable, __file__, "engine" if files else "engine-without"]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment())
+    done = subprocess.run(argv, capture_output=True, text=True, env=with_tests())
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_damage_to_pages_of_a_database_without_checksum_ends_no_process(tmp_path):
     argv = [sys.executable, __file__, "pages"]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    done = subprocess.run(argv, capture_output=True, text=True, env=with_tests(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -21,8 +21,9 @@ from transfer_caffe.engine.layers.sources import ImageData
 from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import array_to_blob, parse_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import Datum, LayerParameter, TransformationParameter
-from transfer_caffe.utils import machine
 from transfer_caffe.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("logged")
 
 COUNT, SIZE, CROP, BATCH = 10, (8, 9), 5, 4
 GIB = 1 << 30
@@ -63,7 +64,7 @@ def tier(monkeypatch):
     def choose(where: str) -> None:
         monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
         monkeypatch.setattr(resident, "device_memory", lambda _: (80 * GIB * (where == DEVICE), 80 * GIB))
-        monkeypatch.setattr(machine, "available_memory", lambda: 80 * GIB * (where == HOST))
+        monkeypatch.setattr(resident, "available_memory", lambda: 80 * GIB * (where == HOST))
 
     return choose
 
@@ -186,7 +187,7 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
         (0, 1000, bytes_needed, (False, False)),
     ]:
         monkeypatch.setattr(resident, "device_memory", lambda _, numbers=(free, total): numbers)
-        monkeypatch.setattr(machine, "available_memory", lambda host=host: host)
+        monkeypatch.setattr(resident, "available_memory", lambda host=host: host)
         made = layer()
         assert (made.resident, made.keeps_records) == expected
         del made  # the next one would share its records
@@ -201,7 +202,7 @@ def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second
     size = COUNT * SIZE[0] * SIZE[1]
     gc.collect()
     monkeypatch.setattr(resident, "device_memory", lambda _: (int(3.5 * size), 0))
-    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    monkeypatch.setattr(resident, "available_memory", lambda: 0)
     train, test, other = layer(), layer(training=False), layer(source="db1")
     other.forward([], 0)  # though it is asked first, the room was given away before
     assert not other.resident and train.resident and test.resident

@@ -16,6 +16,8 @@ from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState, SolverParameter
 
+pytestmark = pytest.mark.usefixtures("logged")
+
 NET = """
 layer { name: "d" type: "Data" top: "data" top: "label" transform_param { crop_size: 7 mirror: true scale: 0.01 }
         data_param { source: "db" batch_size: 4 backend: LMDB } }

@@ -23,8 +23,10 @@ from transfer_caffe.engine.layers.data import Data, Images
 from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
-from transfer_caffe.utils import machine, processes
+from transfer_caffe.utils import processes
 from transfer_caffe.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("logged")
 
 COUNT, BATCH = 10, 4
 LAYER = f"""name: "d" type: "Data" top: "data" top: "label" transform_param {{ crop_size: 5 mirror: true }}
@@ -32,9 +34,11 @@ data_param {{ source: "SOURCE" batch_size: {BATCH} backend: LMDB }}"""
 
 USER = """
 import sys, torch
-sys.path.insert(0, sys.argv[1])
-from test_engine_sharing import device, layer
+sys.path[:0] = sys.argv[1:]
+from test_engine_sharing import device, glog, layer
 device("device")
+log = glog.logging()
+log.__enter__()
 made = layer()
 print("resident", made.resident, flush=True)
 for line in sys.stdin:
@@ -119,7 +123,7 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
 
 
 def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends_with_a_line(share, tmp_path):
-    argv = [sys.executable, "-c", USER, str(Path(__file__).parent.parent)]
+    argv = [sys.executable, "-c", USER, str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
     users = [
         subprocess.Popen(argv, stdin=-1, stdout=-1, stderr=-1, text=True, env=environment, bufsize=1) for _ in range(2)
@@ -215,7 +219,7 @@ def test_records_that_are_not_alike_are_read_anew_by_each(share, capfd):
 def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypatch):
     monkeypatch.setattr(resident, "shape_of", lambda records: (10, 8, 8, 3))
     device("host")
-    monkeypatch.setattr(machine, "available_memory", lambda: 1 << 62)
+    monkeypatch.setattr(resident, "available_memory", lambda: 1 << 62)
     real = sharing.processes.environment
     # a process may be kept from writing files, and memory files, beyond a size
     monkeypatch.setattr(

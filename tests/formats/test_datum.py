@@ -153,7 +153,7 @@ def test_a_truncated_database_is_an_error_and_kills_nobody(tmp_path, left):
     file = write(tmp_path / "db", 2000) / "data.mdb"
     os.truncate(file, left if left >= 0 else file.stat().st_size + left)
     # in a process of its own: the wrong answer is SIGBUS
-    script = "import sys; from transfer_caffe.formats.datum import Database; d = Database(sys.argv[1]); [x for x in d]"
+    script = "import sys; from transfer_caffe.formats.database import Database; list(Database(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "db"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "transfer_caffe.utils.errors.UserError" in done.stderr and "build" in done.stderr

@@ -12,6 +12,7 @@ from support.driving import RUNS, done_of, drive, rename_engine, start_driver
 from support.waiting import PATIENCE
 
 from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import TEMPLATES
 from transfer_caffe.run import provenance
 from transfer_caffe.run.engines import Engine
 from transfer_caffe.utils.files import sha256, write_text
@@ -76,6 +77,7 @@ def test_code_and_data_are_recorded_as_they_were_when_training_began(tmp_path, m
     """Whoever pulls a new version, or makes data anew, amid a training of days, changes nothing of what made it."""
     package = tmp_path / "checkout" / "transfer_caffe"
     shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TEMPLATES, package.parent / "prototxt_templates")
     git = ["git", "-C", str(package.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)

@@ -1,6 +1,6 @@
 """A stand-in for an engine: Caffe's command line, files and log lines in a fraction of a second; it learns nothing.
 
-    python tests/fake_engine.py [MISBEHAVIOUR ...] train --solver solver.prototxt [--weights W | --snapshot S]
+    python tests/support/fake_engine.py [MISBEHAVIOUR ...] train --solver solver.prototxt [--weights W | --snapshot S]
 
 The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
 Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
@@ -144,5 +144,5 @@ def _load(path: str) -> dict[str, list[np.ndarray]]:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError), glog.logging():
         sys.exit(main())

@@ -1,6 +1,6 @@
 """The embedded engine, which can be held amid training, and made to fail; what it computes is the same.
 
-    python tests/held_engine.py train --solver solver.prototxt
+    python tests/support/held_engine.py train --solver solver.prototxt
 
 It waits before iteration 15 while there is a file hold/NETWORK in the folder that holds runs/, until it is told to
 stop; hold/NETWORK.there then says that it waits. It fails while fail/NETWORK has lines, of which it takes one.

@@ -58,11 +58,8 @@ from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
-TEMPLATES = next(
-    folder
-    for folder in (PACKAGE.parent / "prototxt_templates", PACKAGE / "prototxt_templates")
-    if (folder / "layers.j2").is_file()
-)
+_BESIDE = PACKAGE.parent / "prototxt_templates"
+TEMPLATES = _BESIDE if (_BESIDE / "layers.j2").is_file() else PACKAGE / "prototxt_templates"
 """At the top of a checkout, where people look for it; inside an installed package."""
 
 SPLITS = "random0, random1, ... (the number is the seed), natman, whole, reduced1, reduced2, ... (images a class)"

@@ -71,11 +71,11 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
 
     Errors of the program itself keep their traceback: they are bugs, and the traceback is their report.
     """
-    program = f"python -m {main.__module__}"
+    program = _as_typed(main.__module__)
 
     @functools.wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        name = program if not program.endswith("__main__") else _module_of_main()
+        name = program or _module_of_main()
         try:
             return main(argv) or 0
         except UserError as error:
@@ -93,6 +93,19 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
             return 130
 
     return run
+
+
+def _as_typed(module: str) -> str:
+    """How people type the command of a module; empty if the module is the running program itself.
+
+    In a checkout the doors `tools` and `data_prep` at its top are typed.
+    """
+    if module == "__main__":
+        return ""
+    name = module.removesuffix(".__main__")
+    short = name.removeprefix("transfer_caffe.")
+    door = Path(__file__).resolve().parents[2].joinpath(*short.split("."))
+    return f"python -m {short if door.with_suffix('.py').is_file() else name}"
 
 
 def _module_of_main() -> str:
