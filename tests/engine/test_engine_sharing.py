@@ -35,7 +35,8 @@ data_param {{ source: "SOURCE" batch_size: {BATCH} backend: LMDB }}"""
 USER = """
 import sys, torch
 sys.path[:0] = sys.argv[1:]
-from test_engine_sharing import device, glog, layer
+from test_engine_sharing import device, layer
+from transfer_caffe.engine import glog
 device("device")
 log = glog.logging()
 log.__enter__()

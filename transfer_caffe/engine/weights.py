@@ -12,7 +12,7 @@ from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers import Blob, Layer
 from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary
-from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, Phase
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
@@ -111,7 +111,7 @@ def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
         blob.data.copy_(weights)
 
 
-def to_message(net_name: str, layers: Sequence[Layer], phase: int) -> NetParameter:
+def to_message(net_name: str, layers: Sequence[Layer], phase: Phase) -> NetParameter:
     """The net with its weights, as a .caffemodel holds it (Net::ToProto)."""
     param = NetParameter(name=net_name)
     for layer in layers:
