@@ -63,8 +63,8 @@ class Change:
 def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     """Return a copy of ``net`` for the experiment, under ``name`` if it is given.
 
-    UserError for a net with several sources of images, without a classifier, or with weights shared by stages of which only
-    some are frozen.
+    UserError for a net with several sources of images, without a classifier, or whose frozen stages share weights with
+    others.
     """
     where = f"net {net.name!r}"
     images = images_of(training_layers(net), where)

@@ -186,7 +186,7 @@ def _row_of(path: Path) -> Row:
         raise UserError(f"{path}: not what the driver wrote ({error}); start the network anew with --restart") from None
 
 
-def write_results(recipe: Recipe, runs: str | os.PathLike[str]) -> tuple[Path, int]:
+def write_results(recipe: Recipe, runs: str | os.PathLike[str] = "runs") -> tuple[Path, int]:
     """Write runs/RECIPE/results.csv; gives its path and its number of rows.
 
     Of several at once, as jobs on a cluster that end together, the last one sees what all others have finished.
