@@ -260,7 +260,7 @@ def test_files_that_mean_the_same_stay_and_others_are_refused_with_the_differenc
     assert path.read_text().startswith("# my comment")
     path.write_text(original.replace("gamma: 0.1", "gamma: 0.5"))
     with pytest.raises(
-        UserError, match=r"solver\.prototxt exists and differs .*gamma is 0.5 in the folder and 0.1 by the recipe"
+        UserError, match=r"solver\.prototxt exists and differs .*gamma is 0.5 in the folder and 0.1 in the recipe"
     ):
         render(network, tmp_path, folder)
     assert "gamma: 0.5" in path.read_text()
