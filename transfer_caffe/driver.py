@@ -1,10 +1,11 @@
-"""Train one network, from recipe to done. Read from top to bottom this is the path of a network.
+"""Train one network from its recipe to done.json. The steps of `train` are in the order in which they happen.
 
     python -m transfer_caffe.driver --treatment A3B+ --recipe demo --split random0
     python -m transfer_caffe.driver --treatment baseA --recipe demo --engine caffe
 
-A network that is done stays untouched; one that was stopped or killed goes on from its newest whole snapshot. Every
-step leaves whole files or none, and done.json comes last, so that nothing half made ever looks made.
+A network that is done is left unchanged. A network that was stopped or killed is resumed from its newest intact
+snapshot. Every file is written atomically, and done.json is written last, so that an incomplete network is never taken
+for a finished one.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ def train(
     engine: Engine | str = "embedded", gpu: str | None = None, restart: bool = False, say: Say = print,
     wait: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """Take a network to done and return what done.json says of it.
+    """Train a network until it is done, and return the content of its done.json.
 
-    UserError for what has to be put right first, RunFailed for a training that went wrong, KeyboardInterrupt when
-    it was told to stop (the engine has then written a snapshot). If another process is at work on the network it
-    waits for that, or without ``wait`` raises processes.Busy.
+    Raise UserError for a problem that has to be fixed first, RunFailed if the training failed, and KeyboardInterrupt if
+    it was told to stop (the engine has then written a snapshot). If another process is using the network, wait for it,
+    or without ``wait`` raise `locks.Busy`.
     """
     runs, data = Path(runs), Path(data)
     if isinstance(engine, str):
@@ -76,23 +77,23 @@ def train(
     try:
         done = None if restart else read_done(network, runs)
     except UserError:
-        done = None  # under the lock it is set aside
+        done = None  # a damaged done.json is renamed below, under the lock
     if done:
         require_unchanged(network, runs, data, done)
-        say(f"done already (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
+        say(f"already done (engine {done.get('engine')}), test accuracy {done['accuracy_final']:.4f}; nothing to do")
         return done
 
-    require_made(network, data)  # before anything is written; all else is looked at under the lock
+    require_made(network, data)  # before anything is written; everything else is checked under the lock
     require_base(network, runs)
     with lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as held:
         if restart:
             set_aside(folder, say)
-        elif done := read_done_or_set_aside(network, runs, say):  # whoever held the lock has finished it
+        elif done := read_done_or_set_aside(network, runs, say):  # the process that held the lock has finished it
             require_unchanged(network, runs, data, done)
-            say("done meanwhile; nothing to do")
+            say("finished by another process in the meantime; nothing to do")
             return done
 
-        # 1. What it is trained on, and its files
+        # 1. Check the data and write the prototxts
         precision = engine.computing_in(network.recipe.precision)
         require_data(network, data, views=engine.reads_views)
         layers = layers_with_weights(render_here(network, folder, data).net)
@@ -102,21 +103,24 @@ def train(
         snapshots.remove_partial(folder)
         started.require_same(network, folder, engine, data)
 
-        # 2. Where it starts: a snapshot of its own, or the layers of its base, or the fillers' values
+        # 2. Choose the initial weights: the network's own snapshot, layers copied from its base, or the fillers
         argv = [*engine.argv, "train", "--solver", SOLVER, *precision]
         iteration = snapshots.newest(folder, expected, say)
         base_sha = surgery(network, runs, folder) if network.base else None
         if iteration is not None:
             argv += ["--snapshot", f"{PREFIX}_iter_{iteration}.solverstate"]
-            say(f"going on from the snapshot of iteration {iteration} of {network.max_iter}")
+            say(f"resuming from the snapshot of iteration {iteration} of {network.max_iter}")
             if engine.name != "embedded":
-                say("real Caffe draws anew what is random, and reads its data from the start: it will end elsewhere")
+                say(
+                    "real Caffe restarts its random numbers and its data from the beginning when it resumes: the "
+                    "result will differ from that of an uninterrupted run"
+                )
         elif network.base:
             argv += ["--weights", INIT]
         if gpu is not None:
             argv += ["--gpu", gpu]
 
-        # 3. Training
+        # 3. Train
         started.begin_run(folder, iteration or 0, gpu)
         try:
             written = functools.partial(look_after_snapshots, network, folder, expected, say)
@@ -126,18 +130,18 @@ def train(
             started.end_run(folder)
         log = read_log(folder / LOG)
 
-        # 4. Is it what it should be?
+        # 4. Check the result
         require_finished(log, code, folder, network.max_iter)
         final = weights_path(folder, network.max_iter)
         frozen = require_sound(network, folder, log, final, names)
 
-        # 5. Done
+        # 5. Record the result
         write_text(folder / CURVE, curve_csv(log.rows()))
         snapshots.thin(folder, network.max_iter, network.recipe.snapshots_kept(done=True))
         done = record(network, folder, data, engine, started.read(folder), log)
         done |= {"frozen_layers": frozen, "base_sha256": base_sha}
         if len(log.devices) > 1:
-            say(f"it was trained on {' and '.join(log.devices)}: on one of them alone it would have ended elsewhere")
+            say(f"trained on {' and '.join(log.devices)}: the result differs from that of training on a single device")
         write_json(folder / DONE, done | {"record_sha256": record_sha256(done)})
     say(f"done: test accuracy {done['accuracy_final']:.4f}, {done['wall_seconds']:.0f} s")
     return done
@@ -147,38 +151,38 @@ def train(
 
 
 def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, Any]) -> None:
-    """UserError if a network that is done would be another one by the recipe, or by its base, as they are now."""
+    """Raise UserError if the recipe, the final weights or the base of a finished network have changed since."""
     folder = network.folder(runs)
     render_here(network, folder, data)
-    if note := changed_setting(network, done):  # what no prototxt tells: how images are made, threads
-        raise UserError(f"{network.name}: done, but by the recipe {note}; {_take_back(network, runs, data)}")
+    if note := changed_setting(network, done):  # settings that no prototxt holds: image preparation, threads
+        raise UserError(f"{network.name}: done, but its recipe has changed: {note}; {_take_back(network, runs, data)}")
     final = weights_path(folder, network.max_iter)
     if final.exists() and sha256(final) != done["sha256"]["final"]:
         raise UserError(
-            f"{final}: damaged or replaced: not the weights that {DONE} tells of; take a copy that is whole, or train "
-            f"{network.name} anew with --restart"
+            f"{final}: damaged or replaced: its sha256 is not the one in {DONE}; restore an intact copy, or retrain "
+            f"{network.name} with --restart"
         )
     base = read_done(network.base, runs) if network.base else None
     if base and base["sha256"]["final"] != done.get("base_sha256"):
         raise UserError(
-            f"{network.name}: its base {base['network']} was trained anew since; train this one anew, with --restart"
+            f"{network.name}: its base {base['network']} has been retrained since; retrain this network with --restart"
         )
 
 
 def render_here(network: Network, folder: Path, data: Path) -> Prototxts:
-    """Write the prototxts, or find that they are there already; others there are refused."""
+    """Write the prototxts, or keep existing ones that are equal. Raise UserError if existing ones differ."""
     try:
         return render(network, data, folder)
     except SettingsDiffer as error:
         raise UserError(
-            f"{error.what}: the settings of a network that was started have changed; "
+            f"{error.what}: the settings have changed since the network was started; "
             + _take_back(network, folder.parent.parent, data)
         ) from None
 
 
 def _take_back(network: Network, runs: Path, data: Path) -> str:
     again = f"python -m transfer_caffe.driver {arguments_of(network, runs, data)} --restart"
-    return f"take that back, or start it anew with `{again}`, which sets the old folder aside"
+    return f"undo the change, or retrain it with `{again}`, which renames the old folder"
 
 
 def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
@@ -186,20 +190,20 @@ def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
 
 
 def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
-    """Return what the done.json of the network's base says, None for a network without one. UserError if not done."""
+    """Return the content of the base's done.json, None for a network without a base. Raise UserError if not done."""
     if network.base is None:
         return None
     base = read_done(network.base, runs)
     if base is None:
         raise UserError(
-            f"{network.name} takes over layers of {network.base.name}, which is not done; train that first: "
+            f"{network.name} copies layers from {network.base.name}, which is not done; train that first: "
             f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
     return base
 
 
 def surgery(network: Network, runs: Path, folder: Path) -> str:
-    """Make init.caffemodel out of the base's final weights, unless it is there; gives the sha256 of those."""
+    """Build init.caffemodel from the base's final weights unless it exists; return the sha256 of the base's weights."""
     assert network.base is not None
     base = require_base(network, runs)
     assert base is not None
@@ -207,19 +211,19 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
     record_path = folder / SURGERY
     if record_path.exists() and (folder / INIT).exists():
         kinds = {"base_sha256": str, "init_sha256": str}
-        made = read_record(record_path, kinds, "remove it, or start the network anew with --restart")
+        made = read_record(record_path, kinds, "remove it, or retrain the network with --restart")
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
         if made["base_sha256"] != base_sha and iterations(folder):
             raise UserError(
-                f"{record_path}: {network.name} was started from other weights than {network.base.name} has now; "
-                "start it anew with --restart"
+                f"{record_path}: the weights of {network.base.name} have changed since {network.name} was started from "
+                "them; retrain it with --restart"
             )
     base_weights = weights_path(network.base.folder(runs), network.base.max_iter)
     if sha256(base_weights) != base_sha:
         raise UserError(
-            f"{base_weights}: not the weights that {DONE} beside it tells of; train {network.base.name} anew with "
-            "--restart"
+            f"{base_weights}: damaged or replaced: its sha256 is not the one in {DONE}; retrain {network.base.name} "
+            "with --restart"
         )
     rows = take_over(base_weights, folder / NET, network.treatment, folder / INIT)
     write_json(
@@ -240,11 +244,11 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
 def run_engine(
     argv: list[str], folder: Path, env: dict[str, str], lock: int, written: Callable[[list[int]], None], say: Say
 ) -> int:
-    """Run the engine to its end, in the network's folder, its output appended to train.log; gives its exit code.
+    """Run the engine in the network's folder until it ends, append its output to train.log, and return its exit code.
 
-    ``written`` is told the iterations of snapshots when the log says that they are complete.
-    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on as SIGINT, on which engines write a snapshot and end. The lock
-    is the engine's too: should it outlive this process, the next one waits for it.
+    ``written`` is called with the iterations of new snapshots once the log reports that they are complete.
+    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits. The
+    engine inherits the lock, so that if it outlives this process, other processes still wait for it.
     """
     path = folder / LOG
     _drop_cut_off_line(path)
@@ -257,7 +261,7 @@ def run_engine(
     try:
         _follow(process, path, before, written, say)
     except KeyboardInterrupt:
-        say("stopping: the engine writes a snapshot (once more Ctrl-C ends it without)")
+        say("stopping: the engine writes a snapshot (press Ctrl-C again to end it without one)")
         process.send_signal(signal.SIGINT)
         try:
             process.wait()
@@ -271,7 +275,7 @@ def run_engine(
 def _follow(
     process: subprocess.Popen[bytes], path: Path, start: int, written: Callable[[list[int]], None], say: Say
 ) -> None:
-    """Wait for the engine to end, and say each test result as it comes; its log begins at byte ``start``."""
+    """Wait for the engine to end, and report each test result; the engine's log begins at byte ``start``."""
     parser, said, summed = LogParser(), None, 0
     with open(path, encoding="utf-8", errors="replace") as log:
         log.seek(start)
@@ -293,23 +297,23 @@ def _follow(
 def look_after_snapshots(
     network: Network, folder: Path, expected: snapshots.Expected, say: Say, written: list[int]
 ) -> None:
-    """Give snapshots that were written just now checksums, and remove older ones if the newest of them is whole."""
-    sync(folder / LOG)  # what it says of the time before a snapshot is not said again
+    """Write checksums of new snapshots, and remove older snapshots if the newest one is intact."""
+    sync(folder / LOG)  # after a resume, the log lines from before the snapshot are not written again
     snapshots.keep_checksums(folder, written)
     count = network.recipe.snapshots_kept(done=False)
-    if count is None or max(written) == network.max_iter:  # what the final one replaces goes when the network is done
+    if count is None or max(written) == network.max_iter:  # snapshots older than the final one are removed at the end
         return
     try:
         snapshots.check_pair(folder, max(written), expected)
     except (UserError, OSError) as error:
-        say(f"the snapshot of iteration {max(written)} is not whole, so that no older ones are removed: {error}")
+        say(f"the snapshot of iteration {max(written)} is damaged, so older ones are kept: {error}")
         return
-    # frozen layers that are not a base's are compared with the first snapshot, at the end
+    # frozen random layers are compared with the first snapshot at the end, so that one is kept
     snapshots.thin(folder, max(written), count, first=network.treatment.is_random)
 
 
 def _drop_cut_off_line(path: Path) -> None:
-    """Remove a last line without an end, left by a kill: the next line must not become a part of it."""
+    """Remove an incomplete last line, left by a kill, so that the next line is not appended to it."""
     if path.exists():
         content = path.read_bytes()
         if not content.endswith(b"\n"):
@@ -323,39 +327,44 @@ EXAMPLES = """examples:
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
-    """The options that the sweep has too."""
-    parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
+    """Add the options that driver and sweep have in common."""
+    parser.add_argument("--recipe", required=True, help="name of a recipe, or path of its YAML file")
     parser.add_argument(
         "--engine",
         default="embedded",
-        help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
+        help="embedded (default), caffe (environment variable CAFFE, the PATH, or built by `make caffe`), or a program "
+        "with the same command line",
     )
-    parser.add_argument("--gpu", metavar="N", help="which GPU (default: the engine's choice)")
-    parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")
-    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets are (default: data)")
+    parser.add_argument("--gpu", metavar="N", help="GPU to train on (default: chosen by the engine)")
+    parser.add_argument(
+        "--runs", default="runs", type=Path, metavar="DIR", help="folder of the networks (default: runs)"
+    )
+    parser.add_argument(
+        "--data", default="data", type=Path, metavar="DIR", help="folder of the datasets (default: data)"
+    )
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.driver",
-        description="Train one network of a recipe, or go on with it; a network that is done stays as it is.",
+        description="Train one network of a recipe, or resume its training; a network that is done is left unchanged.",
         epilog=EXAMPLES,
     )
     add_common_arguments(parser)
     parser.add_argument("--treatment", required=True, help="base, baseA, A3B, B3B, A3B+, R3, ...")
     parser.add_argument("--split", help="random0, natman, ... (default: random0; whole for base and R3)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the network (default: 0)")
-    parser.add_argument("--restart", action="store_true", help="set the network's folder aside and start anew")
+    parser.add_argument("--restart", action="store_true", help="rename the network's old folder and retrain it")
     parser.add_argument(
-        "--no-wait", action="store_true", help="if another process is at work on the network, exit at once with 75"
+        "--no-wait", action="store_true", help="if another process is using the network, exit at once with code 75"
     )
     args = parser.parse_args(argv)
     processes.interrupt_on_signals()
     treatment = Treatment.parse(args.treatment)
     if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: a seed is 0 or more")
+        raise UserError(f"--seed {args.seed}: a seed must be 0 or more")
     split = args.split or ("random0" if treatment.target else "whole")
     network = load_recipe(args.recipe).network(split, treatment, args.seed)
 

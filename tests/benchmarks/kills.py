@@ -124,7 +124,7 @@ def main() -> int:
             if sweep.returncode is not None:
                 sweep = None
         said = Path(folder, "said.txt").read_text()
-        counts["snapshots set aside as damaged"] = said.count("damaged and set aside")
+        counts["snapshots set aside as damaged"] = said.count("damaged and renamed")
         for what, count in sorted(counts.items()):
             print(f"{what:32} {count}")
         print(f"files that differ                {len(differing)} {sorted(set(differing))[:5]}")

@@ -58,7 +58,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on_to_the_sam
         filler.unlink()
     ended = drive()
     assert ended.returncode == 0, ended.stderr
-    assert "going on from the snapshot of iteration 10" in ended.stdout
+    assert "resuming from the snapshot of iteration 10" in ended.stdout
     final = "snapshots/net_iter_20.caffemodel"
     assert sha256(disk / name / final) == sha256(Path("elsewhere") / name / final)
     assert (disk / name / "curve.csv").read_bytes() == (Path("elsewhere") / name / "curve.csv").read_bytes()

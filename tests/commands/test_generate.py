@@ -260,7 +260,7 @@ def test_files_that_mean_the_same_stay_and_others_are_refused_with_the_differenc
     assert path.read_text().startswith("# my comment")
     path.write_text(original.replace("gamma: 0.1", "gamma: 0.5"))
     with pytest.raises(
-        UserError, match=r"solver\.prototxt exists and differs .*gamma is 0.5 in the folder and 0.1 by the recipe"
+        UserError, match=r"solver\.prototxt exists and differs .*gamma is 0.5 in the folder and 0.1 in the recipe"
     ):
         render(network, tmp_path, folder)
     assert "gamma: 0.5" in path.read_text()
@@ -289,7 +289,7 @@ def architecture_of(monkeypatch: pytest.MonkeyPatch, folder: Path, net: str) -> 
         ('name: "{{ no_such_variable }}"', r"template mine/train_val.prototxt.j2: 'no_such_variable' is undef"),
         ("name: {% if %}", "template mine/train_val.prototxt.j2"),
         ("nmae: 'x'", "train_val.prototxt of mine for random0-A3B-s0: not a valid NetParameter prototxt: line 1"),
-        ('layer { name: "c" type: "Convolution" }', "layer c: by the net it learns, but A3B freezes 3 layers"),
+        ('layer { name: "c" type: "Convolution" }', "layer c: the net lets it learn, but A3B freezes 3 layers"),
     ],
 )
 def test_a_template_that_does_not_give_the_network_is_an_error_and_nothing_is_written(
@@ -309,7 +309,7 @@ def test_the_command_writes_the_papers_network_and_says_what_comes_next(
     folder = "runs/paper/random0-A3B+-s0"
     assert to_text(read_text(f"{folder}/train_val.prototxt", NetParameter())) == to_text(net_of("A3B+"))
     out = capsys.readouterr().out
-    assert "layers 1-3 from baseA, the rest fresh; all layers trained on half B" in out
+    assert "layers 1-3 copied from baseA, the others re-initialised; all layers trained on half B" in out
     assert "--base runs/paper/random0-baseA-s0/snapshots/net_iter_450000.caffemodel" in out
     assert f"cd {folder} && caffe train --solver solver.prototxt --weights init.caffemodel" in out
     assert generate.main(["--treatment", "R2"]) == 0
@@ -322,7 +322,7 @@ def test_the_command_writes_the_papers_network_and_says_what_comes_next(
         (["--treatment", "A9B"], "n is 1 to 7"),
         (["--treatment", "R3+"], "no `+`"),
         (["--treatment", "C3B"], "no source C"),
-        (["--treatment", "A3B", "--split", "whole"], "the split whole takes base and R1 to R7"),
+        (["--treatment", "A3B", "--split", "whole"], "the split whole only supports base and R1 to R7"),
         (["--treatment", "A3B", "--split", "halves"], "there is no split 'halves'"),
         (["--treatment", "A3B", "--seed", "-1"], "a seed is 0 or more"),
         (["--treatment", "A3B", "--recipe", "no.yaml"], "recipe no.yaml: no such file, and not one of the built-in"),

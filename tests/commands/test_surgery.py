@@ -197,9 +197,9 @@ def test_a_base_of_caffe_before_2015_gives_the_same_weights(data: Path, base: Pa
 
 def test_a_net_that_was_made_for_another_treatment_is_refused(data: Path, base: Path) -> None:
     out = data.parent / "init.caffemodel"
-    with pytest.raises(UserError, match="layer conv4: by the net it is frozen, but A3B freezes 3 layers"):
+    with pytest.raises(UserError, match="layer conv4: the net freezes it, but A3B freezes 3 layers"):
         take_over(base, net_of(data, "A5B"), Treatment.parse("A3B"), out)
-    with pytest.raises(UserError, match="layer conv1: by the net it learns, but A3B freezes 3"):
+    with pytest.raises(UserError, match="layer conv1: the net lets it learn, but A3B freezes 3"):
         take_over(base, net_of(data, "A3B+"), Treatment.parse("A3B"), out)
 
 
@@ -212,7 +212,7 @@ def test_a_treatment_that_takes_nothing_over_needs_no_surgery(data: Path, base: 
 def test_a_layer_type_whose_shape_is_not_known_is_refused(data: Path, base: Path) -> None:
     net = net_of(data, "A3B")
     next(layer for layer in net.layer if layer.name == "pool1").type = "Crop"
-    with pytest.raises(UserError, match="layer pool1: the output shape of layers of type Crop is not known here"):
+    with pytest.raises(UserError, match="layer pool1: the output shape of layer type Crop cannot be computed here"):
         take_over(base, net, Treatment.parse("A3B"), data.parent / "init.caffemodel")
 
 

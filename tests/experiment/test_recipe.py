@@ -1,4 +1,4 @@
-"""Recipes: what they say, what they mean, and what they refuse."""
+"""Recipes: reading them, their networks and settings, and the errors for invalid ones."""
 
 from collections import Counter
 from pathlib import Path
@@ -125,7 +125,7 @@ def test_the_random_seed_follows_from_recipe_split_treatment_and_seed_and_is_nev
 
 def test_a_recipe_has_the_name_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(DEMO), encoding="utf-8")
-    with pytest.raises(UserError, match="its name is small; name it mine, as its file"):
+    with pytest.raises(UserError, match="the recipe's name is small, not that of its file; set `name: mine`"):
         load_recipe(tmp_path / "mine.yaml")
 
 
@@ -185,18 +185,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"outputs": "all"}, "outputs: `classes` or a whole number"),
     ({"outputs": True}, "outputs: `classes` or a whole number"),
     ({"mean": "both"}, "mean: one of target, base"),
-    ({"name": "../up"}, "name: letters, digits"),
+    ({"name": "../up"}, "name: '../up' cannot be the name of a folder; use only letters"),
     ({"threads": 0}, "threads: a whole number, 1 or more"),
     ({"precision": "fp16"}, "precision: one of fp32, tf32, bf16 was expected, not 'fp16'"),
     ({"seeds": []}, "seeds: a list of whole numbers"),
-    ({"seeds": [1, 1]}, "seeds: a seed is there twice"),
+    ({"seeds": [1, 1]}, "seeds: a seed is listed twice"),
     ({"solver": {"base_lr": 0.01, "lr_policy": "fixed"}}, "solver: the key `max_iter` is missing"),
     ({"solver": DEMO["solver"] | {"momentun": 1}}, "solver: unknown key momentun; known are .*momentum"),
     ({"solver": DEMO["solver"] | {"base_lr": "1e-4"}}, "solver: base_lr: a number .* not '1e-4' .*1.0e-4"),
     ({"solver": DEMO["solver"] | {"base_lr": float("nan")}}, "solver: base_lr: a number"),
     ({"solver": DEMO["solver"] | {"max_iter": 0}}, "solver: max_iter: 1 or more"),
     ({"solver": DEMO["solver"] | {"display": 2.5}}, "solver: display: a whole number"),
-    ({"solver": DEMO["solver"] | {"random_seed": 3}}, "solver: random_seed: not a recipe's to say"),
+    ({"solver": DEMO["solver"] | {"random_seed": 3}}, "solver: random_seed: cannot be set in a recipe"),
     ({"solver": DEMO["solver"] | {"solver_mode": "TPU"}}, "solver: solver_mode: one of CPU, GPU"),
     ({"solver": DEMO["solver"] | {"stepvalue": 5}}, "solver: stepvalue: a list"),
     ({"solver_for": {"random*": {"bse_lr": 1}}}, "unknown key bse_lr"),
@@ -204,9 +204,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"networks": {"random0": []}}, "networks: random0: a list of treatments"),
     ({"networks": {"random0": ["A9B"]}}, "networks: random0: treatment A9B: n is 9"),
     ({"networks": {"random0": [3]}}, "random0: the name of a treatment was expected, not 3"),
-    ({"networks": {"random0": ["R3"]}}, "treatment R3: the split random0 takes treatments that end in a half"),
-    ({"networks": {"whole": ["A3B"]}}, "treatment A3B: the split whole takes base and R1 to R7"),
-    ({"networks": {"reduced5": ["R1"]}}, "treatment R1: the split reduced5 takes base"),
+    ({"networks": {"random0": ["R3"]}}, "treatment R3: the split random0 only supports treatments that end in a half"),
+    ({"networks": {"whole": ["A3B"]}}, "treatment A3B: the split whole only supports base and R1 to R7"),
+    ({"networks": {"reduced5": ["R1"]}}, "treatment R1: the split reduced5 only supports base"),
     ({"networks": {"randm0": ["baseA"]}}, "there is no split 'randm0'; splits are random0"),
     ({"networks": {"random01": ["baseA"]}}, "there is no split 'random01'"),
     ({"networks": {"random0": ["A3B", "A{1-7}B"]}}, "A3B is listed twice"),

@@ -1,4 +1,4 @@
-"""How two settings differ, in words."""
+"""Descriptions of how two settings differ."""
 
 import pytest
 
@@ -10,13 +10,13 @@ from transfer_caffe.run.differences import differences, in_short
 @pytest.mark.parametrize(
     ("there", "now", "words"),
     [
-        ("base_lr: 0.01", "base_lr: 0.02", ["base_lr is 0.01 in the folder and 0.02 by the recipe"]),
-        ("base_lr: 1", "base_lr: 1.5", ["base_lr is 1 in the folder and 1.5 by the recipe"]),
-        ("gamma: 0.1", "", ["gamma is 0.1 in the folder and not set by the recipe"]),
-        ("solver_mode: CPU", "solver_mode: GPU", ["solver_mode is CPU in the folder and GPU by the recipe"]),
-        ("stepvalue: [1, 2]", "stepvalue: [1]", ["stepvalue is [1, 2] in the folder and [1] by the recipe"]),
-        ('type: "SGD"', 'type: "Adam"', ['type is "SGD" in the folder and "Adam" by the recipe']),
-        ("debug_info: true", "debug_info: false", ["debug_info is true in the folder and false by the recipe"]),
+        ("base_lr: 0.01", "base_lr: 0.02", ["base_lr is 0.01 in the folder and 0.02 in the recipe"]),
+        ("base_lr: 1", "base_lr: 1.5", ["base_lr is 1 in the folder and 1.5 in the recipe"]),
+        ("gamma: 0.1", "", ["gamma is 0.1 in the folder and not set in the recipe"]),
+        ("solver_mode: CPU", "solver_mode: GPU", ["solver_mode is CPU in the folder and GPU in the recipe"]),
+        ("stepvalue: [1, 2]", "stepvalue: [1]", ["stepvalue is [1, 2] in the folder and [1] in the recipe"]),
+        ('type: "SGD"', 'type: "Adam"', ['type is "SGD" in the folder and "Adam" in the recipe']),
+        ("debug_info: true", "debug_info: false", ["debug_info is true in the folder and false in the recipe"]),
         ("max_iter: 7 gamma: 1", "gamma: 1 max_iter: 7", []),
     ],
 )
@@ -33,9 +33,9 @@ def test_what_lies_deep_in_a_net_is_named_with_all_that_it_lies_in():
     there = net(conv % 3 + ' layer { name: "old" }')
     now = net((conv % 4).replace("lr_mult: 2", "lr_mult: 0"))
     assert differences(there, now) == [
-        "layer conv1: param 1: lr_mult is 2 in the folder and 0 by the recipe",
-        "layer conv1: convolution_param.num_output is 3 in the folder and 4 by the recipe",
-        'layer old is { name: "old" } in the folder and not set by the recipe',
+        "layer conv1: param 1: lr_mult is 2 in the folder and 0 in the recipe",
+        "layer conv1: convolution_param.num_output is 3 in the folder and 4 in the recipe",
+        'layer old is { name: "old" } in the folder and not set in the recipe',
     ]
 
 

@@ -1,4 +1,4 @@
-"""The path of one network, with a fake engine: what is done to it, and what counts as done."""
+"""Training of one network with a fake engine: the files it writes, and when the network counts as done."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def test_a_base_is_trained_to_done(capsys):
         rows = list(csv.DictReader(file))
     assert [row["iteration"] for row in rows] == ["0", "4", "8"]
     assert rows[1] == {"iteration": "4", "test_accuracy": "0.5", "test_loss": "1.5", "train_loss": "2.5", "lr": "0.5"}
-    assert rows[2]["lr"] == ""  # unknown stays empty
+    assert rows[2]["lr"] == ""  # unknown values are empty
     assert "iteration 8: test accuracy 1.0000" in capsys.readouterr().out
 
 
@@ -46,9 +46,9 @@ def test_a_second_start_of_a_network_that_is_done_touches_nothing(capsys):
     assert drive("baseA") == 0
     before = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")}
     capsys.readouterr()
-    assert drive("baseA", "dies") == 0  # an engine that was started would fail
+    assert drive("baseA", "dies") == 0  # an engine would fail if it were started
     assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*")} == before
-    assert "done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
 
 
 def test_the_layers_taken_over_are_the_bases_and_stay_so_when_frozen():
@@ -91,14 +91,14 @@ def test_a_transfer_needs_its_base_to_be_done(capsys):
     ("misbehaviour", "message"),
     [
         ("nan", "training diverged: the training loss is nan at iteration 1"),
-        ("early", "stopped before its end"),
+        ("early", "the engine was stopped early and wrote a snapshot"),
         ("silent", "ended without `Optimization Done.`"),
         ("quits", "ended without `Optimization Done.`"),
-        ("dies", "ended by SIGABRT: Check failed: not today"),
+        ("dies", "terminated by SIGABRT: Check failed: not today"),
         ("loses", "net_iter_8.caffemodel is missing"),
         (
             "rots",
-            "ended with weights that are no good: runs/small/random0-baseA-s0/snapshots/net_iter_8.caffemodel: fc8",
+            "the final weights are invalid: runs/small/random0-baseA-s0/snapshots/net_iter_8.caffemodel: fc8",
         ),
         ("untested", "the last test was at iteration 4 of 8"),
     ],
@@ -113,13 +113,13 @@ def test_a_run_that_did_not_come_to_its_proper_end_is_not_done(misbehaviour, mes
 def test_layers_that_the_engine_ignores_are_not_done(capsys):
     assert drive("baseA") == 0
     assert drive("A3B+", "ignores") == 1
-    assert "layer conv1 was to be taken over, but the engine ignored it" in capsys.readouterr().err
+    assert "layer conv1 should be copied from the base, but the engine ignored it" in capsys.readouterr().err
 
 
 def test_a_gpu_that_this_caffe_cannot_use_is_one_line_that_says_what_to_do(capsys):
     assert drive("baseA", "cpu", more=("--gpu", "0")) == 1
     error = capsys.readouterr().err
-    assert "Cannot use GPU in CPU-only Caffe: check mode. (leave --gpu away" in error and error.count("\n") == 1
+    assert "Cannot use GPU in CPU-only Caffe: check mode. (omit --gpu" in error and error.count("\n") == 1
 
 
 def test_an_engine_may_lie_in_a_folder_with_a_space():

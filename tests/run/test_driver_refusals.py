@@ -1,4 +1,4 @@
-"""What the driver refuses before an engine starts: data, settings and records that are damaged or have changed."""
+"""Errors of the driver before an engine starts: data, settings and records that are damaged or have changed."""
 
 import errno
 import fcntl
@@ -58,7 +58,7 @@ def mean_without_a_number() -> None:
     ("damage", "message"),
     [
         (without_records, "A/train_lmdb: the database has no records"),
-        (mean_of_smaller_images, "A/mean.binaryproto: not the mean of three channels of 28 x 28 or more"),
+        (mean_of_smaller_images, "A/mean.binaryproto: not a mean image of three channels and at least 28 x 28 pixels"),
         (mean_without_a_number, "one image of finite values was expected"),
         (label_3_in_the_list, "A/val.txt: line 7: label 3, but the last layer of random0-baseA-s0 has 3 outputs"),
         (label_3_in_the_database, "A/train_lmdb: record '00000003_3.png': label 3, but the last layer"),
@@ -77,7 +77,7 @@ def test_changed_settings_are_refused_until_restart(capsys):
     Path("small.yaml").write_text(RECIPE.replace("base_lr: 0.5", "base_lr: 0.25"))
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert "base_lr is 0.5 in the folder and 0.25 by the recipe" in error and "--restart" in error
+    assert "base_lr is 0.5 in the folder and 0.25 in the recipe" in error and "--restart" in error
     assert drive("baseA", more=("--restart",)) == 0
     assert (RUNS / "random0-baseA-s0.old1" / "done.json").exists()
     assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25
@@ -119,7 +119,7 @@ def test_another_precision_is_refused_amid_a_network_and_by_engines_that_know_fp
     Path("small.yaml").write_text(RECIPE + "precision: bf16\n")
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert "fake_engine.py computes in fp32 alone, not in bf16" in error and error.count("\n") == 1
+    assert "fake_engine.py only supports fp32, not bf16" in error and error.count("\n") == 1
     done = train()
     assert done["settings"]["precision"] == "bf16"
     assert "--precision bf16" in (RUNS / "random0-baseA-s0" / "train.log").read_text()
@@ -137,7 +137,7 @@ def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
     done["sha256"]["final"] = "0" * 64
     path.write_text(json.dumps(done))
     assert drive("A3B") == 2
-    assert "its base random0-baseA-s0 was trained anew" in capsys.readouterr().err
+    assert "its base random0-baseA-s0 has been retrained since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("checksum", [True, False], ids=["with checksum", "without"])
@@ -171,7 +171,7 @@ def test_real_caffe_is_not_started_on_a_view(capsys, monkeypatch):
     assert drive("baseA") == 2
     said = capsys.readouterr().err
     assert "train_lmdb is a view, which real Caffe cannot read" in said and "--recipe small.yaml --copies" in said
-    monkeypatch.setattr(Engine, "reads_views", True)  # as the embedded engine
+    monkeypatch.setattr(Engine, "reads_views", True)  # like the embedded engine
     assert drive("baseA") == 0
 
 
@@ -198,7 +198,7 @@ def test_a_damaged_record_of_a_done_network_is_set_aside_and_made_anew(content, 
     done.write_text(content)
     capsys.readouterr()
     assert drive("baseA") == 0
-    assert "set aside as done.json.damaged" in capsys.readouterr().out
+    assert "renamed to done.json.damaged" in capsys.readouterr().out
     assert done.with_name("done.json.damaged").read_text() == content
     after = json.loads(done.read_text())
     same = ("accuracy_final", "random_seed", "settings", "data")
@@ -212,16 +212,16 @@ def test_a_done_network_whose_weights_are_damaged_or_whose_record_is_anothers_is
     done = RUNS / "random0-baseA-s0" / "done.json"
     whole = done.read_text()
     done.write_text((RUNS / "random0-baseB-s0" / "done.json").read_text())
-    assert drive("baseA") == 0 and "it is not of random0-baseA-s0" in capsys.readouterr().out
+    assert drive("baseA") == 0 and "it belongs to another network than random0-baseA-s0" in capsys.readouterr().out
     assert json.loads(done.read_text())["network"] == "random0-baseA-s0" == json.loads(whole)["network"]
     weights = final("random0-baseA-s0")
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert drive("baseA") == 2 and "not the weights that done.json tells of" in capsys.readouterr().err
+    assert drive("baseA") == 2 and "its sha256 is not the one in done.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_named_before_any_engine_starts(number, capsys, monkeypatch):
-    """As NFS mounted with nolock, or Lustre without -o flock."""
+    """Simulate NFS mounted with nolock, or Lustre mounted without -o flock."""
 
     def no_locks(*_: object) -> None:
         raise OSError(number, os.strerror(number))

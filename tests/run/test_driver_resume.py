@@ -1,4 +1,4 @@
-"""A network that was stopped, killed or damaged goes on to the same bytes; two drivers never both train it."""
+"""Resuming a stopped, killed or damaged network gives the same bytes; two drivers never train one network at once."""
 
 import os
 import random
@@ -24,11 +24,11 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(capsys):
     assert drive("baseA") == 0
     undisturbed = sha256(final("random0-baseA-s0"))
     shutil.rmtree(RUNS)
-    # started.json keeps the engine's name, which holds the misbehaviour: for the test they are one engine
+    # started.json records the engine's name, which here includes the misbehaviour; rename it so that both are the same
     assert drive("baseA", "early") == 1
     rename_engine("random0-baseA-s0")
     assert drive("baseA") == 0
-    assert "going on from the snapshot of iteration 2 of 8" in capsys.readouterr().out
+    assert "resuming from the snapshot of iteration 2 of 8" in capsys.readouterr().out
     assert sha256(final("random0-baseA-s0")) == undisturbed
     assert [line.split(",")[0] for line in (RUNS / "random0-baseA-s0/curve.csv").read_text().split()[1:]] == list("048")
 
@@ -47,8 +47,8 @@ def test_a_damaged_snapshot_is_set_aside_and_an_older_one_taken(capsys):
     capsys.readouterr()
     assert drive("baseA") == 0
     said = capsys.readouterr().out
-    assert "the snapshot of iteration 6 is damaged and set aside" in said
-    assert "going on from the snapshot of iteration 2" in said
+    assert "the snapshot of iteration 6 is damaged and renamed" in said
+    assert "resuming from the snapshot of iteration 2" in said
     assert sha256(final("random0-baseA-s0")) == undisturbed
     assert len(os.listdir(snapshots)) == 2
 
@@ -65,7 +65,7 @@ def test_a_flipped_byte_in_a_snapshot_is_seen_though_real_caffe_writes_no_checks
     capsys.readouterr()
     assert drive("baseA") == 0
     said = capsys.readouterr().out
-    assert "the snapshot of iteration 2 is damaged and set aside" in said and "going on from" not in said
+    assert "the snapshot of iteration 2 is damaged and renamed" in said and "resuming from" not in said
     assert done_of("random0-baseA-s0")["resumed_from"] == []
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_went_on_says_so_in_its_record_for_real_caffe_ends_elsewhere_
     rename_engine("random0-baseA-s0")
     assert drive("baseA") == 0
     assert done_of("random0-baseA-s0")["resumed_from"] == [2]
-    assert "real Caffe draws anew what is random" in capsys.readouterr().out
+    assert "real Caffe restarts its random numbers" in capsys.readouterr().out
 
 
 def test_damaged_initial_weights_are_made_again(capsys):
@@ -118,7 +118,9 @@ def test_a_killed_driver_takes_its_engine_along_and_the_next_one_ends_with_the_s
     wait_for(lambda: gone(engine), "the engine's end")
     assert "Optimization Done." not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
     with open(RUNS / "random0-baseA-s0" / "train.log", "a") as log:
-        log.write("I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur")  # as a kill leaves it
+        log.write(
+            "I1123 13:41:54.200000  9956 solver.cpp:414]     Test net output #0: accur"
+        )  # an incomplete line, as a kill leaves it
     assert drive("baseA", "slow") == 0
     assert sha256(final("random0-baseA-s0")) == undisturbed
     assert "accurI" not in (RUNS / "random0-baseA-s0" / "train.log").read_text()
@@ -137,7 +139,7 @@ def test_a_second_driver_waits_for_the_first_and_finds_its_work_done():
     first.communicate(timeout=PATIENCE)
     said, _ = second.communicate(timeout=PATIENCE)
     assert first.returncode == 0 and second.returncode == 0
-    assert "done meanwhile" in said
+    assert "finished by another process" in said
 
 
 def test_without_waiting_a_second_driver_leaves_at_once_with_75_and_one_line():
@@ -149,14 +151,14 @@ def test_without_waiting_a_second_driver_leaves_at_once_with_75_and_one_line():
     Path("go").touch()
     first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
-    assert subprocess.run(argv, capture_output=True, timeout=PATIENCE).returncode == 0  # done already
+    assert subprocess.run(argv, capture_output=True, timeout=PATIENCE).returncode == 0  # already done
 
 
 def test_an_engine_that_outlives_its_driver_keeps_others_away_until_it_has_ended():
     assert drive("baseA") == 0
     undisturbed = sha256(final("random0-baseA-s0"))
     shutil.rmtree(RUNS)
-    # the death of the driver reaches its own child alone: here the shell, and not the engine that the shell has started
+    # the death of the driver only ends its own child, here the shell, and not the engine that the shell has started
     shell = Path("shell engine.sh").resolve()
     shell.write_text(f'#!/bin/sh\n{fake_engine("slow")} "$@" &\nwait $!\n')
     shell.chmod(0o755)
@@ -171,7 +173,7 @@ def test_an_engine_that_outlives_its_driver_keeps_others_away_until_it_has_ended
     assert second.stdout and "waiting until it ends" in second.stdout.readline()
     os.kill(engine, signal.SIGINT)
     said, _ = second.communicate(timeout=PATIENCE)
-    assert second.returncode == 0 and "going on from the snapshot of iteration" in said
+    assert second.returncode == 0 and "resuming from the snapshot of iteration" in said
     assert sha256(final("random0-baseA-s0")) == undisturbed
 
 
@@ -191,7 +193,7 @@ def test_so_many_snapshots_are_kept_as_the_recipe_says_while_training_and_after(
     Path("go").touch()
     process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and set(iterations(folder)) == after
-    Path("small.yaml").write_text(recipe + "keep_snapshots: 7\n")  # no changed setting
+    Path("small.yaml").write_text(recipe + "keep_snapshots: 7\n")  # not a setting that affects training
     assert drive("baseA", "lingers") == 0
 
 
@@ -200,9 +202,9 @@ def test_no_older_snapshot_is_removed_while_the_newer_one_is_not_whole():
     process = start_driver("baseA", "lingers", "tears", newest=6)
     folder = RUNS / "random0-baseA-s0"
     assert process.stdout
-    timer = threading.Timer(PATIENCE, process.kill)  # should it not say so
+    timer = threading.Timer(PATIENCE, process.kill)  # in case the message never comes
     timer.start()
-    assert any("iteration 6 is not whole, so that no older ones are removed" in line for line in process.stdout)
+    assert any("iteration 6 is damaged, so older ones are kept" in line for line in process.stdout)
     timer.cancel()
     assert {4, 6} <= set(iterations(folder))
     process.kill()
@@ -241,7 +243,7 @@ def test_snapshots_cut_off_anywhere_or_swapped_are_set_aside_until_a_whole_pair_
             harm()
             capsys.readouterr()
             assert drive("baseA") == 0, what
-            assert ("set aside" in capsys.readouterr().out) == (what != "no state"), what
+            assert ("renamed to" in capsys.readouterr().out) == (what != "no state"), what
             assert sha256(final("random0-baseA-s0")) == undisturbed, what
 
 
@@ -254,6 +256,6 @@ def test_a_network_does_not_go_on_with_other_data_than_it_was_started_on(capsys)
     capsys.readouterr()
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert "was started on other data: the checksum of val.txt was" in error and error.count("\n") == 1
+    assert "was started on different data: the checksum of val.txt was" in error and error.count("\n") == 1
     image_list.write_text(before)
     assert drive("baseA") == 0

@@ -1,4 +1,4 @@
-"""The whole path on a tiny experiment, with the embedded engine: images to lists, databases, networks, report."""
+"""A complete tiny experiment with the embedded engine: images, lists, databases, networks, report."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ FROZEN, FRESH = ["conv1", "conv2", "conv3"], ["conv4", "conv5", "fc6", "fc7", "f
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of the networks of a finished sweep; the current folder while this module is tested."""
+    """Return the networks' folder of a finished sweep, and change to its parent folder while this module is tested."""
     folder = tmp_path_factory.mktemp("an experiment")
     before = Path.cwd()
     os.chdir(folder)
@@ -50,7 +50,7 @@ def test_fine_tuned_layers_start_as_the_bases_and_end_elsewhere(runs):
 
 
 def test_random_layers_do_not_learn(runs):
-    # the snapshot of iteration 10 is thinned away by now; the driver compared it, and says so
+    # the snapshot of iteration 10 has been removed by now; the driver compared it before, and recorded that
     done = (runs / "whole-R2-s0/done.json").read_text()
     assert '"frozen_layers": "equal to those of iteration 10"' in done
 

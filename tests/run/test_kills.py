@@ -1,6 +1,6 @@
-"""SIGKILLs at random moments over a sweep with the embedded engine: the same command ends with the same bytes.
+"""Send SIGKILL at random moments during a sweep with the embedded engine: the same command ends with the same bytes.
 
-`benchmarks.kills` does so at length, on the demo's networks.
+`benchmarks.kills` is a longer version of this test, on the demo's networks.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undist
     runs = Path("runs/tiny")
     assert sweep_main(["run", "--recipe", "tiny.yaml"]) == 0
     undisturbed = contents(runs)
-    assert len(undisturbed) == 2 * 5 + 2  # weights, state, prototxts and curve; and of one its start and surgery
+    assert len(undisturbed) == 2 * 5 + 2  # weights, state, prototxts and curve; for one of them also init and surgery
     runs.rename("undisturbed")
 
     draw, kills = random.Random(1), 0
@@ -47,7 +47,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undist
             kills += 1
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if process.wait() == 0:  # it was quicker than we
+        if process.wait() == 0:  # it finished before the kill
             assert contents(runs) == undisturbed
             shutil.rmtree(runs)
     assert sweep_main(["run", "--recipe", "tiny.yaml"]) == 0

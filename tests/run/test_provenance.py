@@ -1,4 +1,4 @@
-"""What done.json tells of where a network comes from: each checksum can be made again by hand."""
+"""Provenance in done.json: each checksum can be reproduced manually."""
 
 import json
 import re
@@ -74,7 +74,7 @@ def test_done_json_alone_tells_where_a_network_comes_from():
 
 @pytest.mark.usefixtures("driver_world")
 def test_code_and_data_are_recorded_as_they_were_when_training_began(tmp_path, monkeypatch):
-    """Whoever pulls a new version, or makes data anew, amid a training of days, changes nothing of what made it."""
+    """Check that pulling a new version, or rebuilding data, during training does not change the recorded provenance."""
     package = tmp_path / "checkout" / "transfer_caffe"
     shutil.copytree(provenance.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(TEMPLATES, package.parent / "prototxt_templates")

@@ -1,4 +1,4 @@
-"""Which snapshots are taken for whole."""
+"""Which snapshots are accepted as intact."""
 
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def _flip(path: Path) -> None:
 def test_snapshots_of_real_caffe_get_checksums_that_go_with_them(folder):
     paths = [weights_path(folder, 10), state_path(folder, 10)]
     snapshots.keep_checksums(folder)
-    assert not checksum_path(paths[0]).exists()  # it has a seal
+    assert not checksum_path(paths[0]).exists()  # it already has a seal
     for path in paths:
         path.write_bytes(seal.read(path))
     snapshots.keep_checksums(folder, [10])
@@ -111,10 +111,12 @@ def test_a_damaged_pair_is_set_aside_and_the_one_before_it_taken(folder, damage)
     DAMAGES[damage](folder)
     found, said = newest(folder)
     assert found == 9
-    assert len(said) == 1 and "iteration 10 is damaged and set aside" in said[0]
+    assert len(said) == 1 and "iteration 10 is damaged and renamed" in said[0]
     assert iterations(folder) == [9]
     assert (folder / "snapshots" / "net_iter_10.solverstate.damaged").exists()
-    assert not list((folder / "snapshots").glob("*.sha256"))  # they would be those of the next files of the name
+    assert not list(
+        (folder / "snapshots").glob("*.sha256")
+    )  # a new file of the same name must not be compared with them
 
 
 def test_thinning_leaves_one_pair_and_what_is_not_a_snapshot(folder):
@@ -130,4 +132,4 @@ def test_layers_are_the_same_only_byte_for_byte():
     assert differing_layers(["a"], {"a": [zero]}, {"a": [zero.copy()]}) == []
     assert differing_layers(["a"], {"a": [zero]}, {"a": [minus_zero]}) == ["a"]
     assert differing_layers(["a"], {"a": [zero]}, {}) == ["a"]
-    assert differing_layers(["a"], {}, {}) == ["a"]  # a layer that neither has was not compared
+    assert differing_layers(["a"], {}, {}) == ["a"]  # a layer missing in both was not compared

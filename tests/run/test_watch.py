@@ -1,4 +1,4 @@
-"""What of a training is called odd, and what is not; the paper's own networks are the measure."""
+"""Which trainings cause a warning, and which do not, checked on the paper's own networks."""
 
 import csv
 import math
@@ -30,12 +30,12 @@ def world(tmp_path, monkeypatch):
 
 
 def rows(*tests: tuple[int, float, float], train: float | None = None) -> list[Row]:
-    """A curve of (iteration, accuracy, loss)."""
+    """Return a curve of (iteration, accuracy, loss)."""
     return [Row(iteration, accuracy, loss, train, None) for iteration, accuracy, loss in tests]
 
 
 def authors() -> list[tuple[Network, list[Row], int, float]]:
-    """Each logged network of the authors: with its curve, its classes and its final accuracy."""
+    """Return each of the authors' networks with a log: network, curve, number of classes, final accuracy."""
     curves: dict[str, list[Row]] = defaultdict(list)
     with open(CURVES, newline="") as file:
         for row in csv.DictReader(file):
@@ -57,7 +57,7 @@ def test_of_the_papers_networks_six_are_named_that_never_left_chance_and_nothing
     never = {"whole-R3-s0", *(f"reduced{count}-base-s0" for count in (5, 10, 25, 50, 100))}
     assert set(said) == never
     assert said["whole-R3-s0"] == [
-        "never left chance: test loss 6.910 where guessing gives 6.908, accuracy 0.0009"
+        "never left chance level: test loss 6.910, random guessing gives 6.908, accuracy 0.0009"
     ]  # fmt: skip
     assert len(authors()) == 148
 
@@ -83,10 +83,10 @@ def test_a_network_in_training_is_still_at_chance_only_after_the_recipes_number_
     assert remarks(network, stuck, 500) == []
     stuck += rows((15000, 0.002, math.log(500)))
     assert remarks(network, stuck, 500) == [
-        "still at chance at iteration 15000: test loss 6.215 where guessing gives 6.215, accuracy 0.0020"
+        "still at chance level at iteration 15000: test loss 6.215, random guessing gives 6.215, accuracy 0.0020"
     ]  # fmt: skip
     assert remarks(network, [*stuck, *rows((16000, 0.05, 5.5))], 500) == []
-    assert remarks(network, stuck, None) == []  # nobody knows how many classes there are
+    assert remarks(network, stuck, None) == []  # the number of classes is unknown
 
 
 def test_by_default_a_tenth_of_the_iterations_may_pass_at_chance():
@@ -95,8 +95,10 @@ def test_by_default_a_tenth_of_the_iterations_may_pass_at_chance():
 
 
 def test_a_loss_far_above_guessing_with_an_accuracy_above_it_is_no_chance():
-    assert not at_chance(rows((1, 0.0027, 21.5))[0], 1000)  # learnt by heart, as the paper's with one image a class
-    assert at_chance(rows((1, 0.0010, 7.37))[0], 1000)  # worse than guessing, as R7 for long
+    assert not at_chance(
+        rows((1, 0.0027, 21.5))[0], 1000
+    )  # overfitted, as the paper's network with one image per class
+    assert at_chance(rows((1, 0.0010, 7.37))[0], 1000)  # worse than guessing, as R7 for many iterations
     assert not at_chance(Row(1, None, None, 6.9, None), 1000)
 
 
@@ -106,13 +108,15 @@ def test_a_number_that_is_none_is_named(value, where):
     numbers = [100, 0.1, 5.0, 5.0, 0.01]
     numbers[where] = value
     said = remarks(PAPER.network("random0", "baseA"), [Row(*numbers)], 500)  # pyright: ignore[reportArgumentType]
-    assert said == ["the loss or accuracy is not a number at iteration 100: the training diverged"]
+    assert said == ["the loss or accuracy is NaN or inf at iteration 100: the training diverged"]
 
 
 def test_an_accuracy_that_the_recipe_does_not_expect_is_named_when_the_network_is_done():
     network = PAPER.network("random0", "baseA")
     assert remarks(network, [], 500, 0.61) == [] and remarks(network, [], 500, 0.65) == []
-    assert remarks(network, [], 500, 0.59) == ["final accuracy 0.5900 is not what the recipe expects, 0.6 to 0.65"]
+    assert remarks(network, [], 500, 0.59) == [
+        "final accuracy 0.5900 is outside of the range that the recipe expects, 0.6 to 0.65"
+    ]
     assert remarks(network, [], 500, 0.66) != []
     assert PAPER.network("whole", "R3").expected_accuracy is None
 
@@ -165,7 +169,7 @@ def test_what_is_wrong_in_a_recipe_is_named(world, watch, message):
 
 def test_status_run_and_results_name_what_is_odd_and_exit_with_0(world, capsys):
     Path("small.yaml").write_text(recipe_with({"expect": {"random0-base*": [0.2, 0.3]}}))
-    line = "final accuracy 1.0000 is not what the recipe expects, 0.2 to 0.3"
+    line = "final accuracy 1.0000 is outside of the range that the recipe expects, 0.2 to 0.3"
     assert sweep_main(["run", "--recipe", "small.yaml", "--engine", fake_engine(), "--jobs", "2"]) == 0
     assert f"! random0-baseA-s0: {line}" in capsys.readouterr().out
     assert sweep_main(["status", "--recipe", "small.yaml"]) == 0
@@ -182,7 +186,7 @@ def test_watching_differently_leaves_networks_done(world, capsys):
     assert load_recipe("small.yaml").settings() == before
     capsys.readouterr()
     assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine()]) == 0
-    assert "done already" in capsys.readouterr().out
+    assert "already done" in capsys.readouterr().out
     assert sweep_main(["plan", "--recipe", "small.yaml"]) == 0
     assert "changed" not in (out := capsys.readouterr().out) and "  done\n" in out
 
@@ -192,7 +196,7 @@ def test_a_network_that_stopped_amid_training_is_watched_by_its_log(world):
     assert remarks_of(network, Path("runs"), Path("data")) == []  # not started
     assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine("nan")]) == 1
     assert remarks_of(network, Path("runs"), Path("data")) == [
-        "the loss or accuracy is not a number at iteration 4: the training diverged"
+        "the loss or accuracy is NaN or inf at iteration 4: the training diverged"
     ]  # fmt: skip
 
 

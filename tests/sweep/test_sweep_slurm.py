@@ -182,9 +182,9 @@ def test_a_network_that_would_be_another_one_now_is_said_and_its_dependents_are_
         (["--slurm", "--jobs", "2"], "--jobs: with --slurm"),
         (["--slurm", "--gpu", "0"], "--gpu: with --slurm"),
         (["--partition", "gpu"], "--partition is about jobs of a cluster"),
-        (["--slurm", "--time", "1:00"], "is not more than the 120 signal_seconds"),
+        (["--slurm", "--time", "1:00"], "is not longer than signal_seconds, 120 s"),
         (["--slurm", "--time", "soon"], "time: "),
-        (["--slurm", "--sbatch=--comment=mine"], "the sweep itself says that"),
+        (["--slurm", "--sbatch=--comment=mine"], "the sweep sets this flag"),
         (["--slurm", "--sbatch=--comment='mine"], "No closing quotation"),
     ],
 )

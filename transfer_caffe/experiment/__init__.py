@@ -1,1 +1,1 @@
-"""What is to be trained: treatments, recipes, and what an architecture's layers are."""
+"""Definition of the experiment: treatments, recipes, and properties of the network architectures."""

@@ -1,4 +1,4 @@
-"""What follows from a net's prototxt: which layers a treatment freezes, and the shapes of all weights.
+"""Properties derived from a net's prototxt: which layers a treatment freezes, and the shapes of all weights.
 
 weight_shapes(net)["conv1"]         ((96, 3, 11, 11), (96,))
 """
@@ -22,27 +22,30 @@ from transfer_caffe.utils.errors import UserError
 
 
 def require_frozen(net: NetParameter, treatment: Treatment) -> None:
-    """UserError unless exactly the layers that the treatment freezes, from the image upwards, do not learn."""
+    """Raise UserError unless the net freezes exactly the first n layers that the treatment freezes.
+
+    A layer is frozen when the lr_mult of all its blobs is 0. Layers are counted from the image upwards.
+    """
     for i, layer in enumerate(layers_with_weights(net), start=1):
         frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
         if frozen != (i <= treatment.frozen):
             raise UserError(
-                f"network {net.name!r}, layer {layer.name}: by the net it {'is frozen' if frozen else 'learns'}, "
+                f"network {net.name!r}, layer {layer.name}: the net {'freezes it' if frozen else 'lets it learn'}, "
                 f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
             )
 
 
 def image_shape(net: NetParameter) -> Shape:
-    """Channels, height and width of what the net is fed with."""
+    """Return channels, height and width of the net's input images."""
     source = next(layer for layer in net.layer if not layer.bottom)
     return _source_shape(source, f"network {net.name!r}, layer {source.name}")
 
 
 def weight_shapes(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
-    """The shapes of the blobs of every layer with weights, in the net's order, for three-channel images.
+    """Return the blob shapes of every layer with weights, in the net's order, for three-channel images.
 
-    The shapes follow from the net alone: crop size, kernels, strides, outputs. UserError for a layer type whose
-    output shape is not known here.
+    The shapes are computed from the net alone: crop size, kernels, strides, outputs. Raise UserError for a layer type
+    whose output shape cannot be computed here.
     """
     images: dict[str, Shape] = {}
     wanted: dict[str, tuple[Shape, ...]] = {}
@@ -55,12 +58,12 @@ def weight_shapes(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
             images[layer.top[0]] = _source_shape(layer, where)
             continue
         if layer.bottom[0] not in images:
-            raise UserError(f"{where}: no layer before it makes its bottom {layer.bottom[0]!r}")
+            raise UserError(f"{where}: no earlier layer produces its bottom {layer.bottom[0]!r}")
         images[layer.top[0]], shapes = _shapes(layer, images[layer.bottom[0]], where)
         if shapes:
             wanted[layer.name] = shapes
         if last and layer is last[0]:
-            break  # what comes after the last layer with weights is of no interest
+            break  # layers after the last one with weights do not matter here
     return wanted
 
 
@@ -69,12 +72,12 @@ def _source_shape(layer: LayerParameter, where: str) -> Shape:
         return tuple(layer.input_param.shape[0].dim[1:])
     crop = layer.transform_param.crop_size
     if not crop:
-        raise UserError(f"{where}: without a crop_size the shapes of the weights do not follow from the net")
+        raise UserError(f"{where}: the shapes of the weights cannot be computed without a crop_size; set crop_size")
     return (3, crop, crop)
 
 
 def _shapes(layer: LayerParameter, image: Shape, where: str) -> tuple[Shape, tuple[Shape, ...]]:
-    """The shapes of a layer's output (of one image) and of its blobs."""
+    """Return the shape of a layer's output (for one image) and the shapes of its blobs."""
     if layer.type == "Convolution":
         conv = layer.convolution_param
         kernel = spatial(conv, "kernel_size", None)
@@ -88,4 +91,4 @@ def _shapes(layer: LayerParameter, image: Shape, where: str) -> tuple[Shape, tup
         return (image[0], *pooling_sides(layer.pooling_param, image[1:])), ()
     if layer.type in ("ReLU", "LRN", "Dropout", "Sigmoid", "TanH"):
         return image, ()
-    raise UserError(f"{where}: the output shape of layers of type {layer.type} is not known here")
+    raise UserError(f"{where}: the output shape of layer type {layer.type} cannot be computed here")

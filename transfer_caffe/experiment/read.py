@@ -1,4 +1,4 @@
-"""Reading and checking recipes: a YAML file in, a `Recipe` out.
+"""Read a recipe's YAML file, check it, and return a `Recipe`.
 
 recipe = load_recipe("demo")        # or the path of a YAML file
 """
@@ -25,11 +25,11 @@ RECIPES = PACKAGE / "recipes"
 PRECISIONS = ["fp32", "tf32", "bf16"]
 
 
-# SGDSolver::GetLearningRate knows these; real Caffe finds out at the first iteration
+# The policies of SGDSolver::GetLearningRate; real Caffe reports an unknown one only at the first iteration.
 LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
 
 
-# Solver fields that follow from the network and its folder, or that the driver relies on.
+# Solver fields that are derived from the network and its folder, or that the driver relies on.
 _NOT_IN_RECIPES = {
     "net", "net_param", "train_net", "test_net", "train_net_param", "test_net_param", "train_state", "test_state",
     "test_iter", "snapshot_prefix", "snapshot_format", "snapshot_after_train", "device_id", "random_seed",
@@ -38,7 +38,7 @@ _NOT_IN_RECIPES = {
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -50,13 +50,16 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
         path = RECIPES / f"{text}.yaml"
     elif not path.is_file():
         raise UserError(
-            f"recipe {text}: no such file, and not one of the built-in recipes {', '.join(recipe_names())}; name one "
+            f"recipe {text}: no such file, and not one of the built-in recipes {', '.join(recipe_names())}; give one "
             "of those (RECIPE=demo, --recipe demo), or the path of a YAML file"
         )
     recipe = _recipe_of(load_yaml(path), str(path))
     if recipe.name != path.stem:
-        # a copy of a recipe that keeps its name would take the other's networks for its own
-        raise UserError(f"{path}: its name is {recipe.name}; name it {path.stem}, as its file, or rename the file")
+        # a copy of a recipe that kept its name would use the networks of the original as its own
+        raise UserError(
+            f"{path}: the recipe's name is {recipe.name}, not that of its file; set `name: {path.stem}`, or rename "
+            "the file"
+        )
     return replace(recipe, given=text)
 
 
@@ -64,7 +67,7 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     top = Section(value, where)
     name = top.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        top.fail("name", f"letters, digits, `_`, `.` and `-` only: it names a folder; not {name!r}")
+        top.fail("name", f"{name!r} cannot be the name of a folder; use only letters, digits, `_`, `.` and `-`")
     dataset = top.text("dataset")
     images = _images_of(Section(top.take("images"), f"{where}: images"))
     architecture = top.one_of("architecture", _architectures())
@@ -87,7 +90,7 @@ def _recipe_of(value: Any, where: str) -> Recipe:
         if not merged["test_interval"] or merged["max_iter"] % merged["test_interval"]:
             raise UserError(
                 f"{where}: solver{pattern and '_for: '}{pattern}: max_iter {merged['max_iter']} is not a multiple of "
-                f"test_interval {merged['test_interval']}: the last weights would not be tested"
+                f"test_interval {merged['test_interval']}: the final weights would not be tested"
             )
     keep = top.take("keep_snapshots", None)
     if keep is not None and keep != "all" and not is_whole(keep, 1):
@@ -98,7 +101,7 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
         top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {shown(seeds)}")
     if len(set(seeds)) < len(seeds):
-        top.fail("seeds", f"a seed is there twice: {seeds}")
+        top.fail("seeds", f"a seed is listed twice: {seeds}")
     networks = Section(top.take("networks"), f"{where}: networks")
     treatments = {str(split): _treatments_of(str(split), each, where) for split, each in networks.left.items()}
     if not treatments:
@@ -144,7 +147,7 @@ def _watch_of(section: Section) -> Watch:
 
 
 def _solver_of(value: Any, where: str) -> dict[str, Any]:
-    """Solver fields, each checked against Caffe's SolverParameter."""
+    """Return the solver fields of a recipe, each checked against Caffe's SolverParameter."""
     fields = {
         field.name: field
         for field in caffe_pb2.SolverParameter.DESCRIPTOR.fields
@@ -154,7 +157,7 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
     for key, each in section.left.items():
         key = str(key)
         if key in _NOT_IN_RECIPES:
-            section.fail(key, "not a recipe's to say: it follows from the network, or is given to the engine")
+            section.fail(key, "cannot be set in a recipe: it is derived from the network, or passed to the engine")
         if key not in fields:
             raise UserError(f"{where}: unknown key {key}; known are {', '.join(sorted(fields))}")
         field = fields[key]
@@ -177,7 +180,7 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
 
 
 def _not_a(field: Any, value: Any) -> str:
-    """What should have been there, or nothing where the value is right."""
+    """Return what kind of value the field expects, or "" if ``value`` is valid."""
     if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         return "" if number else "a number"
@@ -211,7 +214,7 @@ def _treatments_of(split: str, patterns: Any, where: str) -> tuple[Treatment, ..
             if treatment in listed:
                 raise UserError(f"{where}: {treatment} is listed twice (again in {pattern!r})")
             listed.append(treatment)
-    # a treatment without its base cannot be trained: what is needed is added, in front
+    # a treatment cannot be trained without its base: missing bases are added, in front
     needed = [treatment.base for treatment in listed if treatment.base is not None]
     added = [base for base in dict.fromkeys(needed) if base not in listed]
     return tuple(sorted([*added, *listed], key=lambda treatment: not treatment.is_base))

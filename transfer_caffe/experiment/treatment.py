@@ -1,10 +1,10 @@
 """The names of the treatments: `base`, `baseA`, `A3B`, `B3B`, `A3B+`, `R3`, `R3B`.
 
-    Treatment.parse("A3B+")     layers 1-3 from baseA, the rest fresh, all of them trained on half B
+    Treatment.parse("A3B+")     layers 1-3 copied from baseA, the others re-initialised, all of them trained on half B
     expand("A{1-7}B+")          the seven treatments A1B+ to A7B+
 
-The grammar is the paper's (Yosinski et al. 2014, section 2): source, number of layers taken over, target, and `+`
-where the layers taken over learn as well. `R` stands for an untrained, random source.
+The grammar is the paper's (Yosinski et al. 2014, section 2): source, number of copied layers, target, and `+` if the
+copied layers are fine-tuned. `R` stands for an untrained network with random weights as the source.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from transfer_caffe.utils.errors import UserError
 
 LAYERS = 8
-"""Layers with weights in every architecture of the experiment; n counts them from the image upwards."""
+"""Number of layers with weights in every architecture of the experiment; n counts them from the image upwards."""
 
-_ALLOWED = "allowed are base, baseA, baseB, and A3B, B3B, A3B+, R3, R3B with A or B for the halves and 1 to 7 for n"
+_ALLOWED = "allowed are base, baseA, baseB, and A3B, B3B, A3B+, R3, R3B with halves A or B and n from 1 to 7"
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is taken over, from where, and where it is trained. Made by `Treatment.parse`; `str()` gives the name back.
+    """Which layers are copied, from which network, and on which half the network is trained.
 
-    ``source`` is "A", "B", "R" (random) or "" for a base; ``n`` the number of layers taken over, 0 for a base;
-    ``target`` "A", "B" or "" for the whole set of classes; ``finetuned`` whether the layers taken over learn.
+    Made by `Treatment.parse`; `str()` returns the name. ``source`` is "A", "B", "R" (random) or "" for a base; ``n`` is
+    the number of copied layers, 0 for a base; ``target`` is "A", "B" or "" for all classes; ``finetuned`` says whether
+    the copied layers are fine-tuned (else they are frozen).
     """
 
     source: str
@@ -34,19 +35,19 @@ class Treatment:
     finetuned: bool
 
     def __post_init__(self) -> None:
-        """Raise UserError for a combination that means nothing."""
+        """Raise UserError for an invalid combination of fields."""
         problem = self._problem()
         if problem:
             raise UserError(f"treatment {self}: {problem}; {_ALLOWED}")
 
     def __str__(self) -> str:
-        """The name in the grammar."""
+        """Return the name in the grammar."""
         plus = "+" if self.finetuned else ""
         return f"base{self.target}{plus}" if self.source == "" else f"{self.source}{self.n}{self.target}{plus}"
 
     @classmethod
     def parse(cls, name: str) -> Treatment:
-        """The treatment of this name. UserError says what is wrong with it and what is allowed."""
+        """Return the treatment of this name. Raise UserError, with the allowed names, if the name is invalid."""
         if not name.strip():
             raise UserError(f"the name of a treatment is empty; {_ALLOWED}")
         match = re.fullmatch(r"(?:base|([A-Z])(0|[1-9][0-9]*))([A-Z]?)(\+?)", name)
@@ -54,7 +55,7 @@ class Treatment:
             return cls(match[1] or "", int(match[2] or 0), match[3], match[4] == "+")
         hint = ""
         if re.fullmatch(r"base[ab]?|[abr][1-7][ab]?\+?", name.strip().lower()):
-            hint = "; halves and R are capital letters, `base` is small, and there are no spaces"
+            hint = "; write halves and R in upper case, `base` in lower case, and no spaces"
         raise UserError(f"treatment {name!r}: not a name in the grammar{hint}; {_ALLOWED}")
 
     def _problem(self) -> str:
@@ -65,59 +66,61 @@ class Treatment:
             return f"there is no half {target}"
         if source == "":
             if self.finetuned:
-                return "a base takes nothing over, so there is nothing to fine-tune (no `+`)"
-            return "" if n == 0 else "a base takes no layers over"
+                return "a base has no copied layers, so there is nothing to fine-tune (no `+`)"
+            return "" if n == 0 else "a base has no copied layers"
         if n == 0:
-            return f"n = 0 takes nothing over: that network is base{target}"
+            return f"n = 0 copies no layers: that network is base{target}"
         if n == LAYERS:
-            what = "an untrained network" if source == "R" else f"base{source} as it is"
-            return f"n = {LAYERS} takes all layers over and leaves none to draw afresh: that means nothing but {what}"
+            what = "an untrained network" if source == "R" else f"base{source} itself"
+            return f"n = {LAYERS} copies all layers and re-initialises none: that network is {what}"
         if not 1 <= n < LAYERS:
             return f"n is {n}, but the networks have {LAYERS} layers and n is 1 to {LAYERS - 1}"
         if source == "R":
-            return "untrained layers are frozen; left to learn they would be a base network (no `+`)" * self.finetuned
+            return "random layers are frozen; if they learned, this would be a base network (no `+`)" * self.finetuned
         return f"the target is missing: {source}{n}A or {source}{n}B" * (target == "")
 
     @property
     def is_base(self) -> bool:
-        """Trained from scratch: nothing is taken over."""
+        """Whether the network is trained from scratch, without copied layers."""
         return self.source == ""
 
     @property
     def is_random(self) -> bool:
-        """The first n layers keep their untrained random values."""
+        """Whether the first n layers keep their random initial weights."""
         return self.source == "R"
 
     @property
     def is_selffer(self) -> bool:
-        """Source and target are the same half: the control."""
+        """Whether source and target are the same half (the paper's selffer network, a control)."""
         return self.source in ("A", "B") and self.source == self.target
 
     @property
     def is_transfer(self) -> bool:
-        """Source and target are different halves."""
+        """Whether source and target are different halves."""
         return self.source in ("A", "B") and self.source != self.target
 
     @property
     def base(self) -> Treatment | None:
-        """The treatment whose weights this one takes over: baseA for A3B; None for bases and random sources."""
+        """The treatment that layers are copied from: baseA for A3B; None for bases and random sources."""
         return Treatment("", 0, self.source, False) if self.source in ("A", "B") else None
 
     @property
     def frozen(self) -> int:
-        """The number of layers, from the image upwards, that do not learn."""
+        """The number of frozen layers, counted from the image upwards."""
         return 0 if self.finetuned else self.n
 
 
 def expand(pattern: str) -> list[Treatment]:
-    """The treatments of a pattern: `A{1-7}B+` and `A{1,3,5}B` name several, `baseA` names one.
+    """Return the treatments of a pattern: `A{1-7}B+` and `A{1,3,5}B` name several, `baseA` names one.
 
-    A list in braces holds numbers and ranges, in the order of the result. UserError for anything else.
+    A list in braces holds numbers and ranges, in the order of the result. Raise UserError for anything else.
     """
     match = re.fullmatch(r"([^{}]*)\{([^{}]*)\}([^{}]*)", pattern)
     if not match:
         if "{" in pattern or "}" in pattern:
-            raise UserError(f"treatments {pattern!r}: one list in braces is allowed, as in A{{1-7}}B or A{{1,3,5}}B")
+            raise UserError(
+                f"treatments {pattern!r}: only one list in braces is allowed, for example A{{1-7}}B or A{{1,3,5}}B"
+            )
         return [Treatment.parse(pattern)]
     numbers: list[int] = []
     for item in match[2].split(","):
@@ -125,20 +128,20 @@ def expand(pattern: str) -> list[Treatment]:
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if last < first:
             raise UserError(
-                f"treatments {pattern!r}: {item.strip()!r} is not a number or an ascending range, as 3 or 1-7"
+                f"treatments {pattern!r}: {item.strip()!r} is not a number or an ascending range, such as 3 or 1-7"
             )
         numbers.extend(range(first, last + 1))
     return [Treatment.parse(f"{match[1]}{n}{match[3]}") for n in numbers]
 
 
 def describe(treatment: Treatment) -> str:
-    """A treatment in words."""
+    """Describe a treatment in words."""
     place = f"half {treatment.target}" if treatment.target else "all classes"
     if treatment.is_base:
         return f"trained from scratch on {place}"
     layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
     if treatment.is_random:
-        return f"{layers} random, untrained and frozen; the rest trained on {place}"
+        return f"{layers} random, untrained and frozen; the others trained on {place}"
     if treatment.finetuned:
-        return f"{layers} from {treatment.base}, the rest fresh; all layers trained on {place}"
-    return f"{layers} from {treatment.base}, frozen; the rest fresh, trained on {place}"
+        return f"{layers} copied from {treatment.base}, the others re-initialised; all layers trained on {place}"
+    return f"{layers} copied from {treatment.base} and frozen; the others re-initialised and trained on {place}"

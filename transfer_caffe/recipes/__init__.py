@@ -1,1 +1,1 @@
-"""The recipes that ship with the program: one YAML file each."""
+"""The recipes that ship with the package, one YAML file each."""

@@ -1,1 +1,1 @@
-"""What belongs to one network's run: its folder, its inputs, its snapshots, its record."""
+"""The training run of one network: its folder, inputs, snapshots and record."""

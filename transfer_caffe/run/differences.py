@@ -1,9 +1,10 @@
-"""How two settings of a network differ: a net or solver in its folder, or the recipe of its record, and those now.
+"""Report how a network's settings have changed: the net or solver in its folder, or the recipe in its record.
 
-    differences(there, now)           ["base_lr is 0.01 in the folder and 0.02 by the recipe", ...]
+    differences(there, now)           ["base_lr is 0.01 in the folder and 0.02 in the recipe", ...]
     changed_setting(network, done)    "threads was 1 and is 2"
 
-Comparing messages instead of lines of text, a field is named with all that it lies in, whatever the order of the lines.
+Protobuf messages are compared, not lines of text: the order of the lines does not matter, and each difference is
+reported with the full path of its field.
 """
 
 from __future__ import annotations
@@ -20,42 +21,42 @@ from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.formats.proto import to_text
 
 SHOWN = 3
-"""So many differences are named; of more the number is told."""
+"""At most this many differences are listed; further ones are counted."""
 
 
 def differences(there: Message, now: Message) -> list[str]:
-    """One sentence a field that differs between two messages of one type, in the order of their definition."""
+    """Return one sentence per field that differs between two messages of the same type, in the order of definition."""
     return [
         sentence(path, _shown(field, old), _shown(field, new)) for path, field, old, new in _walk(there, now, prefix="")
     ]
 
 
 def sentence(what: str, there: object, now: object) -> str:
-    """`base_lr is 0.01 in the folder and 0.02 by the recipe`."""
-    return f"{what} is {there} in the folder and {now} by the recipe"
+    """Return a sentence such as `base_lr is 0.01 in the folder and 0.02 in the recipe`."""
+    return f"{what} is {there} in the folder and {now} in the recipe"
 
 
 def in_short(every: list[str]) -> str:
-    """The first few sentences, and how many there are more, on one line."""
+    """Join the first `SHOWN` sentences, and the number of further ones, to one line."""
     more = len(every) - SHOWN
     return ", ".join(every[:SHOWN]) + (f", and {more} more" if more > 0 else "")
 
 
 def changed_setting(network: Network, done: Mapping[str, Any]) -> str:
-    """The first setting by which a network would be another one than its done.json tells of; nothing if none is."""
+    """Describe the first setting that affects training and differs between recipe and done.json; "" if none does."""
     if not isinstance(made := done.get("settings"), dict):
         return ""
     before = training_settings(made, network.split)
     now = training_settings(network.recipe.settings(), network.split)
     solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
-    for key in sorted(before.keys() & now.keys() | solver):  # another version may have had no word for the others
+    for key in sorted(before.keys() & now.keys() | solver):  # other keys may come from another version's recipe format
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key, 'not given')} and is {now.get(key, 'not given')}"
     return ""
 
 
 def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """What of a recipe's settings (`Recipe.settings`) makes a network of this split what it is, by dotted keys."""
+    """Return the recipe settings (`Recipe.settings`) that affect training on this split, with dotted keys."""
     solver = dict(settings.get("solver", {}))
     for pattern, fields in settings.get("solver_for", {}).items():
         if fnmatch.fnmatchcase(split, pattern):
@@ -63,7 +64,7 @@ def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]
     flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
     for key in ("images", "batch"):
         flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
-    flat["dataset"] = Path(str(settings.get("dataset"))).name  # where images lie is of no matter
+    flat["dataset"] = Path(str(settings.get("dataset"))).name  # the location of the images does not matter
     for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
         if key in settings:
             flat[key] = settings[key]
@@ -71,10 +72,10 @@ def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]
 
 
 def _walk(there: Message, now: Message, prefix: str) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Path, field, and the two values (None: not set) of each field, down to numbers and texts, that differs."""
+    """Yield path, field and both values (None: not set) of each differing field, down to scalar fields."""
     for field in there.DESCRIPTOR.fields:
         path = f"{prefix}{field.name}"
-        if field.default_value != []:  # not repeated; protobuf 5 has no simpler word for that
+        if field.default_value != []:  # not repeated; protobuf 5 has no simpler test for that
             old, new = (getattr(each, field.name) if each.HasField(field.name) else None for each in (there, now))
             yield from _pair(path, field, old, new)
             continue
@@ -99,7 +100,7 @@ def _pair(path: str, field: Any, old: Any, new: Any) -> Iterator[tuple[str, Any,
 
 
 def _shown(field: Any, value: Any) -> str:
-    """A value as prototxt has it, on one line."""
+    """Format a value as in prototxt, on one line."""
     if isinstance(value, list):
         return f"[{', '.join(_shown(field, each) for each in value)}]"
     if value is None:
@@ -111,5 +112,5 @@ def _shown(field: Any, value: Any) -> str:
     if field.cpp_type == field.CPPTYPE_BOOL:
         return "true" if value else "false"
     if field.cpp_type == field.CPPTYPE_FLOAT:
-        return str(np.float32(value)).removesuffix(".0")  # the shortest digits that mean this number
+        return str(np.float32(value)).removesuffix(".0")  # the fewest digits that identify this float32
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -1,4 +1,4 @@
-"""Engines: programs with the command line of `caffe`, real Caffe or the embedded one.
+"""Training engines: programs with the command line of `caffe`, that is real Caffe or the embedded engine.
 
 Engine.find("embedded").argv
 """
@@ -19,25 +19,28 @@ from transfer_caffe.utils.processes import environment
 
 @dataclass(frozen=True)
 class Engine:
-    """A program with Caffe's command line. ``name`` says in records which; ``argv`` starts it."""
+    """A program with Caffe's command line: ``name`` identifies it in records, ``argv`` starts it."""
 
     name: str
     argv: tuple[str, ...]
 
     @property
     def reads_views(self) -> bool:
-        """Whether a Data layer may name a view (`transfer_caffe.formats.views`) as its source."""
+        """Whether the source of a Data layer may be a view (`transfer_caffe.formats.views`)."""
         return self.name == "embedded"
 
     @classmethod
     def find(cls, given: str) -> Engine:
-        """The engine of an --engine option: `embedded`, `caffe` (`real_caffe`), or a program, with arguments."""
+        """Return the engine for an --engine option: `embedded`, `caffe` (`real_caffe`), or a program with arguments.
+
+        Raise UserError if there is no such program.
+        """
         if given == "embedded":
             return cls("embedded", (sys.executable, "-m", "transfer_caffe.engine"))
         if given == "caffe":
             found = real_caffe.program()
             if found is None:
-                raise UserError("--engine caffe: there is no Caffe here; run `make caffe`, or set CAFFE=/path/to/caffe")
+                raise UserError("--engine caffe: no Caffe was found; run `make caffe`, or set CAFFE=/path/to/caffe")
             return cls("caffe", (str(found),))
         try:
             words = [given] if shutil.which(given) else shlex.split(given)  # a path may hold spaces
@@ -45,23 +48,23 @@ class Engine:
             raise UserError(f"--engine {given}: {error}") from None
         program = shutil.which(words[0]) if words else None
         if program is None:
-            raise UserError(f"--engine {given}: there is no such program; take `embedded`, or give the path of a caffe")
-        # engines run in the network's folder, where a relative path would mean another program
+            raise UserError(f"--engine {given}: there is no such program; use `embedded`, or give the path of a caffe")
+        # engines run in the network's folder, where a relative path would point to a different file
         return cls(" ".join([Path(words[0]).name, *words[1:]]), (os.path.abspath(program), *words[1:]))
 
     def computing_in(self, precision: str) -> list[str]:
-        """The flags by which it computes in a recipe's precision. UserError if it knows fp32 alone."""
+        """Return the flags that select a recipe's precision. Raise UserError if the engine only supports fp32."""
         if precision == "fp32":
             return []
         if self.name != "embedded":
             raise UserError(
-                f"the engine {self.name} computes in fp32 alone, not in {precision}; take --engine embedded, or a "
-                "recipe without `precision`"
+                f"the engine {self.name} only supports fp32, not {precision}; use --engine embedded, or a recipe "
+                "without `precision`"
             )
         return ["--precision", precision]
 
     def environment(self, threads: int | None) -> dict[str, str]:
-        """Return what the engine runs under: the log on standard error, ``threads`` (None: as it chooses)."""
+        """Return the engine's environment: log on standard error, ``threads`` CPU threads (None: its default)."""
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         counts = {} if threads is None else dict.fromkeys(names, str(threads))
         return {**environment(), **counts, "GLOG_logtostderr": "1"}

@@ -1,7 +1,7 @@
-"""What a network is trained on, looked at before an engine starts: databases, labels, mean image.
+"""Check the inputs of a training before the engine starts: databases, labels and mean image.
 
-Real Caffe dies of a segmentation fault on a database without records, names no path where one is missing, and trains
-without a word on labels that the last layer has no output for.
+Real Caffe crashes with a segmentation fault on a database without records. It does not report the path of a missing
+file. It trains without a warning on labels for which the last layer has no output.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from transfer_caffe.formats.database import Database
     from transfer_caffe.formats.views import View
 
-# what reads databases and messages is imported where it is needed: a network that is done needs none of it
+# modules that read databases and messages are imported where they are used: a network that is done does not need them
 
 LABELS_READ = 1000
-"""Of a database that this program has not built, so many records are looked at, spread over all of it."""
+"""Number of records checked in a database that this program did not build, spread evenly over the database."""
 
 
 def _make(network: Network) -> str:
@@ -29,7 +29,7 @@ def _make(network: Network) -> str:
 
 
 def require_made(network: Network, data: Path) -> None:
-    """Raise UserError unless image lists, databases and the mean image are there."""
+    """Raise UserError unless image lists, databases and the mean image exist."""
     from transfer_caffe.formats.views import is_view
 
     folder, mean = network.data_folder(data), network.mean_folder(data) / "mean.binaryproto"
@@ -37,13 +37,13 @@ def require_made(network: Network, data: Path) -> None:
     files = [base / "data.mdb" for base in bases if not is_view(base)]
     for path in (folder / "train.txt", folder / "val.txt", *files, mean):
         if not path.exists():
-            raise UserError(f"{path} is missing; make the data first: {_make(network)}")
+            raise UserError(f"{path} is missing; build the data first: {_make(network)}")
 
 
 def require_data(network: Network, data: Path, views: bool = True) -> None:
-    """UserError unless image lists, databases with records, and the mean image are there and sound.
+    """Raise UserError unless image lists, databases with records, and the mean image exist and are valid.
 
-    ``views``: whether a view of a database will do, as for the embedded engine.
+    ``views``: whether the engine can read a view of a database, as the embedded engine can.
     """
     from transfer_caffe.formats.database import require_sound_database
     from transfer_caffe.formats.proto import read_mean
@@ -53,19 +53,19 @@ def require_data(network: Network, data: Path, views: bool = True) -> None:
     mean = network.mean_folder(data) / "mean.binaryproto"
     for base in [network.data_folder(data) / f"{part}_lmdb" for part in ("train", "val")]:
         if is_view(base) and not views:
-            raise UserError(f"{base} is a view, which real Caffe cannot read; make a copy: {_make(network)} --copies")
+            raise UserError(f"{base} is a view, which real Caffe cannot read; build a copy: {_make(network)} --copies")
         require_sound_database(whole_of(base))
-        open_records(base)  # has records
+        open_records(base)  # raises UserError if it has no records
     shape, crop = read_mean(mean).shape, network.recipe.crop
     if shape[0] != 3 or min(shape[1:]) < crop:
         raise UserError(
-            f"{mean}: not the mean of three channels of {crop} x {crop} or more: its shape is {list(shape)}; remove it "
-            "to make it anew"
+            f"{mean}: not a mean image of three channels and at least {crop} x {crop} pixels: its shape is "
+            f"{list(shape)}; remove it and build the data again: {_make(network)}"
         )
 
 
 def require_labels(network: Network, data: Path, outputs: int) -> None:
-    """UserError if a label of the lists or of the databases is not one of the last layer's outputs."""
+    """Raise UserError if a label in the lists or the databases has no output in the last layer."""
     from transfer_caffe.formats.image_list import read_list
     from transfer_caffe.formats.views import made_from, open_records
 
@@ -91,7 +91,7 @@ def _require_labels_of_records(network: Network, database: Database | View, outp
         try:
             label = Datum.FromString(value).label
         except DecodeError:
-            raise UserError(f"{where}: damaged: it does not parse as a Datum; build the database again") from None
+            raise UserError(f"{where}: damaged: it cannot be parsed as a Datum; build the database again") from None
         if not 0 <= label < outputs:
             raise UserError(f"{where}: label {label}, {_but(network, outputs)}")
 
@@ -99,23 +99,23 @@ def _require_labels_of_records(network: Network, database: Database | View, outp
 def _but(network: Network, outputs: int) -> str:
     return (
         f"but the last layer of {network.name} has {outputs} outputs (labels 0 to {outputs - 1}); set "
-        "`outputs: classes` or a larger number in the recipe, or put the labels right"
+        "`outputs: classes` or a larger number in the recipe, or correct the labels"
     )
 
 
 def count_images(path: Path) -> int:
-    """The number of images in an image list."""
+    """Return the number of images in an image list."""
     return len(_labels(path))
 
 
 def count_classes(path: Path) -> int:
-    """The number of classes of an image list: its labels are 0 to that minus 1."""
+    """Return the number of classes in an image list, whose labels run from 0 to that number minus 1."""
     return max(_labels(path)) + 1
 
 
 def _labels(path: Path) -> list[int]:
     if not path.is_file():
         raise UserError(
-            f"{path}: no such image list; make the data first: python -m transfer_caffe.data --recipe RECIPE"
+            f"{path}: no such image list; build the data first: python -m transfer_caffe.data --recipe RECIPE"
         )
     return [label for _, label in read_list(path)]

@@ -1,10 +1,10 @@
-"""Where a network comes from: which code, which data, which engine, which machine. done.json keeps all of it.
+"""The provenance of a network: code, data, engine and machine. All of it is recorded in done.json.
 
-Each checksum is one that a person can make again: `sha256sum` of a file, and of the program
+Each checksum can be reproduced manually: it is the `sha256sum` of a file, and for the program's code the result of
 
     cd transfer_caffe && find -L . -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum
 
-which the function `code_sha256` repeats.
+which the function `code_sha256` reproduces.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from transfer_caffe.utils.files import checksum_path, read_record, sha256
 PACKAGE = Path(__file__).resolve().parent.parent
 
 _SECONDS = 20.0
-"""An answer of git, or of an engine asked for its version, comes within that or not at all."""
+"""Timeout, in seconds, for querying git or an engine's version."""
 
 
 @functools.cache
 def code_sha256() -> str:
-    """One checksum over the package's Python files, their names among it."""
+    """Return one checksum of the names and contents of all Python files in the package."""
     names = [
         os.path.relpath(Path(folder, name), PACKAGE)
         for folder, _, files in os.walk(PACKAGE, followlinks=True)
@@ -46,13 +46,13 @@ def code_sha256() -> str:
 
 @functools.cache
 def code() -> dict[str, Any]:
-    """Version and checksum of this program; in a checkout its commit, too, and whether files differ from that.
+    """Return version and checksum of this program; in a git checkout also its commit and whether files differ from it.
 
-    As they are when first asked for: while a network is trained, for days, the checkout may get another commit.
+    The first result is cached: the checkout may move to another commit while a network is trained, which can take days.
     """
     found: dict[str, Any] = {"version": __version__, "sha256": code_sha256()}
     checkout = PACKAGE.parent
-    if (checkout / ".git").exists():  # an installed copy may lie in the checkout of something else
+    if (checkout / ".git").exists():  # an installed copy may be inside another project's checkout
         commit = _says(["git", "-C", str(checkout), "rev-parse", "HEAD"])
         changed = _says(["git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no"])
         if commit and changed is not None:
@@ -61,7 +61,7 @@ def code() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes; torch is asked for its name plate only, importing it takes seconds."""
+    """Return the versions of Python and of the libraries used; from metadata, since importing torch takes seconds."""
     found = {"transfer_caffe": __version__, "python": platform.python_version()}
     for package in ("torch", "numpy", "protobuf", "lmdb", "opencv-python-headless"):
         try:
@@ -72,11 +72,11 @@ def versions() -> dict[str, str]:
 
 
 def engine_record(engine: Engine) -> dict[str, Any]:
-    """Which engine: its name, its version where it tells one, and the path and checksum of its program."""
+    """Return the engine's name, its version if known, and the path and checksum of its program."""
     if engine.name == "embedded":
         return {"engine": engine.name, "engine_version": __version__, "engine_path": str(PACKAGE / "engine")}
     program = Path(engine.argv[0])
-    # `caffe --version` says "caffe version 1.0.0"; what another program does with that word is not known
+    # `caffe --version` prints "caffe version 1.0.0"; it is unknown what another program does with that option
     words = _says([*engine.argv, "--version"]) if program.name.startswith("caffe") else None
     return {
         "engine": engine.name,
@@ -87,7 +87,7 @@ def engine_record(engine: Engine) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine that this process runs on."""
+    """Describe the machine that this process runs on."""
     model = ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -100,11 +100,11 @@ def machine() -> dict[str, Any]:
 
 
 def data_checksums(network: Network, data: Path) -> dict[str, str]:
-    """The checksums of all that a network is trained and tested on: its split's lists, databases, the mean image.
+    """Return the checksums of all data that a network is trained and tested on: lists, databases and mean image.
 
-    Those of databases are the ones that lie beside them, so that nothing large is read; for one that has none, its
-    size stands there, as `123 bytes`. What a view (`transfer_caffe.formats.views`) takes from a database of all images
-    is given by the checksums of its table and of that database.
+    The checksum of a database is read from the .sha256 file beside it, so that no large file is read; without such a
+    file the size is returned instead, as `123 bytes`. A view (`transfer_caffe.formats.views`) is identified by the
+    checksums of its table and of the database of all images.
     """
     folder = network.data_folder(data)
     found = {
@@ -117,10 +117,11 @@ def data_checksums(network: Network, data: Path) -> dict[str, str]:
 
 
 def _of_records(path: Path) -> dict[str, str]:
+    """Return the checksums of a database's files, or of a view's table and its database."""
     view = path / "view.json"
     if view.exists():
         kinds = {"database_sha256": str, "records_sha256": str}
-        record = read_record(view, kinds, "make the view again")
+        record = read_record(view, kinds, "build the view again")
         return {"data.mdb": record["database_sha256"], "records.npy": record["records_sha256"]}
     file = path / "data.mdb"
     if not file.exists():
@@ -132,7 +133,7 @@ def _of_records(path: Path) -> dict[str, str]:
 
 
 def _says(argv: list[str]) -> str | None:
-    """What a program prints; None if it fails, hangs or is not there."""
+    """Return what a program prints; None if it fails, hangs or does not exist."""
     try:
         answer = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):

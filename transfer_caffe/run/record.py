@@ -1,4 +1,4 @@
-"""What is kept of a network that is done: the curve of its tests, and done.json with its results and provenance."""
+"""The record of a finished network: its test curve, and done.json with results and provenance."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from transfer_caffe.run.started import now_utc
 from transfer_caffe.utils.files import sha256
 
 BESIDE = ("surgery.json", "curve.csv", "started.json", LOG)
-"""What else of a network's folder has its checksum in the record: written before that, and not touched again."""
+"""Further files of a network's folder with a checksum in the record; they do not change after it is written."""
 
 
 def curve_csv(rows: list[Row]) -> str:
-    """One line a test; what is unknown stays empty."""
+    """Return the curve as CSV, one line per test; unknown values are empty."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["iteration", "test_accuracy", "test_loss", "train_loss", "lr"])
@@ -38,14 +38,14 @@ def curve_csv(rows: list[Row]) -> str:
 def record(
     network: Network, folder: Path, data: Path, engine: Engine, started: dict[str, Any], log: Log
 ) -> dict[str, Any]:
-    """What done.json keeps: the results, and all that they came from.
+    """Return the content of done.json: the results and their provenance.
 
-    ``started`` is what started.json says, ``log`` that of a finished run.
+    ``started`` is the content of started.json, ``log`` is the log of a finished run.
     """
     recipe, treatment, rows = network.recipe, network.treatment, log.rows()
     tests = [(row.test_accuracy, row.iteration) for row in rows if row.test_accuracy is not None]
     net = read_text(folder / NET, NetParameter())
-    best, best_iteration = max(tests, key=lambda test: test[0])  # the first of equal ones
+    best, best_iteration = max(tests, key=lambda test: test[0])  # the first one in case of a tie
     data_folder = network.data_folder(data)
     final = weights_path(folder, network.max_iter)
     files = {
@@ -99,13 +99,13 @@ def record(
 
 
 def record_sha256(done: dict[str, Any]) -> str:
-    """The sha256 of a record's own content: of its JSON on one line, keys sorted, without this checksum."""
+    """Return the sha256 of a record: of its JSON on one line, with sorted keys and without this checksum."""
     text = json.dumps({key: value for key, value in done.items() if key != "record_sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def top10(accuracies: list[float]) -> float:
-    """Mean of the ten highest test accuracies (of all, where there are fewer): what the paper plots."""
+    """Return the mean of the ten highest test accuracies (of all if there are fewer), which the paper plots."""
     return round(statistics.fmean(sorted(accuracies, reverse=True)[:10]), 6)
 
 

@@ -1,9 +1,9 @@
-"""The snapshots of a network's folder: the newest one that is whole, and what the last one must hold.
+"""The snapshots of a network: find the newest intact one, check it, and remove old ones.
 
-An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real
-Caffe writes them in place, so that a kill can leave a part of one, and without checksums; resuming from such a part
-would fail, or worse. The driver writes checksums beside both files as soon as the log tells that they are whole, and
-removes older pairs once a newer one has been read back and found whole.
+An engine writes snapshots/net_iter_N.caffemodel (weights), then snapshots/net_iter_N.solverstate (momentum). Real Caffe
+writes them in place and without checksums, so that a kill can leave an incomplete file. Resuming from such a file would
+fail, or silently continue with wrong weights. The driver writes checksums beside both files as soon as the log reports
+that they are complete, and removes older pairs once a newer one has been read back and is intact.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from transfer_caffe.utils.files import checksum_path, sha256, sync, write_checks
 
 @dataclass(frozen=True)
 class Expected:
-    """What tells a network's own snapshots from those of another one."""
+    """Properties that distinguish a network's own snapshots from those of another network."""
 
     outputs: Mapping[str, int]
-    """The layers that have weights, and how many outputs each has; an engine would draw anew those that are missing."""
+    """Number of outputs of each layer with weights; an engine would re-initialise layers that are missing in a file."""
     random_seed: int
     max_iter: int
 
 
 def newest(folder: Path, expected: Expected, say: Callable[[str], None]) -> int | None:
-    """The newest iteration whose pair of files is whole; None if there is none. Damaged pairs are set aside."""
+    """Return the newest iteration whose pair of files is intact, or None; rename damaged pairs to *.damaged."""
     for iteration in reversed(iterations(folder)):
         try:
             check_pair(folder, iteration, expected)
             return iteration
         except (UserError, FileNotFoundError) as error:
-            say(f"the snapshot of iteration {iteration} is damaged and set aside as *.damaged: {error}")
+            say(f"the snapshot of iteration {iteration} is damaged and renamed to *.damaged: {error}")
             for path in (weights_path(folder, iteration), state_path(folder, iteration)):
                 checksum_path(path).unlink(missing_ok=True)
                 if path.exists():
@@ -51,10 +51,9 @@ def newest(folder: Path, expected: Expected, say: Callable[[str], None]) -> int 
 
 
 def keep_checksums(folder: Path, these: Iterable[int] | None = None) -> None:
-    """Give pairs that are whole and have no seal checksums beside them: real Caffe writes none.
+    """Write checksum files for intact pairs without a seal (as real Caffe writes them), to detect later damage.
 
-    ``these``: the iterations, whose files were written just now; by default the newest, if it has no checksums yet.
-    Damage that comes later is then seen.
+    ``these``: the iterations whose files have just been written; by default the newest one, unless it has checksums.
     """
     for iteration in iterations(folder)[-1:] if these is None else these:
         paths = [weights_path(folder, iteration), state_path(folder, iteration)]
@@ -70,9 +69,10 @@ def keep_checksums(folder: Path, these: Iterable[int] | None = None) -> None:
 
 
 def check_pair(folder: Path, iteration: int, expected: Expected | None = None) -> None:
-    """UserError unless both files are whole, belong together, and hold finite numbers only.
+    """Raise UserError unless both files are intact, belong together, and hold only finite numbers.
 
-    With ``expected``, unless they are this network's, too, as far as they tell (real Caffe records no seed).
+    With ``expected``, also raise it if they belong to another network, as far as the files show (real Caffe records no
+    seed).
     """
     weights, state_file = weights_path(folder, iteration), state_path(folder, iteration)
     blobs = read_weights(weights)
@@ -81,13 +81,13 @@ def check_pair(folder: Path, iteration: int, expected: Expected | None = None) -
     shapes = [array.shape for arrays in blobs.values() for array in arrays]
     state = read_binary(state_file, caffe_pb2.SolverState())
     if state.iter != iteration:
-        raise UserError(f"{state_file}: says that it is of iteration {state.iter}")
-    if Path(state.learned_net).name != weights.name:  # without a name, real Caffe goes on from untrained weights
+        raise UserError(f"{state_file}: belongs to iteration {state.iter}, not to the one in its name")
+    if Path(state.learned_net).name != weights.name:  # without a name, real Caffe resumes from untrained weights
         raise UserError(f"{state_file}: belongs to the weights {state.learned_net!r}, not to {weights.name}")
     if state.learned_net_sha256 and state.learned_net_sha256 != sha256(weights):
-        raise UserError(f"{state_file}: was written with other weights than {weights.name} holds")
+        raise UserError(f"{state_file}: was written with different weights than those in {weights.name}")
     if expected and state.HasField("random_seed") and state.random_seed != expected.random_seed:
-        raise UserError(f"{state_file}: of another network: its random_seed is not {expected.random_seed}")
+        raise UserError(f"{state_file}: belongs to another network: its random_seed is not {expected.random_seed}")
     history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
     if history != shapes:
         raise UserError(f"{state_file}: holds a history of {len(history)} blobs, {weights.name} has {len(shapes)}")
@@ -95,20 +95,20 @@ def check_pair(folder: Path, iteration: int, expected: Expected | None = None) -
 
 def _require_own_weights(path: Path, iteration: int, blobs: Mapping[str, list[np.ndarray]], expected: Expected) -> None:
     if iteration > expected.max_iter:
-        raise UserError(f"{path}: of another network: this one has {expected.max_iter} iterations")
+        raise UserError(f"{path}: belongs to another network: this one only has {expected.max_iter} iterations")
     for name, outputs in expected.outputs.items():
         if name not in blobs:
             raise UserError(f"{path}: layer {name} is missing")
-        # the outputs are the first side of a shape; before 2015 they were the third of an InnerProduct's
+        # the number of outputs is the first dimension of a shape; before 2015 it was the third one for InnerProduct
         if outputs not in blobs[name][0].shape:
-            raise UserError(f"{path}: of another network: layer {name} has not {outputs} outputs")
+            raise UserError(f"{path}: shape mismatch: layer {name} does not have {outputs} outputs")
 
 
 def thin(folder: Path, whole: int, count: int | None, first: bool = False) -> None:
-    """Remove snapshots older than the pair of iteration ``whole``, which is known to be whole.
+    """Remove snapshots older than the pair of iteration ``whole``, which is known to be intact.
 
-    The newest ``count`` pairs are left (None: all of them), with ``first`` the very first one, too; and whatever is
-    newer than ``whole``: an engine may be at work on it. Damaged ones that were set aside are removed.
+    Keep the newest ``count`` pairs (None: all of them), with ``first`` also the oldest pair, and all files newer than
+    ``whole``, which an engine may be writing. Files renamed to *.damaged are removed.
     """
     there = [iteration for iteration in iterations(folder) if iteration <= whole]
     kept = {whole, *(there if count is None else there[-count:]), *there[: int(first)]}
@@ -123,14 +123,14 @@ def thin(folder: Path, whole: int, count: int | None, first: bool = False) -> No
         return
     for path in (weights_path(folder, whole), state_path(folder, whole)):
         if path.exists():
-            sync(path)  # real Caffe does not: after a loss of power the older pair might be the only whole one
-    # a pair without its state is no snapshot any more, a pair without its weights a damaged one: states go first
+            sync(path)  # real Caffe does not sync: after a power failure, only the older pair might be intact
+    # remove states first: weights without a state are not a snapshot, a state without weights is a damaged one
     for path in sorted(old, key=lambda path: "solverstate" not in path.name):
         path.unlink()
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed. Only for who holds the folder's lock."""
+    """Remove temporary files of writers that were killed. The caller must hold the folder's lock."""
     for path in [*folder.glob(".*.tmp"), *(folder / PREFIX).parent.glob(".*.tmp")]:
         if path.is_file():
             path.unlink()

@@ -1,12 +1,12 @@
-"""What is odd about a training: not finite, still at chance, or not what the recipe expects. Said, and nothing more.
+"""Warnings about a training: NaN or inf, accuracy at chance level, or a final accuracy outside of the expected range.
 
     for line in remarks_of(network, Path("runs"), Path("data")):
-        print(line)         # still at chance at iteration 45000: test loss 6.910 where guessing gives 6.908
+        print(line)         # still at chance level at iteration 45000: test loss 6.910, random guessing gives 6.908
 
-A network at chance may yet learn, and one that ends elsewhere than expected may be the result that one was after:
-nothing is trained anew because of a remark. Of the paper's networks R3 and five on few images never left chance; others
-left it after 5,000, and R4 to R7 after 50,000 to 200,000 of 450,000 iterations
-(transfer_caffe/reference/paper_curves.csv).
+These are warnings only: nothing is retrained because of them. A network at chance level may still learn, and an
+unexpected accuracy may be a valid result. Of the paper's networks, R3 and five of those trained on few images never
+left chance level. R4 to R7 left it after 50,000 to 200,000 of 450,000 iterations, the others within 5,000
+(transfer_caffe/results/reference/paper_curves.csv).
 """
 
 from __future__ import annotations
@@ -28,38 +28,40 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import read_text
 
 TOLERANCE = 0.02
-"""How far below ln(classes) a test loss may be and count as chance, in nats. The paper's networks that never left
-chance stay within 0.004 of it; one that has learnt anything is 0.04 below at the least (R7, at 5 times chance)."""
+"""How far below ln(classes), in nats, a test loss may be to count as chance level. The paper's networks that never left
+chance level stay within 0.004 of it; networks that have learned anything are at least 0.04 below (R7, at an accuracy of
+5 times chance)."""
 
 LUCK = 2.0
-"""The accuracy, by that of guessing, from which a network counts as having learnt something. The paper's that never
-left chance came to 1.1 times that of guessing; one with one image a class has 2.7 times, at a loss far above."""
+"""The ratio of accuracy to chance accuracy from which a network counts as having learned something. The paper's
+networks that never left chance level reach at most 1.1; the one trained on one image per class reaches 2.7, with a test
+loss far above ln(classes)."""
 
 
 def remarks(network: Network, rows: Sequence[Row], classes: int | None, final: float | None = None) -> list[str]:
-    """What is odd about a network, a line each; nothing where all is as it should be.
+    """Return the warnings about a network, one line each; an empty list if there are none.
 
     ``rows`` is its curve so far, ``classes`` the number of classes in its data (None: unknown), ``final`` its final
     accuracy if it is done.
     """
     said = []
     if bad := next((row for row in rows if not _finite(row)), None):
-        said.append(f"the loss or accuracy is not a number at iteration {bad.iteration}: the training diverged")
+        said.append(f"the loss or accuracy is NaN or inf at iteration {bad.iteration}: the training diverged")
     tested = [row for row in rows if row.test_loss is not None and row.iteration >= network.chance_after]
     if classes and tested and at_chance(tested[-1], classes):
         row = tested[-1]
         accuracy = "" if row.test_accuracy is None else f", accuracy {row.test_accuracy:.4f}"
-        still = f"still at chance at iteration {row.iteration}" if final is None else "never left chance"
-        said.append(f"{still}: test loss {row.test_loss:.3f} where guessing gives {math.log(classes):.3f}{accuracy}")
+        still = f"still at chance level at iteration {row.iteration}" if final is None else "never left chance level"
+        said.append(f"{still}: test loss {row.test_loss:.3f}, random guessing gives {math.log(classes):.3f}{accuracy}")
     expected = network.expected_accuracy
     if final is not None and expected and not expected[0] <= final <= expected[1]:
         low, high = expected
-        said.append(f"final accuracy {final:.4f} is not what the recipe expects, {low:g} to {high:g}")
+        said.append(f"final accuracy {final:.4f} is outside of the range that the recipe expects, {low:g} to {high:g}")
     return said
 
 
 def at_chance(row: Row, classes: int) -> bool:
-    """Whether a test shows nothing better than guessing among so many classes."""
+    """Return whether a test result is no better than guessing at random among ``classes`` classes."""
     if row.test_loss is None or not row.test_loss >= math.log(classes) - TOLERANCE:
         return False
     return row.test_accuracy is None or row.test_accuracy < LUCK / classes
@@ -72,7 +74,10 @@ def _finite(row: Row) -> bool:
 
 
 def remarks_of(network: Network, runs: Path, data: Path) -> list[str]:
-    """The remarks on a network by its files; none on one that is not started. Damaged files are for others to name."""
+    """Return the warnings about a network, read from its files; none if it has not been started.
+
+    Damaged files are ignored here; other functions report them.
+    """
     folder = network.folder(runs)
     try:
         if done := read_done(network, runs):
@@ -93,7 +98,7 @@ def _classes_of_done(done: Mapping[str, Any]) -> int | None:
 
 
 def _classes(network: Network, folder: Path, data: Path) -> int | None:
-    """The classes of a network's data, or else the outputs of its last layer; None if both are unknown."""
+    """Return the number of classes of a network's data, else of its last layer's outputs; None if both are unknown."""
     classes = network.data_folder(data) / "classes.txt"
     if classes.is_file():
         return len(read_class_map(classes))
@@ -104,7 +109,7 @@ def _classes(network: Network, folder: Path, data: Path) -> int | None:
 
 
 def _curve(path: Path) -> list[Row]:
-    """The rows of a curve.csv (`record.curve_csv`)."""
+    """Read the rows of a curve.csv (written by `record.curve_csv`)."""
     rows = []
     for values in csv.DictReader(read_text(path).splitlines()):
         numbers = [float(values[name]) if values[name] else None for name in list(values)[1:]]
