@@ -329,7 +329,7 @@ def test_damaged_records_and_wrong_labels_are_the_same_errors_everywhere(tier, w
         tier(where)
     made = layer(source="labels")
     made.limit_labels(3, "loss")
-    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' knows the classes 0 to 2 only"
+    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' has the classes 0 to 2 only"
     with pytest.raises(UserError, match=expected):
         batches(made, range(2))
     made = layer(source="damaged")
