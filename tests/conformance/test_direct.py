@@ -164,7 +164,7 @@ def test_nets_whose_images_depend_on_each_other_are_not_split(more, splits):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_goes_wrong_in_a_shard_is_said(workers):
     net = chain(label="9")
-    with pytest.raises(UserError, match=r"layer 'accuracy' .*the label 9 is outside of its classes, 0 to 4"):
+    with pytest.raises(UserError, match=r"layer 'accuracy' .*label 9 is out of range; the classes are 0 to 4"):
         Direct(net, 2, workers)(0)
 
 

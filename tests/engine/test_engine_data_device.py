@@ -141,7 +141,8 @@ def test_records_of_several_sizes_and_floats_are_never_kept_and_come_out_as_on_t
         made = layer(*case)
         assert not made.resident and not made.keeps_records
         require_same(batches(made, range(6)), host)
-    assert "sizes: not kept: record 2 is [3, 9, 9], another shape than the first one's" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "sizes: not kept in memory: record 2 is [3, 9, 9], not the shape of the first record" in said
 
 
 def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
@@ -149,7 +150,7 @@ def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
     tier(DEVICE)
     made = layer(source="mixed")
     made.forward([], 0)
-    with pytest.raises(UserError, match=r"layer 'd' \(Data\): mixed holds floats in a record of batch 1, bytes in the"):
+    with pytest.raises(UserError, match=r"layer 'd' \(Data\): mixed has a record of floats in batch 1, but the first"):
         made.forward([], 1)
 
 
@@ -194,7 +195,7 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
     said = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "decoded in" not in line]
     assert said[2] == "db3: 10 records of 8x9x3, 0.0 GiB decoded, are kept on cpu, which has room for 0.0 GiB"
     assert said[3].endswith("they are kept in the host's memory, which has room for 0.0 GiB")
-    assert "the host's memory for 0.0 GiB; each batch is decoded anew by " in said[4]
+    assert "the host's memory for 0.0 GiB; the records are decoded again for each batch, by " in said[4]
 
 
 def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second(monkeypatch, capfd):
@@ -329,7 +330,7 @@ def test_damaged_records_and_wrong_labels_are_the_same_errors_everywhere(tier, w
         tier(where)
     made = layer(source="labels")
     made.limit_labels(3, "loss")
-    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' knows the classes 0 to 2 only"
+    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' has the classes 0 to 2 only"
     with pytest.raises(UserError, match=expected):
         batches(made, range(2))
     made = layer(source="damaged")

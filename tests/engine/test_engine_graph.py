@@ -199,11 +199,11 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     ("more", "why"),
     [
         ("force_backward: true", "force_backward is set"),
-        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) looks at values"),
+        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) reads values"),
         (
             'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } '
             'data_filler { type: "uniform" } } }',
-            "layer 'x' (DummyData) looks at values, or draws them, on the host",
+            "layer 'x' (DummyData) reads values or samples random numbers on the host",
         ),
         ('layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } } }', ""),
     ],

@@ -159,7 +159,7 @@ def test_test_and_time_take_a_precision(tiny, capsys):
 
 
 def test_tf32_without_a_gpu_is_refused_in_one_line():
-    with pytest.raises(UserError, match=r"^--precision tf32: only GPUs compute in it; take fp32 or bf16 here"):
+    with pytest.raises(UserError, match=r"^--precision tf32: tf32 requires a GPU; use fp32 or bf16"):
         use_precision("tf32", True, CPU)
 
 

@@ -147,9 +147,9 @@ def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends
     last = users[1].communicate()[1]
     assert last.splitlines()[-1] == (
         f"python -m transfer_caffe.engine: error: {tmp_path}/db: process {pid}, which keeps its records on the GPU for "
-        "several networks, was ended; the same command goes on from the newest snapshot"
+        "several networks, has ended; run the same command again to resume from the newest snapshot"
     )
-    assert (errors + last).count("shares the records that process") == 1
+    assert (errors + last).count("shares the records kept by process") == 1
     # what it left behind is in nobody's way
     device("device")
     assert layer().resident and holder().pid != pid
@@ -187,7 +187,7 @@ def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
         other.send(("allocated", 77, True, True))
         user = User(ours, Source(Path("db"), None))
         user._message = lambda answer=answer: answer
-        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*context\); --jobs 1"):
+        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*\); use --jobs 1"):
             user.receive()
         other.close()
 
@@ -214,7 +214,8 @@ def test_records_that_are_not_alike_are_read_anew_by_each(share, capfd):
     made = layer("sizes")
     assert not made.resident
     assert torch.equal(made.forward([], 2)[0], expected)
-    assert "sizes: not kept: record 1 is [3, 9, 8], another shape than the first one's; each" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "sizes: not kept in memory: record 1 is [3, 9, 8], not the shape of the first record; the records" in said
 
 
 def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypatch):
@@ -232,7 +233,7 @@ def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypat
     )
     made = layer()
     assert not made.keeps_records and not made.resident
-    assert "db: not kept: the memory that was free is not any more" in capfd.readouterr().err
+    assert "db: not kept in memory: there is not enough free memory any more" in capfd.readouterr().err
     assert holder().wait(PATIENCE) == 0
 
 
@@ -268,5 +269,5 @@ def test_nothing_is_shared_unless_a_sweep_says_so(monkeypatch):
 def test_a_holder_that_cannot_start_is_an_error_that_names_its_log(share, monkeypatch):
     device("device")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does without"):
+    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does not need it"):
         layer()

@@ -102,7 +102,7 @@ def test_a_seed_other_than_the_states_is_said_and_followed(tmp_path):
     assert (tmp_path / "snap/tiny_iter_6.caffemodel").read_bytes() == whole
     edit(tmp_path / "solver.prototxt", "random_seed: 7", "random_seed: 8")
     other = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_3.solverstate")
-    assert "was drawn with random_seed 7: the rest is with 8" in other and "was drawn with" not in same
+    assert "was trained with random_seed 7: resuming with 8" in other and "was trained with" not in same
     assert (tmp_path / "snap/tiny_iter_6.caffemodel").read_bytes() != whole
 
 
@@ -272,7 +272,7 @@ def test_a_state_of_a_negative_iteration_is_refused(tmp_path, capsys, monkeypatc
     solver_suite.prepare(tmp_path, "sgd_fixed", iterations=1)
     write_binary(tmp_path / "x.solverstate", SolverState(iter=-5))
     monkeypatch.chdir(tmp_path)
-    assert "is of iteration -5" in refused(capsys, *TRAIN, "--snapshot", "x.solverstate")
+    assert "its iteration is -5" in refused(capsys, *TRAIN, "--snapshot", "x.solverstate")
 
 
 def test_layers_that_only_a_test_net_has_take_their_weights_too(tmp_path):
@@ -300,4 +300,4 @@ def test_a_state_takes_no_other_weights_than_those_written_with_it(ending, tiny,
     capsys.readouterr()
     arguments = ["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_10.solverstate{ending}"]
     assert main(arguments) == 2
-    assert "is not the file of weights written with it" in capsys.readouterr().err
+    assert "is not the weights file written with it" in capsys.readouterr().err

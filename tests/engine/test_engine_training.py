@@ -273,7 +273,7 @@ def test_weights_of_which_no_layer_fits_are_refused(tiny, capsys):
     param.layer.add(name="elsewhere").blobs.append(array_to_blob(np.zeros((2, 2))))
     write_binary("w.caffemodel", param)
     line = refused(capsys, "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel")
-    assert "no layer in it has the name" in line and "elsewhere" in line
+    assert "none of its layers has the name" in line and "elsewhere" in line
 
 
 def test_weights_of_another_shape_are_refused_naming_layer_and_blob(tiny, capsys):
@@ -304,7 +304,7 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
     ("old", "new", "message"),
     [
         ('type: "ReLU"', 'type: "Relu"', "unknown layer type 'Relu'"),
-        ('bottom: "pool2"', 'bottom: "pool9"', "'fc3' (InnerProduct): bottom blob 'pool9' is not made"),
+        ('bottom: "pool2"', 'bottom: "pool9"', "'fc3' (InnerProduct): bottom blob 'pool9' is not a top"),
         ("group: 2", "group: 4", "group 4 must divide"),
         ('source: "train_lmdb"', 'source: "gone_lmdb"', "gone_lmdb"),
         ("crop_size: 10", "crop_size: 20", "crop_size 20 is larger than the records (12x12)"),

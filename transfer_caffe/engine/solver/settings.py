@@ -1,4 +1,4 @@
-"""Reading a solver prototxt: what is refused before anything is built, and the nets it names."""
+"""Read and validate a solver prototxt before anything is built, and find the nets that it names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transfer_caffe.utils.errors import UserError, require_file
 
 
 def read_solver(path: str) -> SolverParameter:
-    """Read a solver prototxt; the nets it names are relative to the current folder, as with Caffe."""
+    """Read and check a solver prototxt; the paths of its nets are relative to the current folder, as with Caffe."""
     param = upgrade_solver(read_text(path, SolverParameter()), path)
     updates.check(param, path)
     for field in ("max_iter", "base_lr", "lr_policy"):
@@ -31,7 +31,10 @@ def read_solver(path: str) -> SolverParameter:
 
 
 def _check_nets(param: SolverParameter, path: str) -> None:
-    """Solver::InitTrainNet and InitTestNets: one net to train; test_iter and test_state fit the nets to test."""
+    """Check what Solver::InitTrainNet and InitTestNets check: one training net, and test_iter and test_state to match.
+
+    Raise UserError otherwise.
+    """
     fields = [name for name in ("net", "net_param", "train_net", "train_net_param") if param.HasField(name)]
     if len(fields) > 1:
         raise UserError(f"{path}: gives the net to train more than once: {', '.join(fields)}; keep one")
@@ -39,7 +42,7 @@ def _check_nets(param: SolverParameter, path: str) -> None:
         raise UserError(f'{path}: gives no net to train; set net: "train_val.prototxt"')
     for net in (param.net, param.train_net, *param.test_net):
         if net:
-            require_file(net, f"{path} names it: run the command in the folder from which this path starts")
+            require_file(net, f"{path} names it: run the command in the folder to which this path is relative")
     nets, tests = len(param.test_net) + len(param.test_net_param), len(param.test_iter)
     general = fields[0] in ("net", "net_param")
     if tests < nets or (tests > nets and not general):
@@ -51,7 +54,7 @@ def _check_nets(param: SolverParameter, path: str) -> None:
 
 
 def _set_prefix(param: SolverParameter, path: str) -> None:
-    """Where no snapshot_prefix is given, or a folder, the solver file's own name is it, without its last ending."""
+    """Derive snapshot_prefix from the solver file's name without its extension, if it is not set or is a folder."""
     name = os.path.splitext(path)[0]
     if not param.snapshot_prefix:
         param.snapshot_prefix = name
@@ -64,14 +67,17 @@ def _set_prefix(param: SolverParameter, path: str) -> None:
 
 
 def train_net(param: SolverParameter) -> NetParameter:
-    """The net to train."""
+    """Return the net to train."""
     if param.HasField("train_net"):
         return read_net(param.train_net)
     return param.train_net_param if param.HasField("train_net_param") else _general_net(param)
 
 
 def test_net(param: SolverParameter, index: int) -> tuple[NetParameter, NetState]:
-    """A net to test, of as many as there are test_iter, and its test_state: test_net_param, test_net, then the rest."""
+    """Return test net ``index`` and its test_state, in Caffe's order: test_net_param, test_net, then net or net_param.
+
+    There are as many test nets as test_iter.
+    """
     state = param.test_state[index] if param.test_state else NetState()
     if index < len(param.test_net_param):
         return param.test_net_param[index], state
