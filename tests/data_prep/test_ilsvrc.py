@@ -335,7 +335,7 @@ def test_two_at_once_wait_for_each_other_with_one_line(run, out, capsys):
         thread = threading.Thread(target=run)
         thread.start()
         text = ""
-        while "is at work on it; waiting" not in text:
+        while "is using it; waiting" not in text:
             time.sleep(0.01)
             text += capsys.readouterr().out
         assert not out.exists()
