@@ -166,7 +166,7 @@ class Pass:
         argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
         if gpus:  # Slurm's is the first that the job sees; if it is no good, to train on the CPU instead is no remedy
             argv += ["--gpu", "0"]
-        return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results.table", *where], gpus), gpus
+        return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
     def _failure(self, network: Network) -> str:
         """Why the last job of a network came to no end, to be said as it is submitted again; "" where there is none."""
