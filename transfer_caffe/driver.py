@@ -22,12 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from transfer_caffe.experiment.architecture import classes_of, outputs_of, weighted_layers, weights_of_stages
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.log import START, LogParser, read_log
-from transfer_caffe.formats.nets import layers_with_weights
-from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
 from transfer_caffe.generate import Prototxts, SettingsDiffer, render
 from transfer_caffe.run import snapshots, started
 from transfer_caffe.run.differences import changed_setting
@@ -43,7 +42,6 @@ from transfer_caffe.run.folder import (
     SURGERY,
     Say,
     arguments_of,
-    iterations,
     read_done,
     read_done_or_set_aside,
     set_aside,
@@ -54,7 +52,7 @@ from transfer_caffe.run.outcome import RunFailed, require_finished, require_soun
 from transfer_caffe.run.record import curve_csv, record, record_sha256
 from transfer_caffe.surgery import take_over
 from transfer_caffe.utils import processes
-from transfer_caffe.utils.errors import ArgumentParser, UserError, command, say_error
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file, say_error
 from transfer_caffe.utils.files import read_record, sha256, sync, write_json, write_text
 from transfer_caffe.utils.locks import Busy, lock
 
@@ -96,17 +94,20 @@ def train(
         # 1. Check the data and write the prototxts
         precision = engine.computing_in(network.recipe.precision)
         require_data(network, data, views=engine.reads_views)
-        layers = layers_with_weights(render_here(network, folder, data).net)
+        net = render_here(network, folder, data).net
+        layers = weighted_layers(net)
         names = [layer.name for layer in layers]
-        expected = snapshots.Expected(_outputs(layers), network.random_seed, network.max_iter)
-        require_labels(network, data, layers[-1].inner_product_param.num_output)
+        copied = weights_of_stages(net, network.treatment.n, network.recipe.cuts)
+        outputs = {layer.name: outputs_of(layer) for layer in layers if outputs_of(layer)}
+        expected = snapshots.Expected(outputs, network.random_seed, network.max_iter)
+        require_labels(network, data, classes_of(net))
         snapshots.remove_partial(folder)
         started.require_same(network, folder, engine, data)
 
         # 2. Choose the initial weights: the network's own snapshot, layers copied from its base, or the fillers
         argv = [*engine.argv, "train", "--solver", SOLVER, *precision]
         iteration = snapshots.newest(folder, expected, say)
-        base_sha = surgery(network, runs, folder) if network.base else None
+        base_sha = surgery(network, runs, folder) if network.treatment.copies else None
         if iteration is not None:
             argv += ["--snapshot", f"{PREFIX}_iter_{iteration}.solverstate"]
             say(f"resuming from the snapshot of iteration {iteration} of {network.max_iter}")
@@ -115,7 +116,7 @@ def train(
                     "real Caffe restarts its random numbers and its data from the beginning when it resumes: the "
                     "result will differ from that of an uninterrupted run"
                 )
-        elif network.base:
+        elif network.treatment.copies:
             argv += ["--weights", INIT]
         if gpu is not None:
             argv += ["--gpu", gpu]
@@ -133,7 +134,9 @@ def train(
         # 4. Check the result
         require_finished(log, code, folder, network.max_iter)
         final = weights_path(folder, network.max_iter)
-        frozen = require_sound(network, folder, log, final, names)
+        frozen = require_sound(
+            network, folder, log, final, names, copied[: len(copied) * (not network.treatment.finetuned)]
+        )
 
         # 5. Record the result
         write_text(folder / CURVE, curve_csv(log.rows()))
@@ -185,10 +188,6 @@ def _take_back(network: Network, runs: Path, data: Path) -> str:
     return f"undo the change, or retrain it with `{again}`, which renames the old folder"
 
 
-def _outputs(layers: list[LayerParameter]) -> dict[str, int]:
-    return {layer.name: layer.convolution_param.num_output or layer.inner_product_param.num_output for layer in layers}
-
-
 def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
     """Return the content of the base's done.json, None for a network without a base. Raise UserError if not done."""
     if network.base is None:
@@ -203,39 +202,58 @@ def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
 
 
 def surgery(network: Network, runs: Path, folder: Path) -> str:
-    """Build init.caffemodel from the base's final weights unless it exists; return the sha256 of the base's weights."""
-    assert network.base is not None
-    base = require_base(network, runs)
-    assert base is not None
-    base_sha: str = base["sha256"]["final"]
+    """Write init.caffemodel from the base's final weights, or the source's, unless it exists; return their sha256."""
+    weights, base_sha, name = base_weights(network, runs)
     record_path = folder / SURGERY
     if record_path.exists() and (folder / INIT).exists():
         kinds = {"base_sha256": str, "init_sha256": str}
         made = read_record(record_path, kinds, "remove it, or retrain the network with --restart")
         if made["base_sha256"] == base_sha and made["init_sha256"] == sha256(folder / INIT):
             return base_sha
-        if made["base_sha256"] != base_sha and iterations(folder):
+        if made["base_sha256"] != base_sha and snapshots.iterations(folder):
             raise UserError(
-                f"{record_path}: the weights of {network.base.name} have changed since {network.name} was started from "
-                "them; retrain it with --restart"
+                f"{record_path}: the weights of {name} have changed since {network.name} was started from them; retrain it "
+                "with --restart"
             )
-    base_weights = weights_path(network.base.folder(runs), network.base.max_iter)
-    if sha256(base_weights) != base_sha:
-        raise UserError(
-            f"{base_weights}: damaged or replaced: its sha256 is not the one in {DONE}; retrain {network.base.name} "
-            "with --restart"
-        )
-    rows = take_over(base_weights, folder / NET, network.treatment, folder / INIT)
+    rows = take_over(weights, folder / NET, network.treatment, folder / INIT, cuts=network.recipe.cuts)
     write_json(
         record_path,
         {
-            "base": network.base.name,
+            "base": name,
             "base_sha256": base_sha,
             "init_sha256": sha256(folder / INIT),
             "layers": [asdict(row) for row in rows],
         },
     )
     return base_sha
+
+
+def base_weights(network: Network, runs: Path) -> tuple[Path, str, str]:
+    """Return the weights that stages are copied from, their sha256, and the name of their network or file.
+
+    Raise UserError if they are missing, or are not what done.json or the recipe says.
+    """
+    if network.base is None:
+        assert network.source is not None
+        given = network.recipe.sources[network.treatment.source]
+        require_file(network.source, f"the recipe's source {network.treatment.source} names it: correct the path")
+        found = sha256(network.source)
+        if given.sha256 is not None and given.sha256 != found:
+            raise UserError(
+                f"{network.source}: its sha256 is {found}, but the recipe's source {network.treatment.source} has "
+                f"{given.sha256}: another file, or a damaged one"
+            )
+        return network.source, found, given.weights
+    base = require_base(network, runs)
+    assert base is not None
+    base_sha: str = base["sha256"]["final"]
+    weights = weights_path(network.base.folder(runs), network.base.max_iter)
+    if sha256(weights) != base_sha:
+        raise UserError(
+            f"{weights}: damaged or replaced: its sha256 is not the one in {DONE}; retrain {network.base.name} with "
+            "--restart"
+        )
+    return weights, base_sha, network.base.name
 
 
 # ---- the training -----------------------------------------------------------------------------------------------

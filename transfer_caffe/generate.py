@@ -24,10 +24,12 @@ import jinja2
 from transfer_caffe.experiment.architecture import require_frozen
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import TEMPLATES, Network
+from transfer_caffe.experiment.rewrite import Change, Source, rewrite
 from transfer_caffe.experiment.treatment import Treatment, describe
-from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.nets import read_net
+from transfer_caffe.formats.proto import parse_text, to_text
 from transfer_caffe.formats.proto import read_text as read_message
-from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter, TransformationParameter
 from transfer_caffe.run.differences import differences, in_short
 from transfer_caffe.run.folder import INIT, NET, SOLVER
 from transfer_caffe.run.inputs import count_classes, count_images
@@ -114,19 +116,61 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
         "description": describe(treatment),
         "command": _command_line(network),
     }
-    environment = _templates(TEMPLATES)
-    texts = []
-    for name in (NET, SOLVER):
-        template = f"{recipe.architecture}/{name}.j2"
-        try:
-            texts.append(environment.get_template(template).render(values))
-        except jinja2.TemplateError as error:
-            raise UserError(f"template {template}: {error}") from None
     origin = f"{recipe.architecture} for {network.name}"
-    net = parse_text(texts[0], NetParameter(), f"{NET} of {origin}")
-    solver = parse_text(texts[1], SolverParameter(), f"{SOLVER} of {origin}")
-    require_frozen(net, treatment)
-    return Prototxts(net, solver, *texts)
+    if recipe.net_file is None:
+        folder_of_templates = recipe.architecture
+        text = _rendered(f"{recipe.architecture}/{NET}.j2", values)
+        net = parse_text(text, NetParameter(), f"{NET} of {origin}")
+    else:
+        folder_of_templates = ""
+        net = _rewritten(network, recipe.net_file, values)
+        text = _HEADER.format(**values) + to_text(net)
+    solver_text = _rendered(f"{folder_of_templates}/{SOLVER}.j2".lstrip("/"), values)
+    solver = parse_text(solver_text, SolverParameter(), f"{SOLVER} of {origin}")
+    require_frozen(net, treatment, recipe.cuts)
+    return Prototxts(net, solver, text, solver_text)
+
+
+_HEADER = """# {network.name}, recipe {recipe.name}: {description}.
+# Made by: {command}
+# From {recipe.architecture}, rewritten: data layers, classes, loss, and which stages learn.
+"""
+
+
+def _rendered(template: str, values: dict[str, Any]) -> str:
+    try:
+        return _templates(TEMPLATES).get_template(template).render(values)
+    except jinja2.TemplateError as error:
+        raise UserError(f"template {template}: {error}") from None
+
+
+def _rewritten(network: Network, net_file: Path, values: dict[str, Any]) -> NetParameter:
+    """A net of one's own for a network: `rewrite`, by the recipe's settings."""
+    recipe, treatment = network.recipe, network.treatment
+
+    def source(part: str, batch: int, mirror: bool) -> Source:
+        transform = TransformationParameter(crop_size=recipe.crop)
+        if mirror:
+            transform.mirror = True
+        if recipe.scale != 1:
+            transform.scale = recipe.scale
+        if isinstance(recipe.mean, tuple):
+            transform.mean_value.extend(recipe.mean)
+        else:
+            transform.mean_file = values["mean_file"]
+        return Source(values[f"{part}_source"], batch, transform)
+
+    copied = range(1, treatment.n + 1) if treatment.finetuned and recipe.copied_rate != 1 else ()
+    change = Change(
+        train=source("train", recipe.batch.train, recipe.mirror),
+        test=source("test", values["test_batch"], mirror=False),
+        classes=values["outputs"],
+        frozen=treatment.frozen,
+        cuts=recipe.cuts,
+        global_stats=recipe.batch_norm == "stored",
+        rates=dict.fromkeys(copied, recipe.copied_rate),
+    )
+    return rewrite(read_net(net_file), change, network.name)
 
 
 @functools.cache

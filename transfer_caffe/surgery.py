@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from transfer_caffe.experiment.architecture import Shape, image_shape, require_frozen, weight_shapes
+from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.proto import array_to_blob, blob_shape, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import BlobProto, LayerParameter, NetParameter
@@ -44,28 +46,33 @@ def take_over(
     treatment: Treatment,
     out_path: str | os.PathLike[str],
     by_pycaffe: bool = False,
+    cuts: Sequence[str] = (),
 ) -> list[Row]:
-    """Write ``out_path``, a .caffemodel with the first n layers of the base, and return the table of all layers.
+    """Write ``out_path``, a .caffemodel with the first n stages of the base, and return the table of all layers.
 
-    ``net`` is the network that takes them over (its prototxt or message). ``by_pycaffe``: real Caffe copies the
-    weights (`surgery_by_pycaffe`); the file is the same. What is at ``out_path`` is replaced, by rename. UserError for
-    whatever does not fit.
+    ``net`` is the network that they are copied to (its prototxt or message); ``cuts`` are those of its stages, if the
+    recipe names some. ``by_pycaffe``: real Caffe copies the weights (`real_caffe.surgery`); the file is the same. A
+    file at ``out_path`` is replaced, by rename. UserError for weights that do not fit.
     """
-    if treatment.base is None:
+    if not treatment.copies:
         raise UserError(f"treatment {treatment} takes no weights over: it needs no surgery")
     if not isinstance(net, NetParameter):
         net = upgrade_net(read_text(net, NetParameter()), os.fspath(net))
     where = f"{os.fspath(base_path)} (the base of {net.name or treatment})"
-    require_frozen(net, treatment)
+    stages = stages_of(net, cuts)
+    treatment.require_stages(len(stages))
+    require_frozen(net, treatment, cuts)
     shapes = weight_shapes(net)
-    if len(shapes) < treatment.n:
-        raise UserError(f"network {net.name!r} has {len(shapes)} layers with weights; {treatment} takes {treatment.n}")
-    base = upgrade_net(read_binary(base_path, NetParameter()), where)
+    number_of = {name: stage.number for stage in stages for name in stage.weighted}
+    base = _read_base(base_path, where)
     by_name = {layer.name: layer for layer in base.layer}
     taken: dict[str, list[np.ndarray]] = {}
     rows = []
-    for i, (name, wanted) in enumerate(shapes.items(), start=1):
-        if name not in by_name:  # above n as well: a file that ends early still parses where it ends between layers
+    for name, wanted in shapes.items():
+        i = number_of.get(name, len(stages))  # an auxiliary classifier is never copied
+        # above n as well: a file that ends early still parses where it ends between layers; weights from elsewhere may
+        # be of a net with another end
+        if name not in by_name and (i <= treatment.n or not treatment.is_external):
             has = ", ".join(layer.name for layer in base.layer if layer.blobs) or "no layer"
             raise UserError(f"{where}: layer {name} is missing: cut off, or another network; it has weights for {has}")
         if i <= treatment.n:
@@ -85,6 +92,18 @@ def take_over(
         out.layer.add(name=name, type=types[name], blobs=[array_to_blob(array) for array in arrays])
     write_binary(out_path, out)
     return rows
+
+
+def _read_base(path: str | os.PathLike[str], where: str) -> NetParameter:
+    """Read a .caffemodel of any age, or the HDF5 form of one."""
+    if not os.fspath(path).endswith(".h5"):
+        return upgrade_net(read_binary(path, NetParameter()), where)
+    from transfer_caffe.formats.hdf5 import read_weights
+
+    base = NetParameter()
+    for name, blobs in read_weights(os.fspath(path)).items():
+        base.layer.add(name=name, blobs=[array_to_blob(blobs[index]) for index in sorted(blobs)])
+    return base
 
 
 def _check_blobs(layer: LayerParameter, wanted: tuple[Shape, ...], where: str) -> None:

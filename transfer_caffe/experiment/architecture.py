@@ -6,10 +6,12 @@ weight_shapes(net)["conv1"]         ((96, 3, 11, 11), (96,))
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from transfer_caffe.experiment.rewrite import classifiers
+from transfer_caffe.experiment.stages import has_weights, main_loss, stages_of, training_layers
 from transfer_caffe.experiment.treatment import Treatment
-from transfer_caffe.formats.nets import layers_with_weights
-from transfer_caffe.formats.proto.caffe_pb2 import TEST, LayerParameter, NetParameter
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, LayerParameter, NetParameter, NetState
 from transfer_caffe.formats.shapes import (
     Shape,
     convolution_blobs,
@@ -21,18 +23,44 @@ from transfer_caffe.formats.shapes import (
 from transfer_caffe.utils.errors import UserError
 
 
-def require_frozen(net: NetParameter, treatment: Treatment) -> None:
-    """Raise UserError unless the net freezes exactly the first n layers that the treatment freezes.
+def require_frozen(net: NetParameter, treatment: Treatment, cuts: Sequence[str] = ()) -> None:
+    """Raise UserError unless exactly the stages that the treatment freezes do not learn. ``cuts`` as in `stages_of`."""
+    by_name = {layer.name: layer for layer in training_layers(net)}
+    for stage in stages_of(net, cuts):
+        for name in stage.weighted:
+            layer = by_name[name]
+            if layer.type == "BatchNorm":  # its statistics never learn by gradients
+                continue
+            frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
+            if frozen != (stage.number <= treatment.frozen):
+                raise UserError(
+                    f"network {net.name!r}, layer {layer.name}: the net {'freezes it' if frozen else 'lets it learn'}, "
+                    f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
+                )
 
-    A layer is frozen when the lr_mult of all its blobs is 0. Layers are counted from the image upwards.
-    """
-    for i, layer in enumerate(layers_with_weights(net), start=1):
-        frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
-        if frozen != (i <= treatment.frozen):
-            raise UserError(
-                f"network {net.name!r}, layer {layer.name}: the net {'freezes it' if frozen else 'lets it learn'}, "
-                f"but {treatment} freezes {treatment.frozen or 'no'} layers; generate the net for {treatment}"
-            )
+
+def weights_of_stages(net: NetParameter, n: int, cuts: Sequence[str] = ()) -> list[str]:
+    """Return the names of the layers with weights in the first ``n`` stages, in the net's order."""
+    return [name for stage in stages_of(net, cuts)[:n] for name in stage.weighted]
+
+
+def weighted_layers(net: NetParameter) -> list[LayerParameter]:
+    """Return all layers with weights that a network trains, in the net's order, auxiliary classifiers included."""
+    return [layer for layer in training_layers(net) if has_weights(layer)]
+
+
+def classes_of(net: NetParameter) -> int:
+    """Return the number of outputs of the classifier that leads to the main loss."""
+    layers = training_layers(net)
+    main = main_loss(layers)
+    if main is None:
+        raise UserError(f"network {net.name!r} has no loss")
+    return max(outputs_of(layer) for layer in classifiers(main, layers, f"network {net.name!r}"))
+
+
+def outputs_of(layer: LayerParameter) -> int:
+    """Return the num_output of a layer; 0 for a type that has none."""
+    return layer.convolution_param.num_output or layer.inner_product_param.num_output
 
 
 def image_shape(net: NetParameter) -> Shape:
@@ -42,29 +70,56 @@ def image_shape(net: NetParameter) -> Shape:
 
 
 def weight_shapes(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
-    """Return the blob shapes of every layer with weights, in the net's order, for three-channel images.
+    """Return the shapes of the blobs of every layer with weights, in the net's order.
 
-    The shapes are computed from the net alone: crop size, kernels, strides, outputs. Raise UserError for a layer type
-    whose output shape cannot be computed here.
+    They follow from the net alone: crop size, kernels, strides, outputs. A chain of common layers takes no PyTorch;
+    for any other net the engine builds it. UserError for a net that cannot be built.
     """
+    layers = training_layers(net)
+    if all(layer.type in _PLAIN for layer in layers if layer.bottom):
+        return _shapes_of_chain(net, layers)
+    return _shapes_by_engine(net, layers)
+
+
+_PLAIN = (
+    "Convolution", "InnerProduct", "Pooling", "ReLU", "LRN", "Dropout", "Sigmoid", "TanH", "SoftmaxWithLoss",
+    "Accuracy",
+)  # fmt: skip
+
+
+def _shapes_of_chain(net: NetParameter, layers: Sequence[LayerParameter]) -> dict[str, tuple[Shape, ...]]:
     images: dict[str, Shape] = {}
     wanted: dict[str, tuple[Shape, ...]] = {}
-    last = layers_with_weights(net)[-1:]
-    for layer in net.layer:
+    last = next((layer for layer in reversed(layers) if has_weights(layer)), None)
+    for layer in layers:
         where = f"network {net.name!r}, layer {layer.name}"
         if not layer.bottom:
-            if any(rule.phase == TEST for rule in layer.include if rule.HasField("phase")):
-                continue
             images[layer.top[0]] = _source_shape(layer, where)
             continue
         if layer.bottom[0] not in images:
-            raise UserError(f"{where}: no earlier layer produces its bottom {layer.bottom[0]!r}")
+            raise UserError(f"{where}: no layer before it makes its bottom {layer.bottom[0]!r}")
         images[layer.top[0]], shapes = _shapes(layer, images[layer.bottom[0]], where)
         if shapes:
             wanted[layer.name] = shapes
-        if last and layer is last[0]:
-            break  # layers after the last one with weights do not matter here
+        if layer is last:
+            break  # the layers after the last one with weights do not matter
     return wanted
+
+
+def _shapes_by_engine(net: NetParameter, layers: Sequence[LayerParameter]) -> dict[str, tuple[Shape, ...]]:
+    import torch  # takes a second to load, and most nets do without
+
+    from transfer_caffe.engine.net import Net
+
+    source = next(layer for layer in layers if not layer.bottom)
+    image = _source_shape(source, f"network {net.name!r}, layer {source.name}")
+    fed = LayerParameter(name=source.name, type="Input", top=source.top)
+    fed.input_param.shape.add(dim=[1, *image])
+    for _ in source.top[1:]:
+        fed.input_param.shape.add(dim=[1])
+    computed = NetParameter(name=net.name, layer=[fed, *(layer for layer in layers if layer is not source)])
+    made = Net(computed, NetState(phase=TRAIN), 1, torch.device("cpu"))
+    return {layer.name: tuple(tuple(blob.data.shape) for blob in layer.blobs) for layer in made.layers if layer.blobs}
 
 
 def _source_shape(layer: LayerParameter, where: str) -> Shape:

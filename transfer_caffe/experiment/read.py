@@ -12,7 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transfer_caffe.experiment.recipe import PACKAGE, TEMPLATES, Batch, Images, Recipe, Watch, check_fits
+from transfer_caffe.experiment.recipe import (
+    PACKAGE,
+    TEMPLATES,
+    Batch,
+    Images,
+    Recipe,
+    SourceWeights,
+    Watch,
+    check_fits,
+)
 from transfer_caffe.experiment.slurm_settings import read_slurm
 from transfer_caffe.experiment.treatment import Treatment, expand
 from transfer_caffe.formats.proto import caffe_pb2
@@ -53,7 +62,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
             f"recipe {text}: no such file, and not one of the built-in recipes {', '.join(recipe_names())}; give one "
             "of those (RECIPE=demo, --recipe demo), or the path of a YAML file"
         )
-    recipe = _recipe_of(load_yaml(path), str(path))
+    recipe = _recipe_of(load_yaml(path), str(path), path.parent)
     if recipe.name != path.stem:
         # a copy of a recipe that kept its name would use the networks of the original as its own
         raise UserError(
@@ -63,14 +72,15 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     return replace(recipe, given=text)
 
 
-def _recipe_of(value: Any, where: str) -> Recipe:
+def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     top = Section(value, where)
     name = top.text("name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         top.fail("name", f"{name!r} cannot be the name of a folder; use only letters, digits, `_`, `.` and `-`")
     dataset = top.text("dataset")
     images = _images_of(Section(top.take("images"), f"{where}: images"))
-    architecture = top.one_of("architecture", _architectures())
+    architecture = _architecture_of(top, folder)
+    own = architecture.endswith(".prototxt")
     crop, mirror = top.whole("crop", 1), top.flag("mirror")
     if crop > min(images.resize):
         top.fail("crop", f"{crop} does not fit into images of {images.resize[0]} x {images.resize[1]}")
@@ -78,7 +88,8 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     batch = Batch(batches.whole("train", 1), batches.whole("test", 1))
     batches.end()
     outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
-    mean = "base" if top.one_of("mean", ["target", "base"], "target") == "base" else "target"
+    mean = _mean_of(top, own)
+    own_net = _own_net_of(top, own, where)
     solver = _solver_of(top.take("solver"), f"{where}: solver")
     for key in ("base_lr", "lr_policy", "max_iter", "test_interval"):
         if key not in solver:
@@ -109,10 +120,71 @@ def _recipe_of(value: Any, where: str) -> Recipe:
     slurm = read_slurm(Section(top.take("slurm", {}), f"{where}: slurm"))
     watch = _watch_of(Section(top.take("watch", {}), f"{where}: watch"))
     top.end()
-    return Recipe(
+    recipe = Recipe(
         name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
-        threads, precision, tuple(seeds), treatments, slurm, watch,
+        threads, precision, tuple(seeds), treatments, **own_net, folder=folder, slurm=slurm, watch=watch,
     )  # fmt: skip
+    try:
+        for treatment in dict.fromkeys(each for listed in treatments.values() for each in listed):
+            recipe.require(treatment)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return recipe
+
+
+def _architecture_of(top: Section, folder: Path) -> str:
+    """The name of a folder of templates, or the path of a prototxt that is there."""
+    given = top.text("architecture")
+    if given in _architectures():
+        return given
+    if not given.endswith(".prototxt"):
+        top.fail(
+            "architecture",
+            f"one of {', '.join(_architectures())}, or the path of a .prototxt, was expected, not {shown(given)}",
+        )
+    if not (folder / given).is_file():
+        top.fail("architecture", f"{folder / given}: no such file; paths are relative to the recipe's folder")
+    return given
+
+
+def _mean_of(top: Section, own: bool) -> Any:
+    """`target`, `base`, or for a net of one's own the mean of each channel."""
+    if own and isinstance(top.left.get("mean"), list):
+        values = top.take("mean")
+        if len(values) not in (1, 3) or not all(_is_number(value) for value in values):
+            top.fail("mean", f"one number for each channel (blue, green, red) was expected, not {shown(values)}")
+        return tuple(values)
+    return "base" if top.one_of("mean", ["target", "base"], "target") == "base" else "target"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _own_net_of(top: Section, own: bool, where: str) -> dict[str, Any]:
+    """The keys that only a recipe with a net of its own may have."""
+    if not own:
+        for key in ("cuts", "sources", "scale", "batch_norm", "copied_rate"):
+            if key in top.left:
+                top.fail(key, "for a net of your own only: `architecture` has to be the path of a .prototxt")
+        return {}
+    cuts = top.take("cuts", [])
+    if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
+        top.fail("cuts", f"a list of blobs was expected, not {shown(cuts)}")
+    scale, rate = top.take("scale", 1), top.take("copied_rate", 1)
+    for key, value in (("scale", scale), ("copied_rate", rate)):
+        if not _is_number(value) or value <= 0:
+            top.fail(key, f"a number above 0 was expected, not {shown(value)}")
+    sources: dict[str, SourceWeights] = {}
+    given = Section(top.take("sources", {}), f"{where}: sources")
+    for letter in list(given.left):
+        if not re.fullmatch(r"[A-Z]", str(letter)) or letter in ("A", "B", "R"):
+            given.fail(str(letter), "a capital letter other than A, B (halves) and R (random) was expected")
+        each = Section(given.take(letter), f"{where}: sources: {letter}")
+        sources[letter] = SourceWeights(each.text("weights"), each.text("sha256") if "sha256" in each.left else None)
+        each.end()
+    batch_norm = top.one_of("batch_norm", ["stored", "batch"], "stored")
+    return {"cuts": tuple(cuts), "sources": sources, "scale": scale, "batch_norm": batch_norm, "copied_rate": rate}
 
 
 def _architectures() -> list[str]:

@@ -16,11 +16,22 @@ does not support is an error that names the file, the key and the allowed values
                   database of all images, with the halves as views of it (transfer_caffe/formats/views.py), or as
                   copies if real Caffe has to read them; on_error*: how to treat a broken image: `fail` (the default),
                   `skip`, or `caffe` (tools/build_lmdb.py)
-    architecture  a folder of prototxt_templates
+    architecture  a folder of prototxt_templates, or a net of your own: the path of a train_val.prototxt or
+                  deploy.prototxt of any age, relative to the recipe's folder. It is rewritten for the experiment
+                  (transfer_caffe/experiment/rewrite.py)
+    cuts*         blobs where the stages of your own net end, for example [pool1, pool2, pool5, fc6]; by default every
+                  blob that all paths pass (`python -m transfer_caffe.architecture NET` lists them)
+    sources*      letter: weights to copy stages from, for treatments like `P3` and `P3+`, with the keys weights (a
+                  .caffemodel, relative to the recipe's folder) and sha256*
     crop, mirror  side of the square crop, in pixels; whether training images are mirrored at random
     batch         train, test: number of images per mini-batch
     outputs*      number of outputs of the last layer: `classes` (the number of classes, the default) or a number
-    mean*         which mean image a network subtracts: `target` (that of its own half, the default) or `base`
+    mean*         which mean image a network subtracts: `target` (that of its own half, the default) or `base`; for your
+                  own net also a list, the mean of each channel (blue, green, red), for example [104, 117, 123]
+    scale*        your own net: factor for the pixels, after the mean is subtracted (default: 1)
+    batch_norm*   your own net: whether frozen BatchNorm layers use the `stored` statistics in training (the default) or
+                  those of the `batch`
+    copied_rate*  your own net: factor for the learning rate of copied stages that are fine-tuned (default: 1)
     test_images*  number of images per test pass: `all` (the default) or a number; rounded up to full batches
     solver        any field of Caffe's SolverParameter that is not derived from the network; max_iter must be a
                   multiple of test_interval, so that the final weights are tested
@@ -48,6 +59,7 @@ does not support is an error that names the file, the key and the allowed values
 from __future__ import annotations
 
 import fnmatch
+import functools
 import hashlib
 import json
 import os
@@ -58,7 +70,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfer_caffe.experiment.slurm_settings import SlurmSettings
-from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.experiment.stages import stages_of
+from transfer_caffe.experiment.treatment import LAYERS, Treatment
+from transfer_caffe.formats.nets import read_net
 from transfer_caffe.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -91,6 +105,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class SourceWeights:
+    """Weights that exist, to copy stages from: a .caffemodel, as the recipe names it, and its sha256 if given."""
+
+    weights: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Watch:
     """When a training causes a warning: see `transfer_caffe.run.watch`."""
 
@@ -114,7 +136,7 @@ class Recipe:
     mirror: bool
     batch: Batch
     outputs: int | None
-    mean: Literal["target", "base"]
+    mean: Literal["target", "base"] | tuple[float, ...]
     test_images: int | None
     solver: Mapping[str, Any]
     solver_for: Mapping[str, Mapping[str, Any]]
@@ -123,6 +145,13 @@ class Recipe:
     precision: str
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
+    cuts: tuple[str, ...] = ()
+    sources: Mapping[str, SourceWeights] = field(default_factory=dict)
+    scale: float = 1
+    batch_norm: Literal["stored", "batch"] = "stored"
+    copied_rate: float = 1
+    folder: Path = field(default=Path(), compare=False)
+    """The folder of the recipe's file, which the paths of nets and weights are relative to."""
     slurm: SlurmSettings = field(default=SlurmSettings(), compare=False)
     watch: Watch = field(default=Watch(), compare=False)
     """Not part of `settings`: it does not affect training."""
@@ -132,6 +161,25 @@ class Recipe:
     def __hash__(self) -> int:
         """Hash the name: dictionaries are not hashable."""
         return hash(self.name)
+
+    @property
+    def net_file(self) -> Path | None:
+        """The prototxt of a net of one's own; None for an architecture of prototxt_templates."""
+        return self.folder / self.architecture if self.architecture.endswith(".prototxt") else None
+
+    @functools.cached_property
+    def stages(self) -> int:
+        """The number of stages, which n counts. Raise UserError for a net that cannot be used."""
+        if self.net_file is None:
+            return LAYERS
+        return len(stages_of(read_net(self.net_file), self.cuts))
+
+    def source_file(self, letter: str) -> Path:
+        """Return the path of a source's weights. Raise UserError for a letter that the recipe does not have."""
+        if letter not in self.sources:
+            known = ", ".join(self.sources) or "none"
+            raise UserError(f"recipe {self.name}: there is no source {letter}; its sources are: {known}")
+        return self.folder / self.sources[letter].weights
 
     def networks(self) -> list[Network]:
         """Return every network of the recipe: bases first, then seed by seed in the order of the file."""
@@ -151,7 +199,14 @@ class Recipe:
         if isinstance(treatment, str):
             treatment = Treatment.parse(treatment)
         check_fits(split, treatment)
+        self.require(treatment)
         return Network(self, split, treatment, seed)
+
+    def require(self, treatment: Treatment) -> None:
+        """Raise UserError unless the recipe has the stages and the source that a treatment needs."""
+        treatment.require_stages(self.stages)
+        if treatment.is_external:
+            self.source_file(treatment.source)
 
     def dataset_folder(self, data_root: str | os.PathLike[str]) -> Path:
         """Return the folder that holds the dataset's train.txt, val.txt and classes.csv."""
@@ -192,16 +247,29 @@ class Recipe:
             "mirror": self.mirror,
             "batch": {"train": self.batch.train, "test": self.batch.test},
             "outputs": "classes" if self.outputs is None else self.outputs,
-            "mean": self.mean,
+            "mean": list(self.mean) if isinstance(self.mean, tuple) else self.mean,
             "test_images": "all" if self.test_images is None else self.test_images,
             "solver": dict(self.solver),
             "solver_for": {pattern: dict(fields) for pattern, fields in self.solver_for.items()},
+            **self._own_net(),
             **({} if self.keep_snapshots is None else {"keep_snapshots": self.keep_snapshots}),
             "threads": self.threads,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
             "seeds": list(self.seeds),
             "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
         }
+
+    def _own_net(self) -> dict[str, Any]:
+        """The settings that only recipes with a net of their own have: what is left out is at its default."""
+        given = {
+            "cuts": list(self.cuts),
+            "sources": {letter: dict(vars(each)) for letter, each in self.sources.items()},
+            "scale": self.scale,
+            "batch_norm": self.batch_norm,
+            "copied_rate": self.copied_rate,
+        }
+        default = {"cuts": [], "sources": {}, "scale": 1, "batch_norm": "stored", "copied_rate": 1}
+        return {name: value for name, value in given.items() if value != default[name]}
 
     def sha256(self) -> str:
         """Return the sha256 of the recipe's `settings`, as JSON with sorted keys and without spaces.
@@ -277,6 +345,11 @@ class Network:
         """Return the folder of the lists and databases that this network is trained and tested on."""
         return self.recipe.data_folder(data_root, self.split, self.treatment.target)
 
+    @property
+    def source(self) -> Path | None:
+        """The weights that stages are copied from, for a treatment with an external source; else None."""
+        return self.recipe.source_file(self.treatment.source) if self.treatment.is_external else None
+
     def mean_folder(self, data_root: str | os.PathLike[str]) -> Path:
         """Return the folder of the mean image that this network subtracts (see the recipe's key `mean`)."""
         base = self.base
@@ -286,7 +359,7 @@ class Network:
 def check_fits(split: str, treatment: Treatment) -> None:
     """Raise UserError if the split does not exist or does not support the treatment."""
     if split == "whole":
-        allowed, fits = "base and R1 to R7", treatment.target == ""
+        allowed, fits = "treatments without a half, for example base, R3, P3", treatment.target == ""
     elif re.fullmatch(r"reduced[1-9][0-9]*", split):
         allowed, fits = "base", treatment.is_base and treatment.target == ""
     elif split == "natman" or re.fullmatch(r"random(0|[1-9][0-9]*)", split):

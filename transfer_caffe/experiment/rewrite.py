@@ -87,7 +87,7 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     elif not main.top:
         main.top.append(LOSS)
     for loss in losses_of(body):
-        for classifier in _classifiers(loss, body, where):
+        for classifier in classifiers(loss, body, where):
             _set_outputs(classifier, change.classes)
     logits = main.bottom[0]
     place = next(index for index, layer in enumerate(body) if layer is main)
@@ -161,8 +161,8 @@ def _rename(body: Sequence[LayerParameter], old: str, new: str) -> None:
                     blobs[index] = new
 
 
-def _classifiers(loss: LayerParameter, body: Sequence[LayerParameter], where: str) -> list[LayerParameter]:
-    """The layers whose outputs are the classes: the first with weights on each way back from a loss."""
+def classifiers(loss: LayerParameter, body: Sequence[LayerParameter], where: str) -> list[LayerParameter]:
+    """Return the layers whose outputs are the classes: the first with weights on each way back from a loss."""
     place = next(index for index, layer in enumerate(body) if layer is loss)
     wanted, found = {loss.bottom[0]}, []
     for layer in reversed(body[:place]):

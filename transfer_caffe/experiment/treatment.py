@@ -1,10 +1,12 @@
-"""The names of the treatments: `base`, `baseA`, `A3B`, `B3B`, `A3B+`, `R3`, `R3B`.
+"""The names of the treatments: `base`, `baseA`, `A3B`, `B3B`, `A3B+`, `R3`, `R3B`, `P3`, `P3A+`.
 
-    Treatment.parse("A3B+")     layers 1-3 copied from baseA, the others re-initialised, all of them trained on half B
+    Treatment.parse("A3B+")     stages 1-3 copied from baseA, the others re-initialised, all of them trained on half B
     expand("A{1-7}B+")          the seven treatments A1B+ to A7B+
 
-The grammar is the paper's (Yosinski et al. 2014, section 2): source, number of copied layers, target, and `+` if the
-copied layers are fine-tuned. `R` stands for an untrained network with random weights as the source.
+The grammar is the paper's (Yosinski et al. 2014, section 2): source, number of copied stages, target, and `+` if the
+copied stages are fine-tuned. `R` stands for an untrained network with random weights as the source. Any other letter
+stands for weights that exist, which the recipe names under `sources`. What a stage is, `stages` says: in the paper's
+network each layer with weights is one.
 """
 
 from __future__ import annotations
@@ -15,18 +17,21 @@ from dataclasses import dataclass
 from transfer_caffe.utils.errors import UserError
 
 LAYERS = 8
-"""Number of layers with weights in every architecture of the experiment; n counts them from the image upwards."""
+"""Number of stages of the paper's network, and of the architectures in prototxt_templates."""
 
-_ALLOWED = "allowed are base, baseA, baseB, and A3B, B3B, A3B+, R3, R3B with halves A or B and n from 1 to 7"
+_ALLOWED = (
+    "allowed are base, baseA, baseB, and A3B, B3B, A3B+, R3, R3B with halves A or B and n from 1; P3, P3+, P3A with "
+    "the letter of one of the recipe's sources"
+)
 
 
 @dataclass(frozen=True)
 class Treatment:
     """Which layers are copied, from which network, and on which half the network is trained.
 
-    Made by `Treatment.parse`; `str()` returns the name. ``source`` is "A", "B", "R" (random) or "" for a base; ``n`` is
-    the number of copied layers, 0 for a base; ``target`` is "A", "B" or "" for all classes; ``finetuned`` says whether
-    the copied layers are fine-tuned (else they are frozen).
+    Made by `Treatment.parse`; `str()` returns the name. ``source`` is "A", "B", "R" (random), another capital letter
+    for weights that exist, or "" for a base; ``n`` is the number of copied stages, 0 for a base; ``target`` is "A", "B"
+    or "" for all classes; ``finetuned`` says whether the copied stages are fine-tuned (else they are frozen).
     """
 
     source: str
@@ -60,7 +65,7 @@ class Treatment:
 
     def _problem(self) -> str:
         source, n, target = self.source, self.n, self.target
-        if source not in ("", "A", "B", "R"):
+        if source and not (len(source) == 1 and "A" <= source <= "Z"):
             return f"there is no source {source}"
         if target not in ("", "A", "B"):
             return f"there is no half {target}"
@@ -70,14 +75,23 @@ class Treatment:
             return "" if n == 0 else "a base has no copied layers"
         if n == 0:
             return f"n = 0 copies no layers: that network is base{target}"
-        if n == LAYERS:
-            what = "an untrained network" if source == "R" else f"base{source} itself"
-            return f"n = {LAYERS} copies all layers and re-initialises none: that network is {what}"
-        if not 1 <= n < LAYERS:
-            return f"n is {n}, but the networks have {LAYERS} layers and n is 1 to {LAYERS - 1}"
+        if n < 0:
+            return f"n is {n}, and counts from 1"
         if source == "R":
             return "random layers are frozen; if they learned, this would be a base network (no `+`)" * self.finetuned
-        return f"the target is missing: {source}{n}A or {source}{n}B" * (target == "")
+        return f"the target is missing: {source}{n}A or {source}{n}B" * (target == "" and source in ("A", "B"))
+
+    def require_stages(self, stages: int) -> None:
+        """Raise UserError unless a network of that many stages can have this treatment."""
+        if self.n < stages:
+            return
+        what = {"R": "an untrained network", "A": "baseA itself", "B": "baseB itself"}
+        if self.n == stages:
+            why = f"n = {stages} copies all stages and re-initialises none: that network is "
+            why += what.get(self.source, f"the source {self.source} itself")
+        else:
+            why = f"n is {self.n}, but the network has {stages} stages and n is 1 to {stages - 1}"
+        raise UserError(f"treatment {self}: {why}")
 
     @property
     def is_base(self) -> bool:
@@ -88,6 +102,11 @@ class Treatment:
     def is_random(self) -> bool:
         """Whether the first n layers keep their random initial weights."""
         return self.source == "R"
+
+    @property
+    def is_external(self) -> bool:
+        """Whether the first n stages are copied from weights that exist, one of the recipe's sources."""
+        return self.source not in ("", "A", "B", "R")
 
     @property
     def is_selffer(self) -> bool:
@@ -101,12 +120,17 @@ class Treatment:
 
     @property
     def base(self) -> Treatment | None:
-        """The treatment that layers are copied from: baseA for A3B; None for bases and random sources."""
+        """The treatment that stages are copied from: baseA for A3B; None for bases, random and external sources."""
         return Treatment("", 0, self.source, False) if self.source in ("A", "B") else None
 
     @property
+    def copies(self) -> bool:
+        """Whether stages are copied, from a base of the experiment or from a source of the recipe."""
+        return not (self.is_base or self.is_random)
+
+    @property
     def frozen(self) -> int:
-        """The number of frozen layers, counted from the image upwards."""
+        """The number of frozen stages, counted from the image upwards."""
         return 0 if self.finetuned else self.n
 
 
@@ -142,6 +166,7 @@ def describe(treatment: Treatment) -> str:
     layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
     if treatment.is_random:
         return f"{layers} random, untrained and frozen; the others trained on {place}"
+    source = treatment.base or f"the source {treatment.source}"
     if treatment.finetuned:
-        return f"{layers} copied from {treatment.base}, the others re-initialised; all layers trained on {place}"
-    return f"{layers} copied from {treatment.base} and frozen; the others re-initialised and trained on {place}"
+        return f"{layers} copied from {source}, the others re-initialised; all layers trained on {place}"
+    return f"{layers} copied from {source} and frozen; the others re-initialised and trained on {place}"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer_caffe.figures.sources import CREDIT, Source, credit_words, is_paper, titled
+from transfer_caffe.figures.sources import CREDIT, Source, credit_words, is_paper, last_n, titled
 from transfer_caffe.figures.style import LOOKS, Drawn, credit, write_figure
 from transfer_caffe.formats.log import Row
 from transfer_caffe.results.markers import KINDS, Marker, limits
@@ -71,7 +71,10 @@ def draw_curves(source: Source, curves: dict[str, Curve], folder: Path) -> Drawn
         return None
     drawn_names = [m.network for each in panels.values() for m in each]
     ends = [y for name in drawn_names for _, y in curves[name]]
-    colours = {n: to_hex(matplotlib.colormaps["plasma"](0.05 + 0.85 * (n - 1) / 6)) for n in range(1, 8)}
+    last = last_n([source])
+    colours = {
+        n: to_hex(matplotlib.colormaps["plasma"](0.05 + 0.85 * (n - 1) / max(last - 1, 1))) for n in range(1, last + 1)
+    }
     colours[0] = "black"
 
     def make() -> Figure:

@@ -16,7 +16,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from transfer_caffe.figures.remarks import Points, between, draw_paper_remarks, draw_remarks
-from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, kinds_of, legend_of, titled
+from transfer_caffe.figures.sources import (
+    CREDIT,
+    Source,
+    compared,
+    credit_words,
+    is_paper,
+    kinds_of,
+    last_n,
+    legend_of,
+    titled,
+)
 from transfer_caffe.figures.style import (
     DARK,
     LOOKS,
@@ -178,7 +188,7 @@ def _draw_lines(lines: Sequence[_Lines], gains: bool) -> Figure:
     on_paper = _paper_axis(PAPER_BOTTOM, ends, sources) if as_paper else None
     axes.set_ylim(on_paper or limits(ends, 0.5 if gains else 0.005, 2.0 if gains else 0.02, 0.05))
     first = lines[0]
-    shaded: Points = {"base": [(n, first.base) for n in range(8)]} if first.base else {}
+    shaded: Points = {"base": [(n, first.base) for n in range(last_n(sources) + 1)]} if first.base else {}
     shaded |= first.points
     for one, two, colour in SHADES:
         x, low, high = between(shaded, one, two)
@@ -252,8 +262,9 @@ def _paper_axis(
 
 
 def _n_axis(axes: Axes, sources: Sequence[Source]) -> None:
-    axes.set_xlim(-0.2, 7.4 if compared(sources) else 7.3)
-    axes.set_xticks(range(8))
+    last = last_n(sources)
+    axes.set_xlim(-0.2, last + (0.4 if compared(sources) else 0.3))
+    axes.set_xticks(range(last + 1))
     axes.set_xlabel(X_LABEL)
     axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 2.5, 5, 10]))
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, legend_of, titled
+from transfer_caffe.figures.sources import CREDIT, Source, compared, credit_words, is_paper, last_n, legend_of, titled
 from transfer_caffe.figures.style import (
     LOOKS,
     Drawn,
@@ -189,7 +189,9 @@ def _draw_lines(
             xy = [(float(m.n), m.accuracy) for m in markers if (m.kind == "base") == of_base]
             draw_markers(axes, each, [x for x, _ in xy], [y for _, y in xy])
             points += xy
-    _finish(axes, [max(0.0, low) for low in limits([y for _, y in points], 0.01, 0.02)], "Top-1 accuracy")
+    _finish(
+        axes, [max(0.0, low) for low in limits([y for _, y in points], 0.01, 0.02)], "Top-1 accuracy", last_n(sources)
+    )
     axes.set_title(title, fontsize=17, pad=12)
     labels = list(dict.fromkeys(label for label, _, _, _ in lines))
     if len(labels) > 1 or compared(sources):
@@ -218,7 +220,7 @@ def _draw_gains(axes: Axes, series: Sequence[_Series], sources: Sequence[Source]
     means = [cell.mean for each in series if each.look is not TRIANGLE for cell in each.cells.values()]
     if is_paper(sources) and means and min(means) > LOWEST and max(means) < PAPER_HIGHEST:
         low, high = LOWEST, PAPER_HIGHEST
-    _finish(axes, (max(low, lowest), high), "Relative top-1 accuracy")
+    _finish(axes, (max(low, lowest), high), "Relative top-1 accuracy", last_n(sources))
     axes.set_xlabel(X_LABEL)
     looks = list({each.look.label: each.look for each in series}.values())
     entries = [(look, look.label, [each.source for each in series if each.look is look]) for look in looks]
@@ -240,9 +242,9 @@ def _lowest(series: Sequence[_Series]) -> float:
     return min(LOWEST, limits(transfers, 0.01, 0.02)[0])
 
 
-def _finish(axes: Axes, ends: Sequence[float], label: str) -> None:
-    axes.set_xlim(-0.2, 7.3)
-    axes.set_xticks(range(8))
+def _finish(axes: Axes, ends: Sequence[float], label: str, last: int) -> None:
+    axes.set_xlim(-0.2, last + 0.3)
+    axes.set_xticks(range(last + 1))
     axes.set_ylim(*ends)
     axes.set_ylabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))

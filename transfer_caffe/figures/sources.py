@@ -93,3 +93,8 @@ def legend_of(
         handles += [(Line2D([], [], linestyle="none"),), handle(grey, line), handle(ghost(grey), line)]
         labels += ["", "full colour: yours", "pale, hollow: the paper"]
     return handles, labels
+
+
+def last_n(sources: Sequence[Source]) -> int:
+    """Return the largest n of the networks, at least the paper's 7: where an axis over n ends."""
+    return max([7, *(marker.n for source in sources for marker in source.markers)])

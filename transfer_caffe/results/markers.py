@@ -20,7 +20,7 @@ from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.results.table import Row
 from transfer_caffe.utils.errors import UserError
 
-KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+", "R")
+KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+", "R", "X", "X+")
 FAMILIES = {"random": "Random splits", "natman": "Man-made/natural split", "whole": "All classes"}
 METRICS = {"final": "accuracy_final", "top10": "accuracy_top10"}
 
@@ -54,6 +54,8 @@ class Marker:
         treatment = self.treatment
         if treatment.is_base or treatment.is_random:
             return "base" if treatment.is_base else "R"
+        if treatment.is_external:
+            return "X" + "+" * treatment.finetuned
         return ("BnB" if treatment.is_selffer else "AnB") + "+" * treatment.finetuned
 
     @property

@@ -57,10 +57,11 @@ def require_finished(log: Log, code: int, folder: Path, max_iter: int) -> None:
         raise RunFailed(f"the last test was at iteration {rows[-1].iteration} of {max_iter}; its log is {folder / LOG}")
 
 
-def require_sound(network: Network, folder: Path, log: Log, final: Path, layers: list[str]) -> str:
+def require_sound(network: Network, folder: Path, log: Log, final: Path, layers: list[str], frozen: list[str]) -> str:
     """Raise RunFailed unless all layers were copied that should be, and frozen layers have not changed.
 
-    Return what the frozen layers were compared with, as recorded in done.json.
+    ``layers``: all layers with weights; ``frozen``: those of the frozen stages. Return what the frozen layers were
+    compared with, as recorded in done.json.
     """
     if not final.exists():
         raise RunFailed(f"{final} is missing, although the engine reported that it is done")
@@ -70,8 +71,7 @@ def require_sound(network: Network, folder: Path, log: Log, final: Path, layers:
         raise RunFailed(f"the final weights are invalid: {error}") from None
     if missing := [name for name in layers if name not in after]:
         raise RunFailed(f"{final}: layer {missing[0]} is missing")
-    frozen = layers[: network.treatment.frozen]
-    if network.base:
+    if network.treatment.copies:
         init = read_weights(folder / INIT)
         for name, blobs in init.items():
             if name in log.ignored_layers:

@@ -10,9 +10,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from transfer_caffe.experiment.architecture import classes_of
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.formats.log import Log, Row
-from transfer_caffe.formats.nets import layers_with_weights
 from transfer_caffe.formats.proto import read_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.run import provenance
@@ -77,7 +77,7 @@ def record(
         "test_loss_final": rows[-1].test_loss,
         "train_loss_last1000": _rounded(log.train_loss_over_last(1000)),
         "max_iter": network.max_iter,
-        "outputs": layers_with_weights(net)[-1].inner_product_param.num_output,
+        "outputs": classes_of(net),
         "target_classes": count_classes(data_folder / "train.txt"),
         "wall_seconds": round(log.seconds, 3),
         "seconds_per_iteration": _rounded(log.seconds_per_iteration),
@@ -90,7 +90,7 @@ def record(
         "recipe_sha256": recipe.sha256(),
         "sha256": {name: sha256(path) for name, path in files.items() if path.exists()},
         "data": started.get("data") or provenance.data_checksums(network, data),
-        "base": network.base.name if network.base else None,
+        "base": network.base.name if network.base else str(network.source) if network.source else None,
         "started": started["started"],
         "finished": now_utc(),
         "runs": started.get("runs", []),

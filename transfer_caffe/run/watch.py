@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transfer_caffe.experiment.architecture import classes_of
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.formats.image_list import read_class_map
 from transfer_caffe.formats.log import Row, read_log
-from transfer_caffe.formats.nets import layers_with_weights
 from transfer_caffe.formats.proto import read_text as read_message
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.run.folder import CURVE, LOG, NET, read_done
@@ -104,8 +104,7 @@ def _classes(network: Network, folder: Path, data: Path) -> int | None:
         return len(read_class_map(classes))
     if not (folder / NET).is_file():
         return None
-    layers = layers_with_weights(read_message(folder / NET, NetParameter()))
-    return layers[-1].inner_product_param.num_output if layers else None
+    return classes_of(read_message(folder / NET, NetParameter()))
 
 
 def _curve(path: Path) -> list[Row]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer_caffe.experiment.recipe import Network, Recipe
+from transfer_caffe.experiment.treatment import LAYERS
 
 # An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
 # backward pass stops above the frozen layers. Good enough to tell the time left.
@@ -24,13 +25,18 @@ COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
 MINI_COST = (1.0, 0.86, 0.76, 0.68, 0.60, 0.54, 0.52, 0.50)
 
 
-def relative_cost(architecture: str) -> tuple[float, ...]:
+def relative_cost(architecture: str, stages: int = LAYERS) -> tuple[float, ...]:
     """Return what an iteration with the first 0, 1, ... 7 layers frozen costs relative to one in which all learn.
 
     The last number also holds for a test image relative to a training image: neither has a backward pass to speak of.
     In the paper's logs a test image takes 2.6 ms, a training image 6.9 ms, that is 0.38.
     """
-    return MINI_COST if architecture == "mini" else COST
+    known = MINI_COST if architecture == "mini" else COST
+    if stages == len(known):
+        return known
+    # another net: by the place of n between the first and the last stage
+    ratios = dict(enumerate(known))
+    return tuple(_interpolated(ratios, n * (len(known) - 1) / max(stages - 1, 1)) for n in range(stages))
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,10 @@ class Rate:
 
         Between two known numbers the ratio to it is interpolated.
         """
-        relative = relative_cost(recipe.architecture)
+        relative = relative_cost(recipe.architecture, recipe.stages)
         ratios = {n: seconds / relative[n] for n, seconds in sorted(known.items())}
         iteration = tuple(_interpolated(ratios, n) * relative[n] for n in range(len(relative)))
-        return cls(iteration, test_image or iteration[7] / recipe.batch.train, source)
+        return cls(iteration, test_image or iteration[-1] / recipe.batch.train, source)
 
     @classmethod
     def of_done(cls, recipe: Recipe, networks: Sequence[tuple[Network, Mapping[str, Any]]]) -> Rate | None:
@@ -83,7 +89,7 @@ class Rate:
         return iterations * self.iteration[network.treatment.frozen] + test_images * self.test_image
 
 
-def _interpolated(known: Mapping[int, float], n: int) -> float:
+def _interpolated(known: Mapping[int, float], n: float) -> float:
     """The value at n, between those that are known; outside of them the nearest."""
     below = [each for each in known if each <= n]
     above = [each for each in known if each >= n]

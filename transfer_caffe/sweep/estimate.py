@@ -123,10 +123,10 @@ class Estimate:
 
         The test before the first iteration is a part of the start.
         """
-        relative = relative_cost(network.recipe.architecture)
+        relative = relative_cost(network.recipe.architecture, network.recipe.stages)
         tests = iteration // network.solver["test_interval"]
         batches = tests * (self._test_images(network) or 0) / network.recipe.batch.train
-        return iteration * relative[network.treatment.frozen] + batches * relative[7]
+        return iteration * relative[network.treatment.frozen] + batches * relative[-1]
 
 
 def _work(network: Network, seconds: float) -> Work:

@@ -31,7 +31,8 @@ from transfer_caffe.utils import processes
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import write_text
 
-FROZEN = (0, 3, 5, 7)
+PLACES = (0, 3 / 7, 5 / 7, 1)
+"""How many of the stages that can be frozen are frozen when it is measured: 0, 3, 5 and 7 of a CaffeNet's 7."""
 ENOUGH = 4.0
 """Seconds of iterations after which the next number of frozen layers is measured, if there were `LEAST` of them."""
 LEAST = 3
@@ -45,7 +46,7 @@ def measure(selection: Selection, engine: Engine) -> Rate:
     network = selection.networks[0]
     began = time.monotonic()
     known: dict[int, float] = {}
-    for frozen in FROZEN:
+    for frozen in dict.fromkeys(round(place * (recipe.stages - 1)) for place in PLACES):
         with tempfile.TemporaryDirectory() as folder:
             every = 1
             while True:

@@ -182,7 +182,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
         # tests that nobody knows the size of are left out: they are a few hundredths
         return rate and rate.seconds(network, max_iter, test_images or 0) / 3600 * part
 
-    relative = relative_cost(network.recipe.architecture)
+    relative = relative_cost(network.recipe.architecture, network.recipe.stages)
     reduced = re.fullmatch(r"reduced(\d+)", network.split)
     return Item(
         name=network.name,
@@ -203,7 +203,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
         tests=tests,
         train_images=max_iter * batch,
         test_images=test_images,
-        cost=round(max_iter * relative[treatment.frozen] + (test_images or 0) / batch * relative[7], 1),
+        cost=round(max_iter * relative[treatment.frozen] + (test_images or 0) / batch * relative[-1], 1),
         hours=hours(1),
         hours_left=hours(0 if state.word in ("done", "changed") else left),
         state=state.word,
@@ -302,7 +302,9 @@ def _sums(plan: Plan) -> list[str]:
         for count, hours in plan.slots.items():
             if count > 1 and hours is not None:
                 lines.append(f"on {count} GPUs, or {count} networks at a time: {_time(hours)}")
-        lines.append(f"rate:  {plan.rate.source}; frozen layers make it less ({plan.rate.iteration[7]:.3g} s at 7)")
+        lines.append(
+            f"rate:  {plan.rate.source}; frozen layers make it less ({plan.rate.iteration[-1]:.3g} s at {len(plan.rate.iteration) - 1})"
+        )
     else:
         lines.append(
             "cost:  iterations (and tests), each weighed by what it takes beside one in which all layers learn; for "

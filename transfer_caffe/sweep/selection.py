@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfer_caffe.experiment.recipe import Network, Recipe
-from transfer_caffe.experiment.treatment import LAYERS, Treatment, expand
+from transfer_caffe.experiment.treatment import Treatment, expand
 from transfer_caffe.utils.errors import ArgumentParser, UserError
 
 
@@ -81,7 +81,7 @@ def select(
     names = _any_of(treatments, only, "--only", f"treatments are {shown_treatments(recipe)}")
     there = list(recipe.treatments)
     among = _any_of(there, splits, "--split", f"its splits are {', '.join(there)}")
-    numbers = _numbers(layers) if layers is not None else range(LAYERS)
+    numbers = _numbers(layers, recipe.stages) if layers is not None else range(recipe.stages)
     for seed in seeds:
         if seed not in recipe.seeds:
             raise UserError(
@@ -157,13 +157,13 @@ def _any_of(names: list[str], patterns: Sequence[str], option: str, has: str) ->
     return found
 
 
-def _numbers(layers: str) -> set[int]:
+def _numbers(layers: str, stages: int) -> set[int]:
     numbers: set[int] = set()
     for item in layers.split(","):
-        ends = re.fullmatch(r"\s*([0-9])\s*(?:-\s*([0-9])\s*)?", item)
+        ends = re.fullmatch(r"\s*([0-9]{1,3})\s*(?:-\s*([0-9]{1,3})\s*)?", item)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
-        if not first <= last < LAYERS:
-            raise UserError(f"--layers {layers}: numbers and ranges from 0 to {LAYERS - 1} were expected, as 1,3-5")
+        if not first <= last < stages:
+            raise UserError(f"--layers {layers}: numbers and ranges from 0 to {stages - 1} were expected, as 1,3-5")
         numbers.update(range(first, last + 1))
     return numbers
 

@@ -19,6 +19,7 @@ from transfer_caffe import data as data_stage
 from transfer_caffe.data_prep.classes import read_classes
 from transfer_caffe.experiment.architecture import weight_shapes
 from transfer_caffe.experiment.recipe import Network, Recipe
+from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.generate import compose
 
 PAGE = 4096  # of an LMDB
@@ -163,15 +164,17 @@ class Sizes:
         outputs = self.outputs(network)
         if outputs is None:
             return None
-        layers = self._weights(outputs)
-        return sum(layers), sum(layers[: network.treatment.n]) if network.base else 0
+        total, stages = self._weights(outputs)
+        return total, sum(stages[: network.treatment.n]) if network.treatment.copies else 0
 
-    def _weights_of(self, outputs: int) -> list[int]:
-        """The bytes of each layer's weights."""
+    def _weights_of(self, outputs: int) -> tuple[int, list[int]]:
+        """Return the bytes of all weights, and of those of each stage."""
         recipe = replace(self.recipe, outputs=outputs, test_images=1)
         network = replace(recipe.networks()[0], recipe=recipe)
         net = compose(network, self.data, network.folder("runs")).net
-        return [4 * sum(map(math.prod, shapes)) for shapes in weight_shapes(net).values()]
+        sizes = {name: 4 * sum(map(math.prod, shapes)) for name, shapes in weight_shapes(net).items()}
+        stages = [sum(sizes[name] for name in stage.weighted) for stage in stages_of(net, recipe.cuts)]
+        return sum(sizes.values()), stages
 
     def snapshot(self, network: Network) -> int | None:
         """The bytes of one snapshot of a network: weights and history."""
