@@ -212,8 +212,8 @@ def surgery(network: Network, runs: Path, folder: Path) -> str:
             return base_sha
         if made["base_sha256"] != base_sha and snapshots.iterations(folder):
             raise UserError(
-                f"{record_path}: the weights of {name} have changed since {network.name} was started from them; retrain it "
-                "with --restart"
+                f"{record_path}: the weights of {name} have changed since {network.name} was started from them; "
+                "retrain it with --restart"
             )
     rows = take_over(weights, folder / NET, network.treatment, folder / INIT, cuts=network.recipe.cuts)
     write_json(

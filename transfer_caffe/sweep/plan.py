@@ -302,9 +302,8 @@ def _sums(plan: Plan) -> list[str]:
         for count, hours in plan.slots.items():
             if count > 1 and hours is not None:
                 lines.append(f"on {count} GPUs, or {count} networks at a time: {_time(hours)}")
-        lines.append(
-            f"rate:  {plan.rate.source}; frozen layers make it less ({plan.rate.iteration[-1]:.3g} s at {len(plan.rate.iteration) - 1})"
-        )
+        most = f"{plan.rate.iteration[-1]:.3g} s at {len(plan.rate.iteration) - 1}"
+        lines.append(f"rate:  {plan.rate.source}; frozen layers make it less ({most})")
     else:
         lines.append(
             "cost:  iterations (and tests), each weighed by what it takes beside one in which all layers learn; for "
