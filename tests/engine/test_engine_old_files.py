@@ -210,7 +210,7 @@ def test_the_old_solver_type_is_read_and_beside_the_new_one_refused(tiny: Path, 
     (tiny / "solver.prototxt").write_text(SOLVER + 'solver_type: SGD type: "SGD"\n')
     capsys.readouterr()
     assert main(["train", "--solver", "solver.prototxt"]) == 2
-    assert "solver.prototxt: gives both type and solver_type" in capsys.readouterr().err
+    assert "solver.prototxt: has both type and its old form solver_type" in capsys.readouterr().err
 
 
 def test_a_four_axes_blob_has_the_values_of_the_flat_one() -> None:
