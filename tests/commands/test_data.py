@@ -137,7 +137,7 @@ def test_a_split_of_lists_that_have_changed_since_is_refused(capsys):
     with open(HERE / "train.txt", "a") as file:
         file.write("1_0.png 1\n")
     assert make() == 2
-    assert "random0 was cut from other lists than the dataset has now" in capsys.readouterr().err
+    assert "random0 was made from other lists than the dataset has now" in capsys.readouterr().err
 
 
 def test_the_mean_is_made_anew_with_its_database():
@@ -216,11 +216,11 @@ def test_databases_of_the_other_kind_are_refused(capsys):
     assert make() == 0
     use_views()
     assert make() == 2
-    assert "train_lmdb was built from the images, and the recipe has `views: true` now" in capsys.readouterr().err
+    assert "train_lmdb was built from the images, but the recipe has `views: true` now" in capsys.readouterr().err
     shutil.rmtree(HERE / "random0")
     shutil.rmtree(HERE / "natman")
     shutil.rmtree(HERE / "reduced1")
     assert make() == 0
     Path("small.yaml").write_text(RECIPE)
     assert make() == 2
-    assert "was taken out of a whole database, and the recipe has `views: false`" in capsys.readouterr().err
+    assert "was made from the database of all images, but the recipe has `views: false`" in capsys.readouterr().err

@@ -324,7 +324,7 @@ def test_the_command_writes_the_papers_network_and_says_what_comes_next(
         (["--treatment", "C3B"], "no source C"),
         (["--treatment", "A3B", "--split", "whole"], "the split whole takes base and R1 to R7"),
         (["--treatment", "A3B", "--split", "halves"], "there is no split 'halves'"),
-        (["--treatment", "A3B", "--seed", "-1"], "a seed is 0 or more"),
+        (["--treatment", "A3B", "--seed", "-1"], "the seed must be 0 or more"),
         (["--treatment", "A3B", "--recipe", "no.yaml"], "recipe no.yaml: no such file, and not one of the built-in"),
         (["--treatment", "A3B", "--recipe", "demo"], "val.txt: no such image list"),
     ],

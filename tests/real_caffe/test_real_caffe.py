@@ -38,7 +38,7 @@ def test_the_variable_comes_before_the_path_and_that_before_what_make_caffe_made
 def test_a_variable_that_names_no_program_is_an_error_and_no_other_caffe_is_taken(tmp_path, monkeypatch):
     make(tmp_path / "path/caffe")
     monkeypatch.setenv("CAFFE", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"CAFFE=.*nothing: there is no such program"):
+    with pytest.raises(UserError, match=r"CAFFE=.*nothing: no such program"):
         real_caffe.program()
 
 
