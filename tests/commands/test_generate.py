@@ -1,4 +1,4 @@
-"""The generated networks and solvers, as the messages that they parse to."""
+"""The generated networks and solvers, compared as parsed messages."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def rates(net: NetParameter) -> list[list[tuple[float, float]]]:
 
 
 def demo_data(folder: Path, halves: dict[str, tuple[int, int]]) -> Path:
-    """Image lists of this many classes and test images."""
+    """Write image lists with the given numbers of classes and test images."""
     for half, (classes, images) in halves.items():
         where = folder / "data" / "photos" / half
         where.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_a_convolution_of_caffenet_is_the_papers(fact: tuple[Any, ...]) -> None:
         caffe_pb2.LayerParameter(),
     )
     del layer.param[:]
-    layer.convolution_param.group = layer.convolution_param.group  # the default, 1, may be left unsaid
+    layer.convolution_param.group = layer.convolution_param.group  # the default, 1, may be omitted
     assert layer == wanted
 
 

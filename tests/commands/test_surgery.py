@@ -1,4 +1,4 @@
-"""Weight surgery: what is copied, to the byte, and what is refused."""
+"""Weight surgery: the layers are copied exactly, and invalid input is rejected."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def net_of(data: Path, treatment: str) -> NetParameter:
 
 @pytest.fixture(name="base")
 def _base(data: Path) -> Path:
-    """The weights of a trained baseA, with values that a copy by way of other types would not keep."""
+    """Write the weights of a trained baseA, with values that a conversion to another type would not preserve."""
     random = np.random.default_rng(0)
     base = NetParameter(name="random0-baseA-s0")
     base.layer.add(name="data", type="Data")
@@ -250,7 +250,7 @@ def test_a_missing_base_gives_one_line_that_names_it_and_exit_code_2(
 
 needs_pycaffe = pytest.mark.skipif(
     real_caffe.program() is None or real_caffe.pycaffe() is None,
-    reason="no real Caffe with pycaffe here (environment variable CAFFE, the PATH, or `make caffe`)",
+    reason="there is no real Caffe with pycaffe (environment variable CAFFE, PATH, or `make caffe`)",
 )
 
 

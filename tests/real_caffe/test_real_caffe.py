@@ -1,4 +1,4 @@
-"""Which Caffe is taken for real Caffe, and what is said where there is none."""
+"""Which program is used as real Caffe, and the errors if there is none."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def make(path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _nowhere(tmp_path, monkeypatch):
-    """A machine without Caffe."""
+    """Simulate a machine without Caffe."""
     monkeypatch.delenv("CAFFE", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.setattr(real_caffe, "INSTALLED", tmp_path / "project" / ".caffe" / "bin")
