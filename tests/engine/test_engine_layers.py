@@ -254,7 +254,7 @@ def test_a_layer_starts_from_the_blobs_in_its_prototxt():
       inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }"""
     blobs = [blob.data.tolist() for blob in net_of(text).layers[1].blobs]
     assert blobs == [[[1, 2, 3], [4, 5, 6]], [7, 8]]
-    with pytest.raises(UserError, match="its prototxt gives 1 blobs; it has 2"):
+    with pytest.raises(UserError, match="its prototxt has 1 blobs, but the layer has 2"):
         net_of(text.replace("blobs { shape { dim: 2 } data: [7, 8] }", ""))
 
 

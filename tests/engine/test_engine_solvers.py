@@ -229,8 +229,8 @@ def test_a_state_of_a_solver_with_another_history_is_refused(tmp_path, capsys, m
         ("test_iter: 3", "test_iter: 3 test_net: 'net.prototxt' test_net: 'net.prototxt'", "2 nets to test and 1"),
         ("test_iter: 3", "test_iter: 3 train_net: 'net.prototxt'", "more than once: net, train_net"),
         ("test_iter: 3", "test_iter: 3 test_state {} test_state {}", "2 test_state for 1 test nets"),
-        ("test_interval: 10", "", "gives test_iter, but no test_interval"),
-        ('net: "net.prototxt"', "", "gives no net to train"),
+        ("test_interval: 10", "", "sets test_iter, but no test_interval"),
+        ('net: "net.prototxt"', "", "names no training net"),
     ],
 )
 def test_settings_that_real_caffe_refuses_are_refused_in_one_line(tmp_path, capsys, monkeypatch, old, new, message):

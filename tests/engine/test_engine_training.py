@@ -312,7 +312,7 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
         (
             "kernel_size: 3 stride: 2 pad: 1",
             "stride: 2",
-            "'conv1' (Convolution): convolution_param gives no kernel_size",
+            "'conv1' (Convolution): convolution_param has no kernel_size",
         ),
         ('type: "gaussian"', 'type: "gauss"', "unknown filler type 'gauss'"),
         ("local_size: 5", "local_size: 4", "local_size must be odd"),
