@@ -1,8 +1,8 @@
-"""Measure how far the engine is from real Caffe, and write the numbers into docs/fidelity.md.
+"""Measure the differences between the engine and real Caffe, and write the numbers into docs/fidelity.md.
 
     make fidelity
 
-Only what stands between the two marks in the document is replaced; the rest is written by hand.
+Only the part between the two markers in the document is replaced; the rest is written manually.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ KINDS = ("data", "diff", "grad")
 
 
 def number(value: float) -> str:
-    """A difference in two digits."""
+    """Format a difference with two digits."""
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def worst(answers: list[Outcome]) -> list[str]:
-    """The largest differences of values, of blobs' gradients and of weights' gradients."""
+    """Return the largest differences of values, of blob gradients and of weight gradients."""
     found = []
     for kind in KINDS:
         rows = [row.difference for outcome in answers for row in outcome.rows if row.what == kind]
@@ -61,7 +61,7 @@ def worst(answers: list[Outcome]) -> list[str]:
 
 
 def layers() -> str:
-    """The table of layer types."""
+    """Return the table of layer types."""
     by_type: dict[str, list[Outcome]] = {}
     for layer, outcome in outcomes(case for cases in LAYER_CASES.values() for case in cases):
         by_type.setdefault(layer.type, []).append(outcome)
@@ -70,7 +70,7 @@ def layers() -> str:
 
 
 def random_layers() -> str:
-    """A sentence about random settings."""
+    """Return a paragraph about layers with random settings."""
     answers = [
         outcome
         for layer, outcome in outcomes(case for seed in range(4) for case in random_cases(2000 + seed, 250))
@@ -78,33 +78,33 @@ def random_layers() -> str:
     ]
     values, blobs, weights = worst(answers)
     return (
-        f"Layers with random settings on random shapes: {len(answers)} of 1,000 were computed by both engines (the "
-        f"others real Caffe refuses, or they are of the known differences below). Largest differences: "
-        f"values {values}, gradients of blobs {blobs}, of weights {weights}."
+        f"Layers with random settings and random shapes: both engines computed {len(answers)} of 1,000 (real Caffe "
+        f"rejects the others, or they fall under the known differences below). Largest differences: "
+        f"values {values}, gradients of blobs {blobs}, gradients of weights {weights}."
     )
 
 
 def graphs() -> str:
-    """A sentence about nets whose layers meet."""
+    """Return a paragraph about interactions between layers."""
     names = [name for name in GRAPH_CASES if name not in REFUSED_BY_CAFFE + GARBAGE_IN_CAFFE]
     values, blobs, weights = worst(compare([GRAPH_CASES[name] for name in names]))
     return (
-        f"Small nets whose layers meet (in place, blobs used more than once, shared and frozen weights, several "
-        f"losses, propagate_down): {len(names)} nets. Largest differences: values {values}, "
-        f"gradients of blobs {blobs}, of weights {weights}."
+        f"Small nets that test interactions between layers (in-place layers, blobs used more than once, shared and "
+        f"frozen weights, several losses, propagate_down): {len(names)} nets. Largest differences: values {values}, "
+        f"gradients of blobs {blobs}, gradients of weights {weights}."
     )
 
 
 @contextlib.contextmanager
 def working_folder() -> Iterator[Path]:
-    """A temporary folder, made the current one."""
+    """Create a temporary folder and make it the current one."""
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         Path("snap").mkdir()
         yield Path(name)
 
 
 def trained(folder: Path) -> list[str]:
-    """Largest relative difference of the first 20 losses, and that of the 100th, from the weights w.caffemodel."""
+    """Train in both engines from w.caffemodel; return the relative differences of losses 0 to 19 and of loss 100."""
     engines = ([str(real_caffe.program())], [sys.executable, "-m", "transfer_caffe.engine"])
     theirs, ours = (losses(folder, program, "w.caffemodel") for program in engines)
     difference = np.abs(ours - theirs) / np.abs(theirs)
@@ -112,7 +112,7 @@ def trained(folder: Path) -> list[str]:
 
 
 def networks() -> str:
-    """The table of networks."""
+    """Return the table of networks."""
     rows = []
     for name in NETWORKS:
         with working_folder() as folder:
@@ -132,7 +132,7 @@ def networks() -> str:
 
 
 def solvers() -> str:
-    """The table of solvers."""
+    """Return the table of solvers."""
     rows = []
     for name, settings in SOLVER_CASES.items():
         with working_folder() as folder:
@@ -143,9 +143,9 @@ def solvers() -> str:
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Measure everything, and write it down."""
+    """Measure everything and update the document."""
     if real_caffe.program() is None or real_caffe.pycaffe() is None:
-        raise UserError("there is no real Caffe to measure against; run `make caffe`, or set CAFFE and CAFFE_PYTHON")
+        raise UserError("there is no real Caffe to compare with; run `make caffe`, or set CAFFE and CAFFE_PYTHON")
     torch.set_num_threads(1)
     parts = [
         BEGIN,
