@@ -1,4 +1,4 @@
-"""What the commands say where nothing is made yet: one line with what is missing and what makes it, and no files."""
+"""What the commands say if their input is missing: one line that names it and how to create it. They write no files."""
 
 import os
 import shutil
@@ -52,8 +52,8 @@ COMMANDS = {
     "sweep plan --recipe nothing": ("balanced, demo, demo_caffe, paper", "--recipe demo"),
     "sweep run --recipe paper": ("data/ilsvrc2012/train.txt", "make ilsvrc ARCHIVES="),
     "sweep run --recipe demo --engine caffe": ("make caffe", "CAFFE="),
-    "sweep run --recipe demo --gpu 0": ("no GPU", "leave --gpu or GPU= out"),
-    "sweep run --recipe demo --slurm": ("no squeue", "leave --slurm (SLURM=1) out"),
+    "sweep run --recipe demo --gpu 0": ("no GPU", "omit --gpu or GPU="),
+    "sweep run --recipe demo --slurm": ("no squeue", "omit --slurm (SLURM=1)"),
     "sweep verify --recipe demo": ("none of the 49 networks is done", SWEEP_DEMO),
     "sweep cancel --recipe demo": ("no jobs of demo", f"{SWEEP_DEMO} --slurm"),
     "results --recipe demo": ("runs/demo", SWEEP_DEMO),
@@ -61,7 +61,7 @@ COMMANDS = {
     "figures --results runs/demo/results.csv --out report": ("python -m transfer_caffe.results --recipe",),
     "report --runs runs/demo --out report": ("runs/demo", "python -m transfer_caffe.sweep run --recipe"),
 }
-"""Command lines of `transfer-caffe`, and what their one line must name."""
+"""Command lines of `transfer-caffe`, and what their error line must name."""
 
 TARGETS = {
     "split-random SEED=1": LISTS,
@@ -80,12 +80,12 @@ TARGETS = {
     "proto PROTOC_PYTHON=no-such-python": ("no-such-python has no grpc_tools", "PROTOC_PYTHON=python make proto"),
     "caffe PYTHON=no-such-python": ("no-such-python is not Python 3.11", "PYTHON=python3.11"),
 }
-"""Goals of make, and what the one line beside make's own must name."""
+"""Targets of make, and what the error line, besides make's own, must name."""
 
 
 @pytest.fixture
 def nothing(tmp_path, monkeypatch):
-    """Go to an empty folder with a space in its name, on a machine without Slurm, real Caffe, GPU or WordNet."""
+    """Change to an empty folder with a space in its name; hide Slurm, real Caffe, GPUs and WordNet."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -111,7 +111,7 @@ def test_a_command_names_what_is_missing_and_what_makes_it(line, nothing, monkey
     assert not list(nothing.iterdir())
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("line", TARGETS)
 def test_make_passes_that_line_on(line, nothing):
     argv = ["make", "-f", os.fspath(REPOSITORY / "Makefile"), f"PY={sys.executable}", "READY=", *line.split()]

@@ -1,4 +1,4 @@
-"""Net and Solver as a library: values in and out as arrays, and nothing else of the process touched."""
+"""Net and Solver as a library: arrays in and out, without side effects on the process."""
 
 import os
 import signal

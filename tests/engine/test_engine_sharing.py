@@ -1,4 +1,4 @@
-"""One copy of the records for several processes: who starts its holder, who ends it, and what a kill does."""
+"""One copy of the records for several processes: who starts the holder, when it ends, and what happens on a kill."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 def device(where):
-    """Let batches be made "on the device", the records lying there or in the host's memory."""
+    """Let batches be built "on the device", with the records there or in the host's memory."""
     Images._made_by_device = ("cpu",)
     resident.device_memory = lambda _: ((80 << 30) * (where == "device"), 0)
 
@@ -71,7 +71,7 @@ def layer(source="db"):
 
 @pytest.fixture(autouse=True)
 def share(tmp_path, monkeypatch):
-    """The share of this process; holders that a test leaves behind are ended."""
+    """The `Share` of this process; holders that a test leaves running are ended."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
     monkeypatch.setattr(resident, "device_memory", resident.device_memory)
@@ -112,7 +112,7 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
     assert other and other.pid == holder().pid and other.room and other.on_device
     received = other.receive()
     assert not isinstance(received, str)
-    received[0][3] = 77  # the very same memory
+    received[0][3] = 77  # the same memory
     assert (made._batches()._pixels[3] == 77).all()
     del made
     time.sleep(0.5)
@@ -141,7 +141,7 @@ def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends
     users[0].kill()
     errors = users[0].communicate()[1]
     pid = own.pid
-    assert not gone(pid)  # whoever of the two has started it
+    assert not gone(pid)  # whichever of the two started it
     os.kill(pid, signal.SIGKILL)
     assert users[1].wait(timeout=PATIENCE) == 2
     last = users[1].communicate()[1]
@@ -150,7 +150,7 @@ def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends
         "several networks, has ended; run the same command again to resume from the newest snapshot"
     )
     assert (errors + last).count("shares the records kept by process") == 1
-    # what it left behind is in nobody's way
+    # the files it left behind do not disturb later holders
     device("device")
     assert layer().resident and holder().pid != pid
 
@@ -223,7 +223,7 @@ def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypat
     device("host")
     monkeypatch.setattr(resident, "available_memory", lambda: 1 << 62)
     real = sharing.processes.environment
-    # a process may be kept from writing files, and memory files, beyond a size
+    # the size of files, and memory files, that a process may write can be limited
     monkeypatch.setattr(
         sharing.processes, "environment", lambda: real() | {"PYTHONPATH": f"{Path.cwd()}:{real()['PYTHONPATH']}"}
     )
@@ -246,9 +246,9 @@ def test_a_database_made_anew_is_another_source():
 
 
 def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
-    gc.collect()  # what tests before this one have promised
+    gc.collect()  # frees memory that earlier tests have promised
     Images._made_by_device = ("cpu",)
-    # 15 % of 1000 for each of two; the records take 10 * 8 * 8 * 3
+    # 15% of 1000 is reserved for each of two networks; the records take 10 * 8 * 8 * 3
     for free, kept in ((1920 + 300, True), (1920 + 299, False)):
         resident.device_memory = lambda _, free=free: (free, 1000)
         made = layer()

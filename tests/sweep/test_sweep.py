@@ -1,4 +1,4 @@
-"""The sweep over a recipe's networks, with a fake engine: order, failures, interruption, going on."""
+"""The sweep over a recipe's networks, with a fake engine: order, failures, interruption, resuming."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def test_all_networks_are_trained_and_a_second_sweep_has_nothing_to_do(capsys):
     out = capsys.readouterr().out
     assert "[6/6]" in out and "6 of 6 networks of small are done" in out
     before = {path: path.stat().st_mtime_ns for path in RUNS.glob("*/*")}
-    assert run(fake_engine("dies")) == 0  # an engine that was started would fail
+    assert run(fake_engine("dies")) == 0  # an engine would fail if it were started
     assert {path: path.stat().st_mtime_ns for path in RUNS.glob("*/*")} == before
 
 
@@ -75,7 +75,7 @@ def test_a_failed_network_stops_no_other_and_those_that_need_it_are_not_started(
 def test_the_engines_own_words_explain_a_failure(capsys):
     assert run(fake_engine("dies")) == 1
     error = capsys.readouterr().err
-    assert "random0-baseB-s0: the engine was ended by SIGABRT: Check failed: not today" in error
+    assert "random0-baseB-s0: the engine was terminated by SIGABRT: Check failed: not today" in error
 
 
 def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(capsys):
@@ -85,13 +85,11 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     )
     assert run() == 1
     error = capsys.readouterr().err
-    assert (
-        "random0-baseA-s0: done, but not as it would be now: solver.base_lr was 0.5 and is 1; take that back" in error
-    )
+    assert "random0-baseA-s0: done, but out of date: solver.base_lr was 0.5 and is 1; undo the change" in error
     assert "python -m transfer_caffe.driver --recipe small.yaml --split random0 --treatment baseA --restart" in error
     assert "random0-A4B-s0: not started" in error
     assert sweep_main(["plan", "--recipe", "small.yaml"]) == 0
-    assert "done, but not as it would be now" in capsys.readouterr().out
+    assert "done, but out of date" in capsys.readouterr().out
 
 
 def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():
@@ -103,7 +101,7 @@ def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():
 
 
 def start_sweep(engine: str, *training: str) -> subprocess.Popen[str]:
-    """A sweep that has trained these networks up to their first snapshot, where the engines wait."""
+    """Start a sweep, and wait until these networks have written their first snapshot, where the engines wait."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -134,14 +132,16 @@ def test_an_interrupted_or_killed_sweep_ends_with_the_same_bytes_when_run_again(
     slow = fake_engine("slow")
 
     process = start_sweep(slow, "random0-baseA-s0", "random0-baseB-s0")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "stopping: 2 networks write a snapshot" in out
     logs = [path.read_text() for path in RUNS.glob("*/train.log")]
     assert all("Optimization stopped early." in log for log in logs)
 
-    process = start_sweep(slow, "random0-A3B-s0")  # beside it another one, by which base is done first
+    process = start_sweep(
+        slow, "random0-A3B-s0"
+    )  # another network is in training too; which one depends on which base is done first
     process.kill()
     process.communicate()
 
@@ -157,9 +157,9 @@ def test_a_second_interrupt_ends_all_at_once():
     while "stopping" not in process.stdout.readline():
         pass
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=PATIENCE)  # the engines, which are deaf, would wait for a file `go` without end
+    process.communicate(timeout=PATIENCE)  # the engines ignore signals and would wait forever for a file `go`
     assert process.returncode == 130
-    for name in ("random0-baseA-s0", "random0-baseB-s0"):  # nobody is at work there any more
+    for name in ("random0-baseA-s0", "random0-baseB-s0"):  # no process is using them any more
         with lock(RUNS / f".{name}.lock", name, pytest.fail):
             pass
 
@@ -171,7 +171,7 @@ def gpus_of_the_machine(monkeypatch, tmp_path, count: int) -> None:
 
 
 def notes() -> list[list[str]]:
-    """Of each engine that was started: its network, CUDA_VISIBLE_DEVICES, --gpu."""
+    """Return network, CUDA_VISIBLE_DEVICES and --gpu of each engine that was started."""
     return [line.split() for line in Path("notes").read_text().splitlines()]
 
 
@@ -188,9 +188,9 @@ def test_on_gpus_each_network_has_one_for_itself(monkeypatch, tmp_path, capsys):
     argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes")]
     assert sweep_main([*argv, "--gpu", "0,2"]) == 0
     assert len(notes()) == 6
-    assert held == [1] * 6  # each holds the lock of its GPU
+    assert held == [1] * 6  # each process holds the lock of its GPU
     assert {seen for _, seen, _ in notes()} == {"GPU-0", "GPU-2"}
-    assert {gpu for _, _, gpu in notes()} == {"0"}  # of those that it sees
+    assert {gpu for _, _, gpu in notes()} == {"0"}  # the number among the GPUs that it sees
     assert sweep_main([*argv, "--gpu", "3"]) == 2
     assert "--gpu 3: there is no GPU '3'" in capsys.readouterr().err
 
@@ -210,7 +210,7 @@ def test_jobs_are_so_many_networks_a_gpu(monkeypatch, tmp_path, capsys):
     argv = ["run", "--recipe", "small.yaml", "--engine", fake_engine("notes"), "--gpu", "all", "--jobs", "2"]
     assert sweep_main(argv) == 0
     assert len(notes()) == 6 and {seen for _, seen, _ in notes()} == {"GPU-0"} and max(most) == 2
-    assert "there is no no-such-mps here: networks that share a GPU take turns on it" in capsys.readouterr().out
+    assert "no-such-mps was not found: networks that share a GPU take turns on it" in capsys.readouterr().out
 
 
 def test_of_the_networks_that_can_start_one_with_the_data_of_its_gpu_comes_first():
@@ -254,7 +254,7 @@ def test_a_sweep_waits_for_a_gpu_that_another_one_uses(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sweep_run, "_say", say)
     assert sweep_main(["run", "--recipe", "small.yaml", "--engine", fake_engine(), "--gpu", "0", "--only", "base"]) == 0
-    assert sum(line.startswith("GPU 0 (pretended): another sweep is at work on it") for line in said) == 1
+    assert sum(line.startswith("GPU 0 (pretended): another sweep is using it") for line in said) == 1
 
 
 def test_without_keep_going_nothing_is_started_after_a_failure(capsys):
@@ -262,7 +262,7 @@ def test_without_keep_going_nothing_is_started_after_a_failure(capsys):
     assert sweep_main([*argv, "--no-keep-going"]) == 1
     captured = capsys.readouterr()
     assert captured.out.count("FAILED") == 1
-    assert "5 were not started after that" in captured.err
+    assert "5 were not started because of that" in captured.err
     assert sweep_main(argv) == 1
     assert capsys.readouterr().out.count("FAILED") == 6
 

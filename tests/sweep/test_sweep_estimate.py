@@ -1,4 +1,4 @@
-"""The estimate of the time left, in simulated sweeps: with a fake clock and known rates."""
+"""The estimate of the time left, in simulated sweeps with a fake clock and known rates."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transfer_caffe.sweep.selection import in_order
 
 TICK = 0.25
 SHOWN = 5.0
-"""Seconds between two estimates that are looked at."""
+"""Seconds between two estimates that are checked."""
 Load = Callable[[float], float]
-"""How many times longer everything takes at a time of the clock."""
+"""The factor by which everything takes longer, as a function of the time."""
 
 
 def test_images(network: Network) -> int:
@@ -30,23 +30,23 @@ test_images.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]
 
 @dataclass
 class Machine:
-    """What the simulated machine takes when nothing else runs on it."""
+    """Times of the simulated machine when nothing else runs on it."""
 
     iteration: float = 0.012
     """Seconds of an iteration in which all layers learn."""
     start: float = 3.0
     end: float = 0.8
     cold: float = 3.0
-    """How many times longer the first starts take: files come from the disk."""
+    """The factor by which the first starts take longer, because files are read from disk."""
     frozen: float = 1.0
-    """What frozen networks cost, relative to the model."""
+    """The cost of networks with frozen layers, relative to the model."""
     noise: float = 0.1
     alone: float = 1.0
-    """How fast a network is that has the machine for itself, relative to one beside others."""
+    """The speed of a network that runs alone, relative to one that runs beside others."""
 
 
 class Simulation:
-    """A sweep of the demo in a simulated machine, with the estimates that it would show."""
+    """A sweep of the demo on a simulated machine, with the estimates that it would show."""
 
     def __init__(self, load: Load, machine: Machine, slots: int = 2) -> None:
         self.load, self.machine, self.slots = load, machine, slots
@@ -55,7 +55,7 @@ class Simulation:
         self._run(in_order(load_recipe("demo").networks()))
 
     def _work(self, network: Network) -> tuple[float, float]:
-        """Seconds of an iteration and of a test of a network on the machine alone."""
+        """Return the seconds of an iteration and of a test of a network that runs alone on the machine."""
         machine, relative = self.machine, relative_cost("mini")
         ratio = relative[network.treatment.frozen] * (machine.frozen if network.treatment.frozen else 1)
         return machine.iteration * ratio, test_images(network) / 192 * machine.iteration * relative[7]
@@ -94,7 +94,7 @@ class Simulation:
         self.end = now
 
     def _steps(self, network: Network, cold: bool, draw: random.Random) -> list[tuple[int | None, float]]:
-        """What a network does: (iteration that the log names then, seconds of work before that)."""
+        """Return the steps of a network: (iteration in the log after the step or None, seconds of the step)."""
         machine, solver = self.machine, network.solver
         each, test = self._work(network)
         vary = 1 + draw.uniform(-machine.noise, machine.noise)
@@ -105,7 +105,7 @@ class Simulation:
         return [*steps, (None, vary * each * solver["display"] + test + machine.end)]
 
     def errors(self, since: float, least: float = 60.0) -> list[float]:
-        """Return estimate / truth - 1 from this time on, as long as at least so many seconds are left."""
+        """Return estimate / truth - 1 from time ``since`` on, as long as at least ``least`` seconds are left."""
         shown = [(now, left) for now, left in self.shown if since <= now and self.end - now >= least]
         assert shown and all(left is not None for _, left in shown)
         return [left / (self.end - now) - 1 for now, left in shown if left is not None]

@@ -1,4 +1,4 @@
-"""MPS for a sweep whose networks share GPUs: started, told to quit, and what is said where it is not there."""
+"""MPS for a sweep whose networks share GPUs: its start, its end, and the messages if it is missing."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ exit CODE
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """A pretended program; gives the file with its calls. The temporary folder is the test's own."""
+    """Install a fake MPS program and a temporary folder for the test, and return the file with the program's calls."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -48,7 +48,7 @@ def test_the_daemon_runs_as_long_as_the_sweep_in_a_folder_of_its_own(calls):
         assert calls.read_text() == f"-d {folder} all\n"  # all GPUs
     assert calls.read_text() == f"-d {folder} all\n {folder} all\nquit\n"
     assert not folder.exists()
-    assert said == ["networks on a GPU compute at the same time, by an MPS of this sweep's own"]
+    assert said == ["networks on the same GPU compute at the same time, through an MPS started for this sweep"]
 
 
 def test_it_ends_when_the_sweep_is_killed(calls):
@@ -70,8 +70,8 @@ def test_a_daemon_that_does_not_start_and_one_that_is_missing_mean_turns(calls, 
     with mps.service(said.append) as environment:
         assert environment == {}
     assert said == [
-        "nvidia-cuda-mps-control does not start: networks that share a GPU take turns on it",
-        "there is no nvidia-cuda-mps-control here: networks that share a GPU take turns on it",
+        "nvidia-cuda-mps-control could not be started: networks that share a GPU take turns on it",
+        "nvidia-cuda-mps-control was not found: networks that share a GPU take turns on it",
     ]
     assert not list(calls.parent.glob("*/mps-*"))
 
@@ -83,4 +83,4 @@ def test_one_that_runs_already_is_left_alone(calls, monkeypatch, tmp_path):
     said: list[str] = []
     with mps.service(said.append) as environment:
         assert environment == {}
-    assert not calls.exists() and "by the MPS that runs on this machine already" in said[0]
+    assert not calls.exists() and "through the MPS that already runs on this machine" in said[0]

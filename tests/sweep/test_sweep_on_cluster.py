@@ -1,4 +1,4 @@
-"""A sweep on a real Slurm of three pretended nodes, under what happens to clusters: the weights come out the same."""
+"""A sweep on a real Slurm with three simulated nodes and cluster failures: the final weights are the same."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ from transfer_caffe.utils.files import read_json, sha256, write_text
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no private Slurm: {why_not()}")
 
-# 3 of a node's 4 processors: one job a node, so that a node is killed for one job alone
+# 3 of a node's 4 processors: one job per node, so that killing a node only ends one job
 RECIPE = """\
 name: tiny
 dataset: data/shapes
@@ -56,7 +56,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The final weights of a sweep on one machine, by the embedded engine alone, by network."""
+    """Return the checksums of the final weights, by network, of a sweep on one machine with the embedded engine."""
     folder = tmp_path_factory.mktemp("undisturbed")
     make_world(folder)
     argv = [sys.executable, "-m", "transfer_caffe.sweep", "run", "--recipe", "tiny.yaml", "--jobs", "2"]
@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, cluster):
-    """A folder whose name a shell must not read, made the current one; Slurm's commands speak to the cluster."""
+    """Change to a folder whose name a shell must quote, and connect Slurm's commands to the cluster."""
     folder = tmp_path / 'it\'s "here" $HOME 100%j'
     folder.mkdir()
     make_world(folder)
@@ -95,7 +95,7 @@ def command(*more: str) -> list[str]:
 
 
 def start(*more: str) -> "subprocess.Popen[str]":
-    """A submit pass as a process of its own."""
+    """Start a submit pass as a separate process."""
     argv = [sys.executable, "-m", "transfer_caffe.sweep", *command("--slurm", "--time", "10", *more)]
     return subprocess.Popen(argv, env=processes.environment(), stdout=subprocess.PIPE, text=True)
 
@@ -133,7 +133,7 @@ def wait_until_gone(*names: str) -> None:
 
 
 def require_trained_once(name: str) -> None:
-    """No two engines were at work at a time, and none did again what a snapshot held."""
+    """Check that no two engines trained the network at once, and that none repeated iterations before a snapshot."""
     runs = re.split(r"^.*\] Starting .*$", (RUNS / name / "train.log").read_text(), flags=re.MULTILINE)[1:]
     trained = [[int(number) for number in re.findall(r"Iteration (\d+), lr = ", run)] for run in runs]
     for each in trained:  # two at once would mix their lines
@@ -145,13 +145,13 @@ def require_trained_once(name: str) -> None:
 
 
 def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster, world, undisturbed):
-    # the submitter is killed midway; then two passes at once find what it submitted
+    # the submit pass is killed midway; then two concurrent passes find the jobs that it submitted
     Path("fail").mkdir()
     Path("fail", FAILING).write_text("once\ntwice\n")
     hold(BASE_A, BASE_B, BASE)
     first = start()
     assert first.stdout
-    for _ in range(4):  # the data's reason and job, and two networks
+    for _ in range(4):  # the lines on the missing data, its job, and two networks
         first.stdout.readline()
     first.kill()
     first.communicate()
@@ -161,26 +161,29 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
     assert [each.returncode for each in both] == [0, 0]
     assert sorted(re.findall(r"(\d+) submitted now", text)[0] for text in said)[0] == "0"
     names = Counter(cluster.ask("squeue", "-h", "-o", "%j").split())
-    assert set(names.values()) == {1} and set(names) | {"data"} == {*undisturbed, "data"}  # the data may be made
+    assert set(names.values()) == {1} and set(names) | {"data"} == {
+        *undisturbed,
+        "data",
+    }  # the data may be built by now
 
-    # a node fails; on another one slurmd alone is killed, so that its job goes on beside the copy that is queued again
+    # a node fails; on another one only slurmd is killed, so that its job continues while a requeued copy is started
     wait_until_held(BASE_A, BASE_B, BASE)
     lost, half_lost = jobs()[BASE_A].node, jobs()[BASE_B].node
     cluster.kill_node(lost)
     cluster.kill_slurmd(half_lost)
     release(BASE_A)
-    for node in (lost, half_lost):  # else Slurm finds out by itself, after a while
+    for node in (lost, half_lost):  # else Slurm only notices after a while
         cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    # the controller is killed, with jobs pending and running, after it has written them down
+    # the controller is killed, with jobs pending and running, after it has saved its state
     time.sleep(cluster.SAVES_WITHIN)
     cluster.kill_controller()
     cluster.start_controller()
-    # a network is told, as before its time limit, to write a snapshot and go back to the queue
+    # a network is signalled, as before its time limit, to write a snapshot and is requeued
     cluster.ask("scancel", "--batch", "--signal=USR1", str(jobs()[BASE].id))
     wait_for(lambda: "is queued again" in log(BASE), "a job queued again")
     release(BASE)
 
-    # of two live copies one trains, and the other waits for it
+    # of two live copies, one trains and the other waits for it
     cluster.start_node(lost)
     wait_for(lambda: "is using it; waiting until it ends" in log(BASE_B), lambda: f"a second copy: {jobs()}")
     release(BASE_B)
@@ -188,7 +191,7 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
     cluster.kill_node(half_lost)
     cluster.start_node(half_lost)
 
-    # whatever is missing now, the same command sees to it; one network fails twice
+    # the same command submits the missing jobs; one network fails twice
     def again() -> bool:
         assert sweep_main(command("--slurm", "--time", "10")) == 0
         return len(weights(world)) == 8
@@ -202,11 +205,11 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
 
 
 def test_a_network_longer_than_the_time_limit_takes_several_jobs(cluster, world, undisturbed):
-    hold(BASE)  # for ever: only Slurm's own warning, 5 s to 35 s after the start, lets it go on
+    hold(BASE)  # never released: only Slurm's signal, 5 s to 35 s after the start, lets it continue
     assert sweep_main(command("--slurm", "--only", "base", "--split", "whole")) == 0
     wait_for(lambda: len(weights(world)) == 1, lambda: f"the end: {jobs()} {log(BASE)}")
     assert weights(world)[BASE] == undisturbed[BASE]
-    # twice, or more often where the warning came while Python was starting
+    # two starts, or more if the signal arrived while Python was starting
     assert "its time limit is near" in log(BASE) and log(BASE).count(" starts on ") >= 2
     assert read_json(RUNS / BASE / "started.json")["runs"][-1]["from_iteration"] == 16
     require_trained_once(BASE)
@@ -222,17 +225,19 @@ def test_a_sweep_moves_from_the_cluster_to_one_machine_and_back(cluster, world, 
     assert sweep_main(["status", "--recipe", "tiny.yaml"]) == 0
     status = capsys.readouterr().out
     assert re.search(
-        rf"{BASE_A} +running on node\d as job \d+, \S+ left in it; at iteration 15 of 20, last snapshot 15", status
+        rf"{BASE_A} +running on node\d as job \d+, \S+ left until its time limit; "
+        r"at iteration 15 of 20, last snapshot 15",
+        status,
     )
     assert sweep_main(["cancel", "--recipe", "tiny.yaml"]) == 0
     assert not jobs() and cluster.ask("squeue", "-h", "-o", "%i").split() == [stranger]
-    assert (RUNS / BASE_A / "snapshots/net_iter_16.solverstate").exists()  # it ends its iteration first
+    assert (RUNS / BASE_A / "snapshots/net_iter_16.solverstate").exists()  # it first finishes its iteration
     release(BASE_A)
     assert sweep_main(["status", "--recipe", "tiny.yaml"]) == 0
     status = capsys.readouterr().out
     assert re.search(rf"{BASE_A} +cancelled \(job \d+\); at iteration 1\d", status), status
 
-    # here, with another one that is stopped amid its training
+    # train on this machine, and stop another network during its training
     hold("random0-A3B-s0")
     local = subprocess.Popen(
         [sys.executable, "-m", "transfer_caffe.sweep", *command("--only", "A3B")], env=processes.environment()
@@ -259,7 +264,7 @@ def test_a_failure_is_told_with_its_reason_and_takes_along_what_needs_it(cluster
     assert sweep_main(["status", "--recipe", "tiny.yaml", "--split", "random0"]) == 0
     out = capsys.readouterr().out
     assert re.search(rf"{BASE_B} +FAILED: the engine failed.*not today.* \(job \d+, node\d\)", out), out
-    assert re.search(r"random0-B3B-s0 +cancelled before it began; to do", out), out
+    assert re.search(r"random0-B3B-s0 +cancelled before it started; to do", out), out
     assert "1 failed, 1 stopped" in out
 
 
@@ -268,8 +273,8 @@ def test_a_submit_pass_over_580_networks_submits_each_once(cluster, world, capsy
         write_text(f"data/ilsvrc2012/{part}.txt", "1.jpg 0\n")
     argv = ["--recipe", "balanced", "--slurm", "--sbatch=--cpus-per-task=1 --mem=100M --begin=now+1hour"]
     assert sweep_main(["run", *argv]) == 0
-    assert len(cluster.ask("squeue", "-h", "-o", "%i").split()) == 581  # and the data
+    assert len(cluster.ask("squeue", "-h", "-o", "%i").split()) == 581  # including the data job
     assert sweep_main(["run", *argv]) == 0
-    assert "580 in the queue before, 0 submitted now" in capsys.readouterr().out
+    assert "580 already in the queue, 0 submitted now" in capsys.readouterr().out
     assert sweep_main(["cancel", "--recipe", "balanced"]) == 0
     assert not cluster.ask("squeue", "-h", "-o", "%i")

@@ -1,4 +1,4 @@
-"""The plan of a sweep: which networks, in which order, what they cost, how far they are, how much room they take."""
+"""The plan of a sweep: networks, their order, cost, progress, and disk space."""
 
 import csv
 import json
@@ -86,10 +86,10 @@ def test_the_plan_of_the_paper_costs_what_the_authors_logs_say():
             theirs = (int(row["max_iter"]) * float(row["seconds_per_iteration"]) + tests) / 3600
             ratios.append(ours[row["split"], row["treatment"]] / theirs)
     assert len(ratios) == 136
-    assert sum(0.9 < ratio < 1.1 for ratio in ratios) == 133  # three took the authors nearly twice as long as others
+    assert sum(0.9 < ratio < 1.1 for ratio in ratios) == 133  # three of the authors' took nearly twice as long
     assert statistics.median(ratios) == pytest.approx(1, abs=0.01)
     training = sum(item.max_iter * rate.iteration[item.frozen] for item in items) / 86400
-    assert training == pytest.approx(1073, rel=0.03)  # the GPU days that all 170 took, tests aside
+    assert training == pytest.approx(1073, rel=0.03)  # the GPU days that all 170 took, without tests
 
 
 def test_balanced_trains_every_treatment_on_every_half_with_several_seeds():
@@ -114,9 +114,9 @@ def test_a_network_comes_after_the_base_that_it_needs(recipe):
 
 
 def test_planning_580_networks_is_little_work_and_takes_no_torch(tmp_path):
-    # calls of functions are counted, and not seconds: those depend on the machine, and on what else it does
+    # function calls are counted instead of seconds, which depend on the machine and its load
     program = (
-        "import sys, itertools; from transfer_caffe import sweep; calls = itertools.count(); "
+        "import sys, itertools; from transfer_caffe.sweep import __main__ as sweep; calls = itertools.count(); "
         "sys.setprofile(lambda *_: next(calls)); assert sweep.main(['plan', '--recipe', 'balanced']) == 0; "
         "sys.setprofile(None); print('calls and returns:', next(calls)); "
         "sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"
@@ -124,7 +124,7 @@ def test_planning_580_networks_is_little_work_and_takes_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "580 networks" in done.stdout
-    # 2 million, in half a second; work that grows with the square of the networks would be a multiple of that
+    # 2 million, in half a second; work that is quadratic in the number of networks would need many more
     assert int(done.stdout.split()[-1]) < 6e6
 
 
@@ -206,7 +206,7 @@ def test_a_network_whose_base_was_trained_anew_is_changed(world, capsys):
     done.write_text(json.dumps(made | {"sha256": made["sha256"] | {"final": "0" * 64}}))
     capsys.readouterr()
     states = {item["name"]: item["note"] for item in plan_json(capsys)["networks"]}
-    assert states["random0-A3B-s0"] == "its base random0-baseA-s0 was trained anew since"
+    assert states["random0-A3B-s0"] == "its base random0-baseA-s0 has been retrained since"
 
 
 def test_a_started_network_costs_what_is_left_after_its_snapshot(world, capsys):
@@ -221,7 +221,7 @@ def test_without_a_rate_there_are_costs_and_the_plan_says_how_to_get_hours(world
     assert found["rate"] is None and found["networks"][0]["hours"] is None and found["slots"] == {"1": None}
     assert found["networks"][0]["cost"] > found["networks"][-1]["cost"]
     assert sweep_main(["plan", "--recipe", "small.yaml"]) == 0
-    assert "say --measure, or --seconds-per-iteration" in capsys.readouterr().out
+    assert "use --measure or --seconds-per-iteration" in capsys.readouterr().out
 
 
 def test_networks_that_are_done_give_the_rate():
@@ -233,7 +233,7 @@ def test_networks_that_are_done_give_the_rate():
     rate = Rate.of_done(recipe, done)
     assert rate is not None
     assert rate.iteration[0] == 3.0 and rate.iteration[3] == pytest.approx(1.5)
-    assert rate.iteration[7] == pytest.approx(1.5 * COST[7] / COST[3])  # beyond what is known: as in the paper
+    assert rate.iteration[7] == pytest.approx(1.5 * COST[7] / COST[3])  # beyond the known numbers: as in the paper
     assert rate.test_image == 0.001
     assert Rate.of_done(recipe, [(done[0][0], {"seconds_per_iteration": None})]) is None
 
@@ -241,7 +241,7 @@ def test_networks_that_are_done_give_the_rate():
 def test_slots_wait_for_bases_instead_of_dividing_the_hours():
     works = [Work("base", None, 10), *[Work(f"A{n}B", "base", 2) for n in range(4)], Work("other", None, 3)]
     assert makespan(works, 1) == 21
-    assert makespan(works, 2) == 14  # `other` runs beside the base, the four then two by two
+    assert makespan(works, 2) == 14  # `other` runs beside the base, then the four run in pairs
     assert makespan(works, 100) == 12
     assert makespan([Work("A1B", "base that is done", 5)], 3) == 5
     assert makespan([], 3) == 0
@@ -252,14 +252,14 @@ def test_room_for_data_is_counted_where_it_is_there_and_else_estimated(world):
     there = Sizes(recipe, Path("data")).databases(copies=False)
     files = [path for path in Path("data").rglob("*_lmdb/*") if path.is_file()]
     assert there is not None and not there.estimated
-    assert 0 <= there.bytes - sum(path.stat().st_size for path in files) < 40_000 + 3 * 12288  # and the means
+    assert 0 <= there.bytes - sum(path.stat().st_size for path in files) < 40_000 + 3 * 12288  # plus the mean images
     for path in files:
         path.unlink()
     for folder in Path("data").rglob("*_lmdb"):
         folder.rmdir()
     estimate = Sizes(recipe, Path("data")).databases(copies=False)
     assert estimate is not None and estimate.estimated
-    # 6 records of 3,072 pixels take a page each
+    # 6 records of 3,072 pixels, each of which takes one page
     assert estimate.bytes == pytest.approx(6 * 6 * 4160 + 3 * 12288)
 
 
@@ -276,7 +276,7 @@ def test_a_dataset_that_nobody_knows_has_no_sizes_before_its_lists_are_there(wor
     assert found["disk"] == {"data": None, "snapshots_end": None, "snapshots_peak": None}
     assert found["networks"][0]["test_images"] is None and found["networks"][0]["outputs"] is None
     assert sweep_main(["plan", "--recipe", "small.yaml"]) == 0
-    assert "data unknown until the image lists are there; snapshots unknown" in capsys.readouterr().out
+    assert "data unknown until the image lists exist; snapshots unknown" in capsys.readouterr().out
 
 
 def test_room_for_snapshots_follows_from_the_architecture():
@@ -303,7 +303,7 @@ def test_a_selection_is_planned_alone_and_its_bases_are_said_to_be_added(world, 
     assert sweep_main(["plan", "--recipe", "small.yaml", "--only", "A3B"]) == 0
     out = capsys.readouterr().out
     assert (
-        "to do (added)" in out and "1 of the 6 networks of small are chosen, and added as bases: random0-baseA" in out
+        "to do (added)" in out and "1 of the 6 networks of small are selected, and added as bases: random0-baseA" in out
     )
 
 
@@ -324,7 +324,7 @@ def test_measuring_needs_no_data_and_gives_hours(world, capsys, monkeypatch):
     assert sweep_main(["plan", "--recipe", "small.yaml", "--measure", "--json"]) == 0
     captured = capsys.readouterr()
     rate = json.loads(captured.out)["rate"]
-    assert "measured here by the engine embedded" in rate["source"]
+    assert "measured here with the engine embedded" in rate["source"]
     assert all(0 < seconds < 1 for seconds in rate["seconds_per_iteration"])
     assert "the measurement took" in captured.err
 

@@ -1,4 +1,4 @@
-"""When a sweep writes its report, what it says of it, and what a report that fails or is interrupted leaves."""
+"""When a sweep writes its report, its messages, and reports that fail or are interrupted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = [network.name for network in NETWORKS]
 
 
 class Child:
-    """A report that is being written until the test says how it ended."""
+    """A fake report process that runs until the test ends it."""
 
     def __init__(self, output: IO[bytes]) -> None:
         self.output, self.returncode = output, None
@@ -44,7 +44,7 @@ class Child:
 
 
 class World:
-    """Reports of the demo whose children are made up; ``said`` is what was told."""
+    """Reports of the demo with fake child processes; ``said`` holds the messages."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.children: list[Child] = []
@@ -62,7 +62,7 @@ class World:
         self.tables += 1
 
     def end(self) -> None:
-        """End the children that no test has ended."""
+        """End the children that the test has not ended."""
         for child in self.children:
             child.output.close()
 

@@ -1,4 +1,4 @@
-"""Which networks --only, --split, --layers and --seed choose, and what is said where they choose nothing."""
+"""Which networks --only, --split, --layers and --seed select, and the errors if they select nothing."""
 
 import pytest
 
@@ -10,7 +10,7 @@ PAPER = load_recipe("paper")
 
 
 def chosen(*args, **kwargs) -> set[str]:
-    """The networks that were chosen, without the bases that were added."""
+    """Return the names of the selected networks, without the bases that were added."""
     selection = select(PAPER, *args, **kwargs)
     return {network.name for network in selection.networks} - {network.name for network in selection.added}
 
@@ -26,13 +26,13 @@ def test_bases_that_chosen_networks_need_are_added_first_and_named():
     assert [network.name for network in selection.networks] == ["random1-baseA-s0", "random1-A3B-s0", "whole-R3-s0"]
     assert [network.name for network in selection.added] == ["random1-baseA-s0"]
     words = selection.words()
-    assert words == "2 of the 170 networks of paper are chosen, and added as bases: random1-baseA-s0"
+    assert words == "2 of the 170 networks of paper are selected, and added as bases: random1-baseA-s0"
 
 
 def test_a_base_that_was_chosen_itself_is_not_called_added():
     selection = select(PAPER, ["baseA", "A3B"], ["random1"])
     assert selection.added == []
-    assert selection.words() == "2 of the 170 networks of paper are chosen"
+    assert selection.words() == "2 of the 170 networks of paper are selected"
 
 
 def test_patterns_are_those_of_a_shell_or_have_a_list_in_braces():
@@ -58,7 +58,7 @@ def test_seeds_are_those_of_the_recipe():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"only": ["A*C"]}, r"--only A\*C: nothing .* like that; treatments are baseA, baseB, A\{1-7\}A, A\{1-7\}B, "),
+        ({"only": ["A*C"]}, r"--only A\*C: nothing .* matches; treatments are baseA, baseB, A\{1-7\}A, A\{1-7\}B, "),
         ({"only": ["A1B", "a2b"]}, r"--only a2b: nothing"),
         ({"splits": ["random9"]}, r"--split random9: .*its splits are random0, random1, random2, "),
         ({"layers": "8"}, r"--layers 8: numbers and ranges from 0 to 7 were expected"),
@@ -66,7 +66,7 @@ def test_seeds_are_those_of_the_recipe():
         ({"layers": ""}, r"--layers : numbers"),
         (
             {"only": ["A*B+"], "splits": ["natman", "whole"]},
-            r"--only A\*B\+ --split natman --split whole: no network of paper is all of this; it has "
+            r"--only A\*B\+ --split natman --split whole: no network of paper matches all of these; it has "
             r"natman: baseA, baseB, A\{1-7\}B, B\{1-7\}A; whole: base, R\{1-7\}$",
         ),
     ],

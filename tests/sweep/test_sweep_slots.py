@@ -1,4 +1,4 @@
-"""Where a sweep trains: which GPUs there are, which are chosen, and that two sweeps do not share one."""
+"""The slots of a sweep: detection and choice of GPUs, and locks that keep two sweeps from sharing one."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def _own_temporary_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A function that says what `nvidia-smi -L` prints, what PyTorch does, and CUDA_VISIBLE_DEVICES."""
+    """Return a function that sets the output of `nvidia-smi -L` and of PyTorch, and CUDA_VISIBLE_DEVICES."""
 
     def pretend(smi: str | None, torch: str | None = None, visible: str | None = None) -> list[Gpu]:
         monkeypatch.setattr(slots, "_output", lambda argv: smi if argv[0] == "nvidia-smi" else torch)
@@ -65,8 +65,8 @@ def test_of_a_gpu_that_is_cut_up_the_parts_are_used(machine):
     [
         ("2,0", ["GPU-cccc-3", "GPU-aaaa-1"]),
         ("GPU-aabb", ["GPU-aabb-2"]),
-        ("1,7,0", ["GPU-aabb-2"]),  # CUDA stops at what it lacks
-        ("GPU-aa", []),  # and takes no beginning that two have
+        ("1,7,0", ["GPU-aabb-2"]),  # CUDA stops at an unknown GPU
+        ("GPU-aa", []),  # and does not accept an ambiguous prefix
         ("", []),
         ("-1", []),
     ],
@@ -79,7 +79,7 @@ def test_cuda_visible_devices_is_respected(machine, visible, expected):
 
 def test_without_nvidia_smi_pytorch_is_asked_in_a_child(machine):
     assert machine(None, "some GPU\nsome GPU\n") == [Gpu(0, "0", "some GPU"), Gpu(1, "1", "some GPU")]
-    assert keys(machine(None, "some GPU\n", visible="3")) == ["3"]  # PyTorch counts what is visible
+    assert keys(machine(None, "some GPU\n", visible="3")) == ["3"]  # PyTorch only counts visible GPUs
     assert machine(None, "") == [] and machine(None, None) == []
 
 
@@ -101,15 +101,15 @@ def test_gpus_are_chosen_by_number_or_all():
 
 @pytest.mark.parametrize("given", ["2", "0,2", "", "0,", "x", "-1"])
 def test_a_gpu_that_is_not_there_is_an_error_that_says_which_are(given):
-    with pytest.raises(UserError, match=r"there is no GPU .* numbers of these are allowed: 0 \(one\), 1 \(two\)"):
+    with pytest.raises(UserError, match=r"there is no GPU .* numbers of these GPUs: 0 \(one\), 1 \(two\)"):
         choose(given, GPUS)
 
 
 def test_no_gpu_at_all_and_one_named_twice_are_errors(monkeypatch):
     monkeypatch.setenv(slots.VISIBLE, "-1")
-    with pytest.raises(UserError, match=r"--gpu all: no GPU can be used here \(CUDA_VISIBLE_DEVICES is '-1'; leave"):
+    with pytest.raises(UserError, match=r"--gpu all: no GPU can be used here \(CUDA_VISIBLE_DEVICES is '-1'; omit"):
         choose("all", [])
-    with pytest.raises(UserError, match=r"a GPU is named twice; --jobs says"):
+    with pytest.raises(UserError, match=r"a GPU is listed twice; use --jobs"):
         choose("0,0", GPUS)
 
 
@@ -156,7 +156,7 @@ def test_a_gpu_is_for_one_sweep_at_a_time_and_that_is_said_once():
     free = other.take()
     assert free and free.gpu == GPUS[1]
     assert other.take() is None and other.take() is None
-    assert said == ["GPU 0 (one): another sweep is at work on it; waiting until it ends"]
+    assert said == ["GPU 0 (one): another sweep is using it; waiting until it ends"]
     one.give_back(first)
     assert other.take() is None
     one.give_back(second)
@@ -171,7 +171,7 @@ def test_the_gpu_stays_taken_while_a_network_runs_though_its_sweep_is_gone():
     network = subprocess.Popen(
         [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=slot.keep_open
     )
-    os.close(slot.keep_open[0])  # as the end of the sweep does
+    os.close(slot.keep_open[0])  # as when the sweep ends
     assert other.take() is None
     network.communicate(b"\n")
     assert other.take() is not None

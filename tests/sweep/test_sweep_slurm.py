@@ -1,4 +1,4 @@
-"""What a submit pass says to Slurm, what its batch scripts do, what is told of jobs: with stand-ins for Slurm."""
+"""Submit passes, batch scripts and job states, with fake Slurm commands."""
 
 import json
 import os
@@ -44,13 +44,13 @@ def calls(program: str = "sbatch") -> list[dict]:
 
 
 def submitted() -> dict[str, dict[str, str]]:
-    """The flags of the jobs that were submitted, by the jobs' names, in their order."""
+    """Return the sbatch flags of the submitted jobs, by job name, in order of submission."""
     every = [fake_slurm.options(call["argv"]) for call in calls()]
     return {flags["job-name"]: flags for flags in every}
 
 
 def in_queue(*jobs: tuple[int, str, str, str, str], comment: str | None = None) -> None:
-    """Jobs, each an id, state, node, name and reason, in place of those in the queue."""
+    """Replace the jobs in the queue by these: id, state, node, name and reason of each."""
     comment = comment or queue.tag(load_recipe("small.yaml"), Path("runs"))
     Path("bin/queue.json").write_text(json.dumps([[*job, comment] for job in jobs]))
 
@@ -94,7 +94,7 @@ def test_what_is_done_or_in_the_queue_is_not_submitted_and_a_second_pass_has_not
     capsys.readouterr()
     assert submit() == 0
     assert len(calls()) == 3
-    assert "6 networks of small: 1 done, 5 in the queue before, 0 submitted now" in capsys.readouterr().out
+    assert "6 networks of small: 1 done, 5 already in the queue, 0 submitted now" in capsys.readouterr().out
 
 
 def test_jobs_that_ended_are_submitted_again_and_a_dependent_waits_for_a_live_parent():
@@ -115,7 +115,7 @@ def test_a_job_that_slurm_holds_because_a_node_could_not_start_it_is_let_go(caps
     assert submit("--only", "baseA") == 0
     assert [call["argv"] for call in calls("scontrol")] == [["release", "7"]]
     assert submitted() == {}
-    assert "job 7 was held, since a node could not start it" in capsys.readouterr().out
+    assert "job 7 was held because a node could not start it" in capsys.readouterr().out
 
 
 def test_where_only_others_may_release_a_held_job_another_takes_its_place():
@@ -133,7 +133,7 @@ def test_what_is_submitted_again_is_said_with_the_failure_before(capsys):
     (RUNS / "slurm" / "random0-baseA-s0.log").write_text(log + ends)
     assert submit("--only", "base?") == 0
     out = capsys.readouterr().out
-    assert re.search(r"random0-baseA-s0: job \d+; the one before, 12: random0-baseA-s0: not today", out)
+    assert re.search(r"random0-baseA-s0: job \d+; the previous job, 12: random0-baseA-s0: not today", out)
     assert re.search(r"random0-baseB-s0: job \d+$", out, re.MULTILINE)
 
 
@@ -172,8 +172,8 @@ def test_a_network_that_would_be_another_one_now_is_said_and_its_dependents_are_
     assert submit("--split", "random0") == 1
     assert set(submitted()) == {"random0-baseB-s0"}
     error = capsys.readouterr().err
-    assert "random0-baseA-s0: done, but not as it would be now: solver.base_lr was 0.5 and is 0.25" in error
-    assert "random0-A3B-s0: not submitted: its base random0-baseA-s0 is not in order" in error
+    assert "random0-baseA-s0: done, but out of date: solver.base_lr was 0.5 and is 0.25" in error
+    assert "random0-A3B-s0: not submitted: there is a problem with its base random0-baseA-s0" in error
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_network_that_would_be_another_one_now_is_said_and_its_dependents_are_
     [
         (["--slurm", "--jobs", "2"], "--jobs: with --slurm"),
         (["--slurm", "--gpu", "0"], "--gpu: with --slurm"),
-        (["--partition", "gpu"], "--partition is about jobs of a cluster"),
+        (["--partition", "gpu"], "--partition is only for jobs on a cluster"),
         (["--slurm", "--time", "1:00"], "is not longer than signal_seconds, 120 s"),
         (["--slurm", "--time", "soon"], "time: "),
         (["--slurm", "--sbatch=--comment=mine"], "the sweep sets this flag"),
@@ -205,7 +205,7 @@ def test_without_slurm_the_error_says_so(monkeypatch, capsys):
 
 
 def start_script(name: str) -> "subprocess.Popen[str]":
-    """Run a submitted script as Slurm would, its output in the job's log."""
+    """Run a submitted script as Slurm would, with its output in the job's log."""
     script = next(call["script"] for call in calls() if f"--job-name={name}" in call["argv"])
     log = RUNS / "slurm" / f"{name}.log"
     environment = {**os.environ, "SLURM_JOB_ID": "100", "SLURMD_NODENAME": "node7"}
@@ -263,10 +263,10 @@ def test_a_job_without_a_gpu_sees_none(recipe, hidden):
     assert ("gres" in submitted()["random0-baseA-s0"]) is not hidden
     script = calls()[0]["script"]
     assert bool(re.search("^export CUDA_VISIBLE_DEVICES=$", script, re.MULTILINE)) is hidden
-    assert ("--gpu 0" in script) is not hidden  # never on the CPU where a GPU was asked for
+    assert ("--gpu 0" in script) is not hidden  # never on the CPU if a GPU was requested
 
 
-# ---- what is told of jobs ---------------------------------------------------------------------------------------
+# ---- states of jobs ---------------------------------------------------------------------------------------------
 
 STARTS = "transfer_caffe: job 12 starts on node3, 2026-01-01T00:00:00Z\n"
 
@@ -282,7 +282,7 @@ STARTS = "transfer_caffe: job 12 starts on node3, 2026-01-01T00:00:00Z\n"
         ("python -m transfer_caffe.driver: error: the disk is full\ntransfer_caffe: job 12 ends with exit code 2 on\n",
          "the disk is full"),
         ("transfer_caffe: job 12 ends with exit code 3 on node3\n", "ended with exit code 3 on node3"),
-        ("iteration 4\n", "without a word"),
+        ("iteration 4\n", "without a message"),
     ],
 )  # fmt: skip
 def test_a_failed_job_is_told_with_its_reason(log, why, capsys):
@@ -303,10 +303,10 @@ def test_status_tells_what_runs_what_waits_and_for_what_and_what_is_held(capsys)
     )
     assert sweep_main(["status", "--recipe", "small.yaml"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"random0-baseA-s0 +running on node4 as job 7, 1:02:03 left in it", out)
+    assert re.search(r"random0-baseA-s0 +running on node4 as job 7, 1:02:03 left until its time limit", out)
     assert re.search(r"random0-A3B-s0 +waiting for random0-baseA-s0 \(job 8\)", out)
-    assert re.search(r"random0-A3B\+-s0 +waiting for a free place \(job 9\)", out)
-    assert re.search(r"whole-R2-s0 +HELD \(JobHeldUser\): `scontrol release 10`", out)
+    assert re.search(r"random0-A3B\+-s0 +waiting for free resources \(job 9\)", out)
+    assert re.search(r"whole-R2-s0 +HELD \(JobHeldUser\): release it with `scontrol release 10`", out)
     assert "0 of 6 networks are done, 1 held, 1 running, 2 waiting" in out
 
 

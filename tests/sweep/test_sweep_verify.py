@@ -1,4 +1,4 @@
-"""`sweep verify`: every file that done.json tells of is compared, and what differs is named with what to do."""
+"""`sweep verify`: every file recorded in done.json is compared, and each difference is reported with a remedy."""
 
 import json
 import os
@@ -60,15 +60,15 @@ DAMAGES = {
     "image list": (lambda: flip(B / "train.txt"), "B/train.txt: its checksum is"),
     "mean": (lambda: flip(B / "mean.binaryproto"), "B/mean.binaryproto: its checksum is"),
     "database": (lambda: flip(B / "train_lmdb/data.mdb"), "B/train_lmdb/data.mdb: its checksum is"),
-    "base": (another_base, "random0-baseA-s0 was trained anew since"),
+    "base": (another_base, "random0-baseA-s0 has been retrained since"),
     "surgery": (
         lambda: replace(TRANSFER / "surgery.json", '"base_sha256": "', '"base_sha256": "f'),
-        "its base_sha256 is meant",
+        "this is its base_sha256",
     ),
     "curve": (lambda: replace(TRANSFER / "curve.csv", "4,0.5", "4,0.75"), "curve.csv: line 3 is '4,0.75,1.5,2.5,0.5'"),
     "log": (
         lambda: replace(TRANSFER / "train.log", "accuracy = 1", "accuracy = 2"),
-        "its last test accuracy is 2.0, done.json says 1.0",
+        "its last test accuracy is 2.0, but done.json has 1.0",
     ),
     "record": (lambda: (TRANSFER / "done.json").write_text("{}"), "done.json: damaged"),
     "record edited": (
@@ -94,7 +94,7 @@ def test_what_was_trained_agrees_and_nothing_is_written(capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder to be copied: training once is enough for all damages."""
+    """Train once, and return the folder; each test damages a copy of it."""
     folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
     from support.small_world import make_world
 
@@ -131,7 +131,7 @@ def test_quick_leaves_the_databases_out_and_a_choice_the_other_networks(trained,
     shutil.copytree(trained, Path.cwd(), dirs_exist_ok=True)
     flip(B / "train_lmdb/data.mdb")
     code, out = verify(capsys, "--quick")
-    assert code == 0 and "databases left out" in out
+    assert code == 0 and "databases skipped" in out
     code, out = verify(capsys, "--only", "baseA")
     assert code == 0 and "1 networks agree" in out
 
@@ -181,7 +181,7 @@ def test_a_view_is_compared_with_its_table_and_with_the_database_under_it(capsys
 
 
 def test_a_copy_in_the_place_of_the_view_that_was_trained_on_is_no_difference(capsys, monkeypatch):
-    """As real Caffe needs one: the same records, but no checksum in common with the view's."""
+    """Check a copy as real Caffe needs it: it has the same records, but different checksums than the view."""
     monkeypatch.setattr(Engine, "reads_views", True)
     from support.driving import drive
 
@@ -192,7 +192,7 @@ def test_a_copy_in_the_place_of_the_view_that_was_trained_on_is_no_difference(ca
     assert drive("baseA") == 0
     shutil.rmtree(A / "train_lmdb")
     os.rename("data/train_lmdb", A / "train_lmdb")
-    flip(A / "train_lmdb/data.mdb")  # not the bytes that lay under the view
+    flip(A / "train_lmdb/data.mdb")  # differs from the database that the view used
     shutil.copytree("data/val_lmdb", "data/train_lmdb")
     code, out = verify(capsys)
-    assert code == 0 and "2 files not here" in out  # the view's table and its database
+    assert code == 0 and "2 files not here" in out  # the table of the view, and its database

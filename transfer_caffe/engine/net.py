@@ -146,7 +146,7 @@ class Net:
         """Initialise a layer from the ``blobs`` in its prototxt, if there are any, instead of from the fillers."""
         given = layer.param.blobs
         if given and len(given) != len(layer.blobs):
-            raise layer.error(f"its prototxt gives {len(given)} blobs; it has {len(layer.blobs)}")
+            raise layer.error(f"its prototxt has {len(given)} blobs, but the layer has {len(layer.blobs)}")
         for index, (blob, stored) in enumerate(zip(layer.blobs, given, strict=False)):
             where = f"layer {layer.name!r}, blob {index} in the prototxt"
             copy_blob(blob, blob_to_array(stored, where), not stored.HasField("shape"), where)
@@ -203,7 +203,7 @@ class Net:
     def _loss_weights(self, layer: Layer) -> list[tuple[str, float]]:
         given = list(layer.param.loss_weight)
         if given and len(given) != len(layer.top):
-            raise layer.error(f"gives {len(given)} loss_weight for {len(layer.top)} tops")
+            raise layer.error(f"has {len(given)} loss_weight for {len(layer.top)} tops")
         weights = given or ([1.0] if layer.is_loss else [])
         return [(top, weight) for top, weight in zip(layer.top, weights, strict=False) if weight]
 

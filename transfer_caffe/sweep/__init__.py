@@ -1,1 +1,1 @@
-"""All networks of a recipe: planned, trained several at a time, watched, verified."""
+"""Sweeps over all networks of a recipe: plan them, train several at a time, show their state, verify them."""

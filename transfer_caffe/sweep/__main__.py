@@ -1,13 +1,13 @@
-"""Train all networks of a recipe: bases first, several at a time, going on where an earlier sweep ended.
+"""Train all networks of a recipe: bases first, several at a time, resuming where an earlier sweep ended.
 
-    python -m transfer_caffe.sweep plan   --recipe demo      which networks, in which order; what is done
-    python -m transfer_caffe.sweep run    --recipe demo      data, networks, results.csv
-    python -m transfer_caffe.sweep status --recipe demo      how far each one is
+    python -m transfer_caffe.sweep plan   --recipe demo      list the networks, their order, cost and state
+    python -m transfer_caffe.sweep run    --recipe demo      build the data, train the networks, write results.csv
+    python -m transfer_caffe.sweep status --recipe demo      show the progress of each network
     python -m transfer_caffe.sweep cancel --recipe demo      end its jobs on a cluster, after a snapshot
-    python -m transfer_caffe.sweep verify --recipe demo      whether what is done is still what was recorded
+    python -m transfer_caffe.sweep verify --recipe demo      check that finished networks still match their records
 
-Each network is trained by a `transfer_caffe.driver` of its own. Each command is a module here, with its options and
-examples.
+Each network is trained by a separate `transfer_caffe.driver` process. Each command is a module in this package, with
+its options and examples.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ COMMANDS = {
     "cancel": "transfer_caffe.sweep.cancel",
     "verify": "transfer_caffe.sweep.verify",
 }
-"""The module of each command: it has SUMMARY, EXAMPLES, add_arguments(parser), main(args)."""
+"""The module of each command. Each module has SUMMARY, EXAMPLES, add_arguments(parser) and main(args)."""
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.sweep",
         description="Plan and train all networks of a recipe.",

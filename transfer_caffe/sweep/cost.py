@@ -1,6 +1,6 @@
-"""What training costs: seconds an iteration by frozen layers, a network's hours, and when k slots have trained all.
+"""The cost of training: seconds per iteration by number of frozen layers, hours per network, and makespan on k slots.
 
-rate = Rate.of_seconds(1.77, recipe)            # of an iteration in which all layers learn
+rate = Rate.of_seconds(1.77, recipe)            # seconds of an iteration in which all layers learn
 hours = rate.seconds(network, 450000, test_images) / 3600
 hours_on_8 = makespan(works, 8) / 3600
 """
@@ -16,20 +16,21 @@ from typing import Any
 from transfer_caffe.experiment.recipe import Network, Recipe
 from transfer_caffe.experiment.treatment import LAYERS
 
-# An iteration with the first n layers frozen, relative to one that trains all (paper's logs, seconds on a K20): the
-# backward pass stops above the frozen layers. Good enough to tell the time left.
+# Time of an iteration with the first n layers frozen, relative to one in which all layers learn (from the paper's logs,
+# on a Tesla K20): the backward pass stops above the frozen layers. Accurate enough to estimate the time left.
 COST = (1.0, 0.84, 0.67, 0.57, 0.47, 0.39, 0.37, 0.37)
 
 # The same for the architecture `mini`, measured with the embedded engine on one core. Its operations are so small that
-# much of an iteration's time is independent of the backward pass.
+# much of an iteration's time does not depend on the backward pass.
 MINI_COST = (1.0, 0.86, 0.76, 0.68, 0.60, 0.54, 0.52, 0.50)
 
 
 def relative_cost(architecture: str, stages: int = LAYERS) -> tuple[float, ...]:
-    """Return what an iteration with the first 0, 1, ... 7 layers frozen costs relative to one in which all learn.
+    """Return the cost of an iteration with the first 0, 1, ... stages frozen, relative to one in which all learn.
 
-    The last number also holds for a test image relative to a training image: neither has a backward pass to speak of.
-    In the paper's logs a test image takes 2.6 ms, a training image 6.9 ms, that is 0.38.
+
+    The last number is also used for the cost of a test image relative to a training image, since both have almost no
+    backward pass. In the paper's logs a test image takes 2.6 ms and a training image 6.9 ms, a ratio of 0.38.
     """
     known = MINI_COST if architecture == "mini" else COST
     if stages == len(known):
@@ -41,26 +42,26 @@ def relative_cost(architecture: str, stages: int = LAYERS) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a machine trains and tests one network of a recipe; ``source`` says in words how this is known."""
+    """How fast a machine trains and tests one network of a recipe; ``source`` describes where the numbers come from."""
 
     iteration: tuple[float, ...]
-    """Seconds an iteration of a whole training batch with the first 0, 1, ... 7 layers frozen."""
+    """Seconds per iteration (of a full mini-batch) with the first 0, 1, ... 7 layers frozen."""
     test_image: float
-    """Seconds an image of a test."""
+    """Seconds per test image."""
     source: str
 
     @classmethod
     def of_seconds(cls, seconds: float, recipe: Recipe) -> Rate:
-        """A rate of which one number is known: the seconds of an iteration in which all layers learn."""
-        return cls.of_some({0: seconds}, recipe, f"{seconds:g} s an iteration, as given")
+        """Return a rate computed from one number: the seconds of an iteration in which all layers learn."""
+        return cls.of_some({0: seconds}, recipe, f"{seconds:g} s per iteration, as given")
 
     @classmethod
     def of_some(
         cls, known: Mapping[int, float], recipe: Recipe, source: str, test_image: float | None = None
     ) -> Rate:  # fmt: skip
-        """A rate of which the seconds with some numbers of frozen layers are known; `relative_cost` gives the others.
+        """Return a rate computed from the seconds per iteration that are ``known`` for some numbers of frozen layers.
 
-        Between two known numbers the ratio to it is interpolated.
+        The other numbers follow from `relative_cost`; between two known ones, the ratio to it is interpolated.
         """
         relative = relative_cost(recipe.architecture, recipe.stages)
         ratios = {n: seconds / relative[n] for n, seconds in sorted(known.items())}
@@ -69,7 +70,7 @@ class Rate:
 
     @classmethod
     def of_done(cls, recipe: Recipe, networks: Sequence[tuple[Network, Mapping[str, Any]]]) -> Rate | None:
-        """What networks that are done (with what their done.json says) took; None if they took down no times."""
+        """Return the rate of finished networks, given with their done.json; None if these record no times."""
         seconds: dict[int, list[float]] = {}
         tests: list[float] = []
         for network, done in networks:
@@ -81,16 +82,18 @@ class Rate:
             return None
         known = {n: statistics.median(each) for n, each in seconds.items()}
         count = sum(map(len, seconds.values()))
-        words = f"as the {count} networks that are done took" if count > 1 else "as the network that is done took"
+        words = (
+            f"measured on the {count} networks that are done" if count > 1 else "measured on the network that is done"
+        )
         return cls.of_some(known, recipe, words, statistics.median(tests) if tests else None)
 
     def seconds(self, network: Network, iterations: int, test_images: int) -> float:
-        """What so many iterations of this network and so many images of tests take."""
+        """Return the seconds that ``iterations`` training iterations and ``test_images`` test images take."""
         return iterations * self.iteration[network.treatment.frozen] + test_images * self.test_image
 
 
 def _interpolated(known: Mapping[int, float], n: float) -> float:
-    """The value at n, between those that are known; outside of them the nearest."""
+    """Return the value at n, interpolated between the known ones; outside of them, the nearest known one."""
     below = [each for each in known if each <= n]
     above = [each for each in known if each >= n]
     if not below or not above:
@@ -101,7 +104,7 @@ def _interpolated(known: Mapping[int, float], n: float) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """One network to train: its name, that of its base if this has to be trained first, and its seconds."""
+    """One network to train: its name, the name of its base if that must be trained first, and its time in seconds."""
 
     name: str
     base: str | None
@@ -109,9 +112,9 @@ class Work:
 
 
 def makespan(works: Sequence[Work], slots: int) -> float:
-    """When so many slots have done all, in seconds: whenever a slot is free the first network that can be is started.
+    """Return the makespan in seconds on this number of slots, by list scheduling as in `sweep run`.
 
-    That is what `sweep run` does; a network can be started when its base is done.
+    Whenever a slot is free, the first network whose base is done is started.
     """
     waiting = list(works)
     undone = {work.name for work in works}
@@ -126,7 +129,7 @@ def makespan(works: Sequence[Work], slots: int) -> float:
                 left.append(work)
         waiting = left
         if not running:
-            raise ValueError(f"networks whose bases are never done: {', '.join(work.name for work in waiting)}")
+            raise ValueError(f"bases are missing for these networks: {', '.join(work.name for work in waiting)}")
         now, name = heapq.heappop(running)
         undone.discard(name)
     return now

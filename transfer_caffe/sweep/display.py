@@ -1,4 +1,4 @@
-"""How a sweep shows how far it is: a live table on a terminal, plain lines elsewhere."""
+"""Display of a sweep's progress: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_SUMMARIES = 30.0
 
 @dataclass(frozen=True)
 class Running:
-    """A network in training; ``accuracy`` is the newest test's, ``rate`` iterations a second."""
+    """A network in training; ``accuracy`` is that of the newest test, ``rate`` is in iterations per second."""
 
     name: str
     iteration: int | None
@@ -28,12 +28,12 @@ class Running:
     seconds_left: float | None = None
 
     def words(self) -> str:
-        """In a few words."""
+        """Return name, iteration and speed as a short text."""
         speed = self.speed()
         return f"{self.name} at {self.iteration or 0}/{self.max_iter}" + (f" ({speed})" if speed else "")
 
     def speed(self) -> str:
-        """Rate and time left in words, as far as they are known."""
+        """Return rate and time left as a short text; "" if they are unknown."""
         if self.rate is None or self.seconds_left is None:
             return ""
         return f"{self.rate:.3g} it/s, {duration(self.seconds_left)} left"
@@ -41,7 +41,7 @@ class Running:
 
 @dataclass(frozen=True)
 class State:
-    """How far a sweep is."""
+    """The progress of a sweep."""
 
     total: int
     done: int
@@ -50,7 +50,7 @@ class State:
     seconds_left: float | None
 
     def headline(self) -> str:
-        """In one line."""
+        """Return the progress as one line."""
         parts = [f"{self.done} of {self.total} networks done"]
         if self.failed:
             parts.append(f"{self.failed} failed")
@@ -60,20 +60,20 @@ class State:
 
 
 class Display(Protocol):
-    """What the sweep tells."""
+    """Where a sweep reports its progress."""
 
     def event(self, line: str) -> None:
-        """Something that happened, to be kept on the screen."""
+        """Show an event, as a line that stays on the screen."""
         ...
 
     def update(self, state: State) -> None:
-        """How far it is now; called several times a second."""
+        """Show the current progress; called several times a second."""
         ...
 
 
 @contextlib.contextmanager
 def open_display() -> Iterator[Display]:
-    """The display that fits where standard output goes."""
+    """Open a live table if standard output is a terminal, else plain lines."""
     if not sys.stdout.isatty():
         yield Lines()
         return
@@ -81,13 +81,13 @@ def open_display() -> Iterator[Display]:
     from rich.live import Live
 
     console = Console()
-    # without a thread of its own: this process starts children
+    # without a refresh thread, because this process starts children
     with Live(console=console, auto_refresh=False, transient=True) as live:
         yield Table(console, live)
 
 
 class Lines:
-    """Plain lines: what happened, and now and then how far it is."""
+    """Plain lines: events, and a summary of the progress from time to time."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
@@ -104,7 +104,7 @@ class Lines:
 
 
 class Table:
-    """A live table below the lines."""
+    """A live table below the event lines."""
 
     def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
@@ -140,7 +140,7 @@ class Table:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, as roughly as one wants to know them."""
+    """Format seconds as a rounded duration, for example `5 s`, `10 min`, `2 h` or `6 days`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,16 +1,17 @@
-"""How long the rest of a sweep takes, learned from the sweep's own clock while it runs.
+"""Estimate the time left of a sweep from times measured while it runs.
 
     estimate = Estimate(slots=2, test_images=sizes.test_images)
     estimate.started(network, now)                 # its process was started
-    estimate.reached(network, iteration, now)      # its log names this iteration
+    estimate.reached(network, iteration, now)      # its log has reached this iteration
     estimate.ended(network, now, done=True)        # its process has ended
-    estimate.seconds_left(waiting, now)            # None until something is known
+    estimate.seconds_left(waiting, now)            # None until enough has been measured
 
-A network's time has three parts: the start (processes, data, the first test), the iterations with their tests, and the
-end (the last test, snapshots, checks). What an iteration costs relative to one in which all layers learn is modelled
-(`cost.relative_cost`); how many seconds that takes here, and how long starts and ends take, are measured by the wall
-clock while the networks share the machine with each other and with whatever else runs. Newer measurements count more,
-since load changes: the weight of one halves within a minute, or within a quarter of the time measured so far.
+A network's time has three parts: the start (processes, data, first test), the iterations with their tests, and the end
+(last test, snapshots, checks). The cost of an iteration relative to one in which all layers learn comes from a model
+(`cost.relative_cost`). The seconds that such an iteration takes on this machine, and the times of starts and ends, are
+measured with the wall clock, while the networks share the machine with each other and with other programs. Newer
+measurements have a higher weight because the load changes: the weight of a measurement halves within a minute, or
+within a quarter of the time measured so far.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.sweep.cost import Work, makespan, relative_cost
 
 HALF_LIFE = 60.0
-"""Seconds after which a measurement counts half, early in a sweep."""
+"""Seconds after which a measurement's weight is halved, early in a sweep."""
 END = 0.3
-"""The end of a network's run relative to its start, until one has been measured."""
+"""Assumed time of a network's end relative to its start, until one has been measured."""
 
 WARM = 0.6
-"""A later start relative to the first ones, which read the programs from the disk, until one has been measured."""
+"""Assumed time of a later start relative to the first ones, which read from disk, until one has been measured."""
 
 
 class Mean:
-    """A weighted mean whose older parts count less."""
+    """A weighted mean in which older values have a lower weight."""
 
     def __init__(self) -> None:
         self._sum = self._weight = 0.0
@@ -50,24 +51,24 @@ class Mean:
 
     @property
     def value(self) -> float | None:
-        """The mean of one unit; None where nothing was added."""
+        """The mean per unit; None if nothing was added."""
         return self._sum / self._weight if self._weight else None
 
 
 @dataclass
 class _Run:
-    """A network in training: when it was started, and the newest iteration seen, if any, with its time."""
+    """A network in training: its start time, and the newest iteration seen, if any, with its time."""
 
     network: Network
     started: float
     cold: bool
-    """Whether it is one of the first, whose start reads the programs from the disk."""
+    """Whether it is one of the first networks, whose start reads the programs from disk."""
     iteration: int | None = None
     seen: float = 0.0
 
 
 class Estimate:
-    """Learns from the networks of a sweep how long the others take."""
+    """Estimates the time left of a sweep from the networks measured so far."""
 
     def __init__(self, slots: int, test_images: Callable[[Network], int | None]) -> None:
         self._slots, self._test_images = slots, test_images
@@ -76,12 +77,12 @@ class Estimate:
         self._count = 0
 
     def started(self, network: Network, now: float) -> None:
-        """Note that a network's process was started."""
+        """Record that a network's process was started."""
         self._runs[network.name] = _Run(network, now, cold=self._count < self._slots)
         self._count += 1
 
     def reached(self, network: Network, iteration: int, now: float) -> None:
-        """Note that a network's log names this iteration."""
+        """Record that a network's log has reached this iteration."""
         run = self._runs[network.name]
         if run.iteration is None:
             (self._cold_start if run.cold else self._start).add(now - run.started, 1, now)
@@ -92,7 +93,7 @@ class Estimate:
         run.iteration, run.seen = iteration, now
 
     def ended(self, network: Network, now: float, done: bool) -> None:
-        """Note that a network's process has ended; how long its end took is learned if the network is ``done``."""
+        """Record that a network's process has ended; measure the time of its end if the network is ``done``."""
         run = self._runs.pop(network.name)
         pace = self._pace.value
         if done and run.iteration is not None and pace is not None:
@@ -100,7 +101,7 @@ class Estimate:
             self._end.add(max(0.0, now - run.seen - rest * pace), 1, now)
 
     def seconds_left(self, waiting: Sequence[Network], now: float) -> float | None:
-        """Return when the running networks and those ``waiting``, in their order, will be done; None if unknown."""
+        """Return the seconds until running and ``waiting`` networks, in this order, are done; None if unknown."""
         pace, start, cold = self._pace.value, self._start.value, self._cold_start.value
         if start is None and cold is not None:
             start = WARM * cold
@@ -119,9 +120,9 @@ class Estimate:
         return makespan(works, self._slots)
 
     def _units(self, network: Network, iteration: int) -> float:
-        """Return what an iteration number stands for: iterations in which all layers learn, tests counted as such.
+        """Return the work up to an iteration, tests included, in units of an iteration in which all layers learn.
 
-        The test before the first iteration is a part of the start.
+        The test before the first iteration is part of the start.
         """
         relative = relative_cost(network.recipe.architecture, network.recipe.stages)
         tests = iteration // network.solver["test_interval"]

@@ -1,10 +1,10 @@
-"""How fast this machine trains a recipe's networks: some iterations of its own architecture on images made up.
+"""Measure how fast this machine trains a recipe's networks, with some iterations on synthetic images.
 
     rate = measure(select(load_recipe("demo")), Engine.find("embedded"))
 
-The engine runs as the driver runs it, with the recipe's batch, threads and solver, and 0, 3, 5 and 7 layers frozen;
-its log tells the seconds. No data is needed: the time to read images is not in it (engines read ahead while they
-compute), nor is that several networks trained at a time get in each other's way.
+The engine is run as by the driver, with the recipe's architecture, batch size, threads and solver, and with 0, 3, 5 and
+7 frozen layers. The seconds are read from its log. No data is needed. The measurement does not include the time to read
+images (engines prefetch them while they compute), nor the slowdown of several networks trained at the same time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from transfer_caffe.utils.files import write_text
 PLACES = (0, 3 / 7, 5 / 7, 1)
 """How many of the stages that can be frozen are frozen when it is measured: 0, 3, 5 and 7 of a CaffeNet's 7."""
 ENOUGH = 4.0
-"""Seconds of iterations after which the next number of frozen layers is measured, if there were `LEAST` of them."""
+"""Seconds of iterations after which the next number of frozen layers is measured, if there were at least `LEAST`."""
 LEAST = 3
 DISPLAY = 0.2
-"""Seconds that the iterations between two lines of the log should take at least: shorter ones are told too roughly."""
+"""Minimum seconds between two lines of the log: shorter times are too inaccurate in the log."""
 
 
 def measure(selection: Selection, engine: Engine) -> Rate:
-    """Measure, and say on standard error what came out. UserError if the engine fails."""
+    """Measure the rate, and print the results to standard error. Raise UserError if the engine fails."""
     recipe = selection.recipe
     network = selection.networks[0]
     began = time.monotonic()
@@ -55,14 +55,14 @@ def measure(selection: Selection, engine: Engine) -> Rate:
                     break
                 every = max(2 * every, round(DISPLAY / max(seconds, 1e-4)) + 1)
             known[frozen] = seconds
-        print(f"measured: {known[frozen]:.4g} s an iteration with {frozen} layers frozen", file=sys.stderr, flush=True)
+        print(f"measured: {known[frozen]:.4g} s per iteration with {frozen} frozen layers", file=sys.stderr, flush=True)
     took = duration(time.monotonic() - began)
     print(f"the measurement took {took}", file=sys.stderr, flush=True)
-    return Rate.of_some(known, recipe, f"measured here by the engine {engine.name}, {known[0]:.3g} s an iteration")
+    return Rate.of_some(known, recipe, f"measured here with the engine {engine.name}, {known[0]:.3g} s per iteration")
 
 
 def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every: int) -> float:
-    """The median seconds of an iteration; the log names every so many."""
+    """Return the median seconds per iteration; the engine logs one line per ``every`` iterations."""
     solver = SolverParameter(
         base_lr=0, lr_policy="fixed", display=every,
         type=network.solver.get("type", "SGD"), momentum=network.solver.get("momentum", 0),
@@ -81,9 +81,10 @@ def iterations(
     net: NetParameter, solver: SolverParameter, engine: Engine, folder: Path, threads: int | None, enough: float,
     flags: Sequence[str] = (),
 ) -> list[float]:  # fmt: skip
-    """Seconds an iteration, between the lines of the log, of an engine that trains ``net`` in an empty folder.
+    """Train ``net`` in an empty folder and return the seconds per iteration between each two lines of the log.
 
-    It is ended after ``enough`` seconds of iterations, if there were `LEAST` lines. UserError if it fails.
+    The engine is ended after ``enough`` seconds of iterations, if there were `LEAST` lines. Raise UserError if it
+    fails.
     """
     write_text(folder / "net.prototxt", to_text(net))
     param = SolverParameter(net="net.prototxt", max_iter=10**9, random_seed=1, snapshot_after_train=False)
@@ -98,7 +99,7 @@ def iterations(
             while process.poll() is None:
                 time.sleep(0.05)
                 parser.feed(log.read())
-                intervals = parser.log.display_seconds[1:]  # the first holds what is done once
+                intervals = parser.log.display_seconds[1:]  # the first one includes one-time work
                 if len(intervals) >= LEAST and param.display * sum(intervals) >= enough:
                     return intervals
             parser.feed(log.read())
@@ -110,7 +111,7 @@ def iterations(
 
 
 def synthetic(network: Network, frozen: int) -> NetParameter:
-    """The training net of a network's recipe with so many layers frozen, and gray images in the place of a database."""
+    """Return the training net of a network's recipe with ``frozen`` frozen layers, and gray images as its data."""
     recipe = replace(network.recipe, outputs=network.recipe.outputs or 1000, test_images=1)
     treatment = Treatment("R", frozen, "A", False) if frozen else Treatment("", 0, "A", False)
     composed = compose(Network(recipe, "random0", treatment, 0), "data", "runs").net

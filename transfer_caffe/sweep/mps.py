@@ -1,9 +1,9 @@
-"""NVIDIA's MPS for the networks that share a GPU: with it they compute at the same time, without it by turns.
+"""Run NVIDIA's MPS for networks that share a GPU: with MPS they compute at the same time, without it they take turns.
 
     with service(say) as environment:       # for the networks' processes
 
-The daemon is the sweep's own, and so is the folder of its pipes. A shell that waits for the end of the sweep, however
-that comes, then tells the daemon to quit and removes the folder: nothing is left behind.
+The daemon belongs to one sweep, and so does the folder of its pipes. A shell waits for the end of the sweep, even if
+the sweep is killed. It then tells the daemon to quit and removes the folder, so that nothing is left behind.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from transfer_caffe.sweep.slots import VISIBLE, lock_folder
 PROGRAM = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
 SYSTEMS_PIPES = Path("/tmp/nvidia-mps")
-"""Where the daemon's pipes are unless the environment says otherwise."""
+"""Default folder of the daemon's pipes."""
 SECONDS_TO_QUIT = 20
 
-# `read` ends when the sweep closes its end of the pipe, or is gone; the program reads its commands from standard input
+# `read` returns when the sweep closes its end of the pipe or has ended; the program reads commands from standard input
 _GUARD = f"""
 {PROGRAM} -d </dev/null && echo started || echo failed
 exec >/dev/null
@@ -36,18 +36,18 @@ rm -r "${PIPES}"
 
 @contextlib.contextmanager
 def service(say: Callable[[str], None]) -> Iterator[dict[str, str]]:
-    """Have MPS while the block runs; yields what the environment of its clients needs. Says what there is instead."""
+    """Run MPS during the block, and yield the environment variables for its clients; report whether MPS is used."""
     if (Path(os.environ.get(PIPES, SYSTEMS_PIPES)) / "control").exists():
-        say("networks on a GPU compute at the same time, by the MPS that runs on this machine already")
+        say("networks on the same GPU compute at the same time, through the MPS that already runs on this machine")
         yield {}
         return
     if shutil.which(PROGRAM) is None:
-        say(f"there is no {PROGRAM} here: networks that share a GPU take turns on it")
+        say(f"{PROGRAM} was not found: networks that share a GPU take turns on it")
         yield {}
         return
     folder = tempfile.mkdtemp(prefix="mps-", dir=lock_folder())
     added = {PIPES: folder, LOGS: folder}
-    # it serves all GPUs: which one a network sees is the network's environment's business alone
+    # the daemon serves all GPUs; the environment of each network decides which one it sees
     environment = {name: value for name, value in os.environ.items() if name != VISIBLE}
     guard = subprocess.Popen(
         ["sh", "-c", _GUARD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -56,10 +56,10 @@ def service(say: Callable[[str], None]) -> Iterator[dict[str, str]]:
     assert guard.stdin is not None and guard.stdout is not None
     try:
         if guard.stdout.readline() == b"started\n":
-            say("networks on a GPU compute at the same time, by an MPS of this sweep's own")
+            say("networks on the same GPU compute at the same time, through an MPS started for this sweep")
             yield added
         else:
-            say(f"{PROGRAM} does not start: networks that share a GPU take turns on it")
+            say(f"{PROGRAM} could not be started: networks that share a GPU take turns on it")
             yield {}
     finally:
         guard.stdin.close()

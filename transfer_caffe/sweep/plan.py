@@ -1,31 +1,31 @@
-"""`sweep plan`: the networks of a recipe, what each one needs and costs, and what is done. Trains nothing.
+"""`sweep plan`: list the networks of a recipe with their bases, cost and state. It trains nothing.
 
     python -m transfer_caffe.sweep plan --recipe demo
     python -m transfer_caffe.sweep plan --recipe paper --seconds-per-iteration 0.25 --gpus 8
     python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --json | jq '.networks[].name'
 
-The JSON is one object; null is unknown, hours are of one network on one slot (a GPU, or as many cores as the recipe has
-threads), and an estimated number says so:
+The JSON is one object. null means unknown. Hours are those of one network on one slot (a GPU, or as many cores as the
+recipe has threads). Sizes on disk say whether they are estimated:
 
-    recipe        its name                        chosen    what --only and so on chose, in words; null: everything
-    rate          source: how it is known; seconds_per_iteration: 8 numbers, with the first 0 to 7 layers frozen;
-                  seconds_per_test_image. null: not known, and so are all hours
-    networks      in the order in which they are started (a network comes after the one it needs); of each:
+    recipe        its name                        chosen    description of the selection; null: all networks
+    rate          source: where the numbers come from; seconds_per_iteration: 8 numbers, with the first 0 to 7 layers
+                  frozen; seconds_per_test_image. If rate is null, all hours are null too
+    networks      in the order in which they are started (a network comes after its base); for each:
         name, split, treatment, source, target, n, finetuned, seed, images_per_class
-        base                    the network whose weights it takes, which must be done before; null
-        added                   whether it is here only because another one needs it
-        frozen                  layers that do not learn
-        outputs, target_classes of the last layer; in the data
-        max_iter, tests         iterations, test passes
-        train_images, test_images    in all iterations, in all test passes
-        cost                    iterations, each weighed by what it costs beside one in which all layers learn
-        hours, hours_left       all of it; from where it is now
+        base                    the network that layers are copied from, which must be done first; or null
+        added                   whether it was added only because a selected network needs it
+        frozen                  number of frozen layers
+        outputs, target_classes number of outputs of the last layer; number of classes in the data
+        max_iter, tests         number of iterations; number of test passes
+        train_images, test_images    number of images in all iterations; in all test passes
+        cost                    iterations (and tests), in units of an iteration in which all layers learn
+        hours, hours_left       time of the complete training; time from its current state
         state                   done, changed, damaged, started, to do
-        iteration, note         how far it is; what has changed, or is damaged
-    total         networks, iterations, train_images, test_images, cost, hours: of all networks
-    left          the same of what is not done
-    slots         slots -> hours until everything is done (list scheduling: a network waits for its base)
-    disk          data, snapshots_end, snapshots_peak: bytes, estimated; null where they cannot be known yet
+        iteration, note         its progress; what has changed, or is damaged
+    total         networks, iterations, train_images, test_images, cost, hours: sums over all networks
+    left          the same sums over networks that are not done
+    slots         number of slots -> hours until all are done (list scheduling: a network waits for its base)
+    disk          data, snapshots_end, snapshots_peak: bytes, estimated; null if still unknown
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, sele
 from transfer_caffe.sweep.sizes import Room, Sizes, snapshots_kept
 from transfer_caffe.utils.errors import ArgumentParser, UserError
 
-SUMMARY = "show what there is to do, what it costs, and what is done"
+SUMMARY = "show the networks of a recipe, their cost, and their state"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep plan --recipe demo --measure
   python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --split random0 --layers 3-5
@@ -58,7 +58,7 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Item:
-    """A network in the plan; the fields are those of the JSON, which the module's docstring explains."""
+    """A network in the plan; the fields are the keys of the JSON, described in the module's docstring."""
 
     name: str
     split: str
@@ -88,7 +88,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do, and what it costs."""
+    """The networks of a selection, with their cost, state and disk space."""
 
     selection: Selection
     rate: Rate | None
@@ -99,7 +99,7 @@ class Plan:
     snapshots_peak: Room | None
 
     def total(self, left: bool) -> dict[str, Any]:
-        """The sums over all networks, or over what is ``left`` to do of those that are not done."""
+        """Return the sums over all networks, or with ``left`` over those that are not done (their hours left)."""
         items = [item for item in self.items if not (left and item.state in ("done", "changed"))]
 
         def summed(values: list[Any]) -> Any:
@@ -116,11 +116,11 @@ class Plan:
 
     @property
     def measure(self) -> str:
-        """What the cost is told in."""
+        """The unit in which the cost is printed."""
         return "hours" if self.rate else "cost"
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values, in the shape that the module's docstring explains."""
+        """Return the plan as plain values, in the structure described in the module's docstring."""
         rate = self.rate
         return {
             "recipe": self.selection.recipe.name,
@@ -149,10 +149,10 @@ def make_plan(
     selection: Selection, runs: Path, data: Path, rate: Rate | None = None, slots: Sequence[int] = (1,),
     copies: bool = False,
 ) -> Plan:  # fmt: skip
-    """Plan the networks of a selection; ``rate`` by default that of the networks that are done already.
+    """Plan the networks of a selection; the default ``rate`` is computed from the networks that are already done.
 
-    ``slots``: for which numbers of networks at a time the hours are wanted; the disk is for the last of them.
-    ``copies``: databases in the place of views, for real Caffe.
+    ``slots``: the numbers of parallel networks for which hours are computed; disk space is computed for the largest.
+    ``copies``: databases instead of views, for real Caffe.
     """
     recipe = selection.recipe
     states = {network.name: look(network, runs) for network in selection.networks}
@@ -179,7 +179,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
     left = 1 - state.snapshot / max_iter
 
     def hours(part: float) -> float | None:
-        # tests that nobody knows the size of are left out: they are a few hundredths
+        # tests of unknown size are left out: they are a few percent of the time
         return rate and rate.seconds(network, max_iter, test_images or 0) / 3600 * part
 
     relative = relative_cost(network.recipe.architecture, network.recipe.stages)
@@ -215,7 +215,7 @@ def _item(network: Network, state: Progress, sizes: Sizes, rate: Rate | None, ad
 def _snapshots(
     networks: Sequence[Network], states: dict[str, Progress], sizes: Sizes, slots: int
 ) -> tuple[Room | None, Room | None]:
-    """The room for snapshots and initial weights: when all is done, and at the most before that."""
+    """Return the disk space for snapshots and initial weights: when all networks are done, and the maximum before."""
     end, more = 0, []
     for network in networks:
         snapshot, weights = sizes.snapshot(network), sizes.weights(network)
@@ -229,20 +229,25 @@ def _snapshots(
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `sweep plan`."""
+    """Add the options of `sweep plan`."""
     add_recipe_arguments(parser)
     rates = parser.add_mutually_exclusive_group()
     rates.add_argument(
-        "--seconds-per-iteration", type=float, metavar="S", help="of a network all of whose layers learn: gives hours"
+        "--seconds-per-iteration",
+        type=float,
+        metavar="S",
+        help="seconds of an iteration in which all layers learn, to compute hours",
     )
     rates.add_argument(
-        "--measure", action="store_true", help="measure that here, in a minute or a few, without the recipe's data"
+        "--measure", action="store_true", help="measure these seconds here (takes a few minutes; needs no data)"
     )
-    parser.add_argument("--gpus", type=int, metavar="K", help="also the hours on K GPUs (or with K networks at a time)")
     parser.add_argument(
-        "--engine", default="embedded", help="what is to train: real Caffe reads no views, which takes more disk"
+        "--gpus", type=int, metavar="K", help="also compute the hours on K GPUs (or with K networks at a time)"
     )
-    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    parser.add_argument(
+        "--engine", default="embedded", help="the engine for training; real Caffe cannot read views and needs more disk"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -251,7 +256,7 @@ def main(args: argparse.Namespace) -> None:
     selection = selected(recipe, args)
     for option, value in (("--gpus", args.gpus), ("--seconds-per-iteration", args.seconds_per_iteration)):
         if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{option} {value}: a number above 0 is needed")
+            raise UserError(f"{option} {value}: must be a number above 0")
     rate = None
     if args.seconds_per_iteration:
         rate = Rate.of_seconds(args.seconds_per_iteration, recipe)
@@ -268,9 +273,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def as_text(plan: Plan) -> list[str]:
-    """The lines of the plan for people."""
+    """Return the lines of the plan as readable text."""
     wide = max(len(item.name) for item in plan.items)
-    lines = [f"{'network':{wide}}  {'takes from':{wide}}  frozen  iterations  images  {plan.measure:>6}  state"]
+    lines = [f"{'network':{wide}}  {'copies from':{wide}}  frozen  iterations  images  {plan.measure:>6}  state"]
     for item in plan.items:
         cost = _count(round(item.cost)) if item.hours is None else _short(item.hours)
         lines.append(
@@ -283,7 +288,7 @@ def as_text(plan: Plan) -> list[str]:
 def _state(item: Item) -> str:
     words = {
         "started": f"started, at iteration {item.iteration}",
-        "changed": f"done, but not as it would be now: {item.note}",
+        "changed": f"done, but out of date: {item.note}",
         "damaged": f"damaged: {item.note}",
     }.get(item.state, item.state)
     return f"{words} (added)" if item.added else words
@@ -302,15 +307,15 @@ def _sums(plan: Plan) -> list[str]:
         for count, hours in plan.slots.items():
             if count > 1 and hours is not None:
                 lines.append(f"on {count} GPUs, or {count} networks at a time: {_time(hours)}")
-        most = f"{plan.rate.iteration[-1]:.3g} s at {len(plan.rate.iteration) - 1}"
-        lines.append(f"rate:  {plan.rate.source}; frozen layers make it less ({most})")
+        most = f"{plan.rate.iteration[-1]:.3g} s with {len(plan.rate.iteration) - 1} of them"
+        lines.append(f"rate:  {plan.rate.source}; less with frozen layers ({most})")
     else:
         lines.append(
-            "cost:  iterations (and tests), each weighed by what it takes beside one in which all layers learn; for "
-            "hours say --measure, or --seconds-per-iteration"
+            "cost:  iterations (and tests), in units of an iteration in which all layers learn; for hours use "
+            "--measure or --seconds-per-iteration"
         )
-    data = "unknown until the image lists are there" if plan.data is None else _room(plan.data)
-    lines.append(f"disk:  data {data}; snapshots {_room(plan.snapshots_end)}, at the most {_room(plan.snapshots_peak)}")
+    data = "unknown until the image lists exist" if plan.data is None else _room(plan.data)
+    lines.append(f"disk:  data {data}; snapshots {_room(plan.snapshots_end)}, at most {_room(plan.snapshots_peak)}")
     return lines
 
 
@@ -331,7 +336,7 @@ def _count(number: int) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits of a number, all of those before the point."""
+    """Format a number with three significant digits, and at least all digits before the decimal point."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 

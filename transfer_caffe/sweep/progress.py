@@ -1,4 +1,4 @@
-"""How far one network is, told from its files in a few milliseconds; nothing is written and no weights are read.
+"""Determine the progress of one network from its files, in a few milliseconds, without writing or reading weights.
 
 state = look(network, Path("runs"))
 state.word          # done, changed, damaged, started, to do
@@ -19,37 +19,37 @@ from transfer_caffe.run.folder import LOG, iterations, read_done
 from transfer_caffe.utils.errors import UserError
 
 TAIL = 1 << 16
-"""Bytes at the end of a log in which the newest iteration is named: some hundred lines."""
+"""Number of bytes at the end of a log that are searched for the newest iteration: some hundred lines."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a network is.
+    """The progress of a network.
 
-    ``word``: `done`; `changed`: done, but it would be another network by the recipe, or by its base, as they are now;
-    `damaged`: its done.json cannot be read; `started`; `to do`. ``note`` says more of `changed` and `damaged`.
+    ``word``: `done`; `changed`: done, but the recipe or its base have changed since; `damaged`: its done.json cannot be
+    read; `started`; `to do`. ``note`` explains `changed` and `damaged`.
     """
 
     word: str
     iteration: int = 0
-    """The newest that its log speaks of."""
+    """The newest iteration in its log."""
     snapshot: int = 0
-    """The iteration from which it would go on; 0 is the start."""
+    """The iteration from which it would be resumed; 0 is the start."""
     note: str = ""
     done: Mapping[str, Any] | None = None
-    """What done.json says, where it can be read."""
+    """The content of done.json, if it can be read."""
 
     def words(self, network: Network) -> str:
-        """In a few words."""
+        """Return the progress as a short text."""
         if self.word == "started":
             return f"at iteration {self.iteration} of {network.max_iter}"
         if self.word == "changed":
-            return f"done, but not as it would be now: {self.note}"
+            return f"done, but out of date: {self.note}"
         return f"{self.word}: {self.note}" if self.note else self.word
 
 
 def look(network: Network, runs: Path) -> Progress:
-    """How far a network is. `sweep verify` looks more closely at one that is done."""
+    """Return the progress of a network. `sweep verify` checks finished networks more thoroughly."""
     try:
         done = read_done(network, runs)
     except UserError as error:
@@ -58,7 +58,7 @@ def look(network: Network, runs: Path) -> Progress:
         try:
             base = read_done(network.base, runs) if network.base else None
         except UserError:
-            base = None  # that is said of the base
+            base = None  # reported for the base itself
         note = changed(network, done, base)
         return Progress("changed" if note else "done", network.max_iter, network.max_iter, note, done)
     folder = network.folder(runs)
@@ -70,16 +70,16 @@ def look(network: Network, runs: Path) -> Progress:
 
 
 def changed(network: Network, done: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
-    """What makes a network that is done another one than it would be now; nothing if it is the same."""
+    """Describe what has changed since a finished network was trained; "" if nothing has."""
     if note := changed_setting(network, done):
         return note
     if base and base["sha256"]["final"] != done.get("base_sha256"):
-        return f"its base {base['network']} was trained anew since"
+        return f"its base {base['network']} has been retrained since"
     return ""
 
 
 def newest_iteration(log: Path) -> int:
-    """The newest iteration that the end of a log speaks of; 0 where it speaks of none."""
+    """Return the newest iteration at the end of a log; 0 if there is none."""
     with open(log, "rb") as file:
         file.seek(0, os.SEEK_END)
         start = max(0, file.tell() - TAIL)

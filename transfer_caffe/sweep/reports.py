@@ -1,13 +1,13 @@
-"""The report of a sweep, written while its networks are still in training: first as soon as it has a figure to show.
+"""Write the report of a sweep while its networks are still in training, starting when there is a figure to show.
 
     reports = Reports(networks, folder=Path("runs/demo"), out=Path("report"), write_results=..., say=display.event)
-    reports.update(done, failed, now)      # often; starts `python -m transfer_caffe.report` as a child when it is time
+    reports.update(done, failed, now)      # call often; starts `python -m transfer_caffe.report` as a child when due
     reports.stop()                         # when the sweep ends, or is interrupted
-    reports.write(done)                    # the last one; waits until it is there
+    reports.write(done)                    # write the last report, and wait for it
 
-The first report is written when the networks of the first split that show a figure from end to end are done, or after
-some minutes with those that are. The next ones follow when more networks are done, but so rarely that they take a few
-hundredths of the processor's time. Every file of a report appears complete, by a rename.
+The first report is written when the networks that span a figure of the first split are done, or after some minutes with
+those that are done by then. Further reports follow as more networks are done, but only so often that they take a few
+percent of the processor time. Every file of a report is written atomically.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from transfer_caffe.utils import processes
 from transfer_caffe.utils.errors import UserError
 
 FIRST_AFTER = 200.0
-"""Seconds of training after which the first report is written with whatever is done."""
+"""Seconds of training after which the first report is written with the networks that are done."""
 SECONDS_BETWEEN = 60.0
-"""From the end of one report to the beginning of the next, at least."""
+"""Minimum seconds from the end of one report to the start of the next."""
 SHARE = 15
-"""That time is also at least so many times what the report took."""
+"""That time is also at least this multiple of the time that the last report took."""
 
 
 @dataclass
 class _Child:
-    """A report being written: by which process, since when, and how many networks were done then."""
+    """A report being written: its process, start time, and the number of networks that were done at that time."""
 
     process: subprocess.Popen[bytes]
     output: IO[bytes]
@@ -45,13 +45,13 @@ class _Child:
 
 
 class Reports:
-    """Writes the report of one sweep now and then, one at a time."""
+    """Writes the report of one sweep from time to time, one at a time."""
 
     def __init__(
         self, networks: Sequence[Network], folder: Path, out: Path, write_results: Callable[[], object],
         say: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """``folder`` holds the networks, ``out`` is for the report; ``write_results`` brings results.csv up to date."""
+        """``folder`` holds the networks, ``out`` is the report's folder, ``write_results`` updates results.csv."""
         self.networks, self.folder, self.out = networks, folder, out
         self.say, self._write_results = say, write_results
         self._child: _Child | None = None
@@ -60,10 +60,10 @@ class Reports:
         self._ended = 0.0
         self._reported: int | None = None
         self.seconds = 0.0
-        """How long the newest report took; 0 while there is none."""
+        """Seconds that the newest report took; 0 if there is none yet."""
 
     def update(self, done: Collection[str], failed: Collection[str], now: float) -> None:
-        """Start a report if it is time for one; say so when one is there."""
+        """Start a report if one is due; report it when one is finished."""
         self._began = now if self._began is None else self._began
         if self._child is not None:
             if self._child.process.poll() is None:
@@ -74,7 +74,7 @@ class Reports:
 
     def _is_due(self, done: Collection[str], failed: Collection[str], now: float) -> bool:
         if not done or len(done) == len(self.networks) or len(done) == self._reported:
-            return False  # when all are done the sweep writes the last report
+            return False  # when all are done, the sweep writes the last report itself
         if self._reported is None:
             assert self._began is not None
             return self._first <= {*done, *failed} or now - self._began >= FIRST_AFTER
@@ -93,7 +93,7 @@ class Reports:
         self._child = _Child(processes.start(argv, output, env=processes.environment()), output, now, done)
 
     def _finish(self, child: _Child, now: float) -> bool:
-        """Say how a report that has ended came out; gives whether it was written."""
+        """Report the result of a child that has ended; return whether the report was written."""
         self._child, self._ended, self.seconds = None, now, now - child.began
         child.output.seek(0)
         lines = child.output.read().decode(errors="replace").strip().splitlines()
@@ -106,7 +106,7 @@ class Reports:
         return written
 
     def stop(self) -> None:
-        """End a report that is being written; the one before stays."""
+        """Stop a report that is being written; the previous one is kept."""
         if self._child is not None:
             self._child.process.send_signal(signal.SIGINT)
             self._child.process.wait()
@@ -114,7 +114,7 @@ class Reports:
             self._child = None
 
     def write(self, done: int) -> bool:
-        """Write the report now, of so many networks, and wait for it; gives whether it was written."""
+        """Write the report with ``done`` finished networks, wait for it, and return whether it was written."""
         self.stop()
         self._start(done, 0.0)
         if self._child is None:
@@ -128,10 +128,10 @@ class Reports:
 
 
 def first_figure(networks: Sequence[Network]) -> list[Network]:
-    """Return the networks of a first figure: of the first split the bases and the ends of the frozen curves.
+    """Return the networks needed for a first figure: the bases of the first split and the ends of its frozen curves.
 
-    The ends are the networks of the lowest and highest n; where no network is frozen, of all the networks that take
-    layers over.
+    The ends are the networks with the lowest and the highest n. If no network has frozen layers, all networks with
+    copied layers are considered.
     """
     if not networks:
         return []

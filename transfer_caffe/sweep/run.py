@@ -1,11 +1,11 @@
-"""`sweep run` on one machine: the networks of a recipe, several at a time, each by a driver of its own.
+"""`sweep run` on one machine: train the networks of a recipe, several at a time, each by a separate driver process.
 
     python -m transfer_caffe.sweep run --recipe demo --jobs 2
     python -m transfer_caffe.sweep run --recipe paper --gpu 0,1,3
 
-A network that fails stops no other; those that need it are not started. Ctrl-C (or SIGTERM) lets every network write a
-snapshot; the next run goes on from there. Once more Ctrl-C ends at once. With --report DIR the report is written early
-and again as networks finish.
+If a network fails, the others continue; networks that need it are not started. On Ctrl-C (or SIGTERM) every network
+writes a snapshot, and the next run resumes from there. A second Ctrl-C ends all at once. With --report DIR the report
+is written early, and updated as networks finish.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError
 from transfer_caffe.utils.locks import lock
 from transfer_caffe.utils.machine import cores
 
-SUMMARY = "make the data, train the networks, write results.csv"
+SUMMARY = "build the data, train the networks, write results.csv"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep run --recipe demo --jobs 2 --report report
   python -m transfer_caffe.sweep run --recipe paper --gpu all --only 'A*B+' --split random0
@@ -58,37 +58,39 @@ SECONDS_BETWEEN_ESTIMATES = 5.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `sweep run`."""
+    """Add the options of `sweep run`."""
     add_recipe_arguments(parser)
     parser.add_argument(
         "--engine",
         default="embedded",
-        help="embedded (default), caffe (CAFFE=PROGRAM, the PATH's, or what `make caffe` made), or a program like it",
+        help="embedded (default), caffe (environment variable CAFFE, the PATH, or built by `make caffe`), or a program "
+        "with the same command line",
     )
     parser.add_argument(
-        "--gpu", metavar="N", help="which GPUs: 0, or 0,1,3, or all (default: all, if the recipe's solver_mode is GPU)"
+        "--gpu", metavar="N", help="GPUs to use: 0, or 0,1,3, or all (default: all, if the recipe's solver_mode is GPU)"
     )
     parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="networks at a time (default: cores / the recipe's threads); with GPUs: on each (1), sharing their data",
+        help="number of networks at a time (default: cores / the recipe's threads); with GPUs: per GPU (default: 1), "
+        "sharing their data",
     )
     parser.add_argument(
         "--keep-going", action=argparse.BooleanOptionalAction, default=True,
-        help="start others when a network has failed (default); without, end when those in training have",
+        help="start further networks after one has failed (default); else only finish those in training",
     )  # fmt: skip
     parser.add_argument(
         "--report", type=Path, metavar="DIR",
-        help="write DIR/index.html and its figures, early and again as networks finish (default: no report)",
+        help="write DIR/index.html and its figures early, and update them as networks finish (default: no report)",
     )  # fmt: skip
     submit.add_slurm_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Make the data, train the networks, write the results."""
+    """Build the data, train the networks, write the results."""
     if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}: 1 or more is needed")
+        raise UserError(f"--jobs {args.jobs}: must be 1 or more")
     recipe = load_recipe(args.recipe)
     selection = selected(recipe, args)
     if words := selection.words():
@@ -97,10 +99,10 @@ def main(args: argparse.Namespace) -> int:
         return submit.main(selection, args)
     submit.refuse_without_slurm(args)
     processes.interrupt_on_signals()
-    engine = Engine.find(args.engine)  # an error here would be every network's
+    engine = Engine.find(args.engine)  # report an error once, not for every network
     options = ["--recipe", args.recipe, "--engine", args.engine, "--runs", str(args.runs), "--data", str(args.data)]
     if args.gpu is not None:
-        options += ["--gpu", "0"]  # of those that the driver sees: its slot's alone
+        options += ["--gpu", "0"]  # a driver only sees the GPU of its slot, as number 0
     began = time.monotonic()
     slots = find_slots(recipe, args.gpu, args.jobs)
     require_lists(recipe, args.data)
@@ -127,16 +129,16 @@ def main(args: argparse.Namespace) -> int:
     reported = reports is None or not sweep.done or reports.write(len(sweep.done))
     if not sweep.failed:
         return 0 if reported else 1
-    print(f"{len(sweep.failed)} failed; the same command tries them again:", file=sys.stderr)
+    print(f"{len(sweep.failed)} failed; run the same command again to retry them:", file=sys.stderr)
     for name, why in sweep.failed.items():
         print(f"  {name}: {why}", file=sys.stderr)
     if sweep.waiting:
-        print(f"{len(sweep.waiting)} were not started after that", file=sys.stderr)
+        print(f"{len(sweep.waiting)} were not started because of that", file=sys.stderr)
     return 1
 
 
 def find_slots(recipe: Recipe, gpu: str | None, jobs: int | None) -> Slots:
-    """Where to train: on the GPUs that --gpu names; on all there are if the recipe is for GPUs; else on the cores."""
+    """Return the slots to train on: the GPUs given by --gpu; all GPUs if the recipe is for GPUs; else the CPU cores."""
     gpus: list[Gpu] = []
     if gpu is not None:
         gpus = choose(gpu, find_gpus())
@@ -149,7 +151,7 @@ def find_slots(recipe: Recipe, gpu: str | None, jobs: int | None) -> Slots:
 
 @contextlib.contextmanager
 def _several_on_a_gpu(slots: Slots) -> Iterator[None]:
-    """Let networks that share a GPU compute at the same time, where this machine can."""
+    """Use MPS, if available, so that networks that share a GPU compute at the same time."""
     if isinstance(slots, GpuSlots) and slots.per_gpu > 1:
         with mps.service(_say) as slots.environment:
             yield
@@ -169,14 +171,14 @@ class Job:
     process: subprocess.Popen[bytes]
     slot: Slot
     output: IO[bytes]
-    """What its driver says: the reason, should it fail."""
+    """The output of its driver, which gives the reason of a failure."""
     log: Path
     offset: int
-    """How far the log has been read; it may begin with earlier runs of the network."""
+    """Number of bytes of the log that have been read; the log may begin with earlier runs of the network."""
     parser: LogParser = field(default_factory=LogParser)
 
     def look(self) -> None:
-        """Read what is new in the engine's log."""
+        """Read new lines of the engine's log."""
         if self.log.exists():
             with open(self.log, "rb") as file:
                 file.seek(self.offset)
@@ -186,11 +188,11 @@ class Job:
 
     @property
     def displayed(self) -> int | None:
-        """The newest iteration whose training loss the log names; None before the first."""
+        """The newest iteration with a training loss in the log; None if there is none yet."""
         return max(self.parser.log.train_losses, default=None)
 
     def shown(self) -> Running:
-        """For the display."""
+        """Return the network's progress for the display."""
         tests = [row.test_accuracy for row in self.parser.log.rows() if row.test_accuracy is not None]
         seconds = self.parser.log.seconds_per_iteration
         left = None if seconds is None else self._seconds_left(seconds)
@@ -200,38 +202,38 @@ class Job:
         )  # fmt: skip
 
     def _seconds_left(self, seconds: float) -> float:
-        """What is left at so many seconds an iteration."""
+        """Return the seconds left, given ``seconds`` per iteration."""
         left = self.network.max_iter - (self.parser.log.iteration or 0)
         tests = left / self.network.solver["test_interval"] * (self.parser.log.seconds_per_test or 0)
         return left * seconds + tests
 
     def failure(self) -> str:
-        """Why the driver failed, in a line of its own words."""
+        """Return one line of the driver's output that says why it failed."""
         self.output.seek(0)
         lines = self.output.read().decode(errors="replace").strip().splitlines()
         for line in reversed(lines):
             if ": error: " in line:
                 return line.split(": error: ", 1)[1].removeprefix(f"{self.network.name}: ")
         if self.process.returncode < 0:
-            return f"its driver was ended by {signal.Signals(-self.process.returncode).name}"
+            return f"its driver was terminated by {signal.Signals(-self.process.returncode).name}"
         return lines[-1] if lines else f"its driver ended with exit code {self.process.returncode}"
 
 
 def _data_of(network: Network) -> tuple[str, str]:
-    """What tells whether two networks learn the same images: split and half."""
+    """Return split and half of a network; networks with the same ones are trained on the same images."""
     return network.split, network.treatment.target
 
 
 class Sweep:
-    """The networks of a recipe, on their way to done."""
+    """Trains the networks of a selection."""
 
     def __init__(
         self, selection: Selection, runs: Path, data: Path, options: Sequence[str], slots: Slots, display: Display,
         keep_going: bool = True, reports: Reports | None = None,
     ) -> None:  # fmt: skip
-        """``options`` are the driver's that all networks share; ``slots`` is where they are trained.
+        """``options`` are the driver's options shared by all networks; ``slots`` is where they are trained.
 
-        Without ``keep_going`` no network is started any more when one has failed. ``reports``: the report to write.
+        Without ``keep_going`` no further network is started once one has failed. ``reports`` writes the report.
         """
         self.runs, self.data, self.keep_going = runs, data, keep_going
         self.options, self.slots, self.display = options, slots, display
@@ -239,31 +241,31 @@ class Sweep:
         self.waiting: list[Network] = []
         self.running: list[Job] = []
         self.done: set[str] = set()
-        self.failed: dict[str, str] = {}  # network -> why
+        self.failed: dict[str, str] = {}  # network -> reason
         self.reports = reports
         self._estimate = Estimate(slots.count, Sizes(selection.narrowed(), data).test_images)
-        self._left: tuple[float, float | None] = (-1e9, None)  # when it was computed, and what came out
+        self._left: tuple[float, float | None] = (-1e9, None)  # time of computation, result
 
     def run(self) -> None:
-        """Train until nothing is left that can be."""
+        """Train until no network is left that can be trained."""
         for network in self.networks:
             state = look(network, self.runs)
             if state.word == "done":
                 self.done.add(network.name)
             elif state.word == "changed":
                 again = f"python -m transfer_caffe.driver {arguments_of(network, self.runs, self.data)} --restart"
-                self._fail(network, f"{state.words(network)}; take that back, or set it aside and train anew: {again}")
-            else:  # a damaged record is made anew by the driver
+                self._fail(network, f"{state.words(network)}; undo the change, or retrain the network: {again}")
+            else:  # the driver rebuilds a damaged record
                 self.waiting.append(network)
         if self.done and self.waiting:
-            self.display.event(f"{len(self.done)} of {len(self.networks)} networks are done already")
+            self.display.event(f"{len(self.done)} of {len(self.networks)} networks are already done")
         while True:
             self._start()
             if not self.running and (not self.waiting or (self.failed and not self.keep_going)):
                 break
             time.sleep(0.1)
             for job in list(self.running):
-                ended = job.process.poll() is not None  # asked first: the log is complete then
+                ended = job.process.poll() is not None  # polled before reading: the log is complete if it has ended
                 job.look()
                 if (iteration := job.displayed) is not None:
                     self._estimate.reached(job.network, iteration, time.monotonic())
@@ -274,7 +276,7 @@ class Sweep:
                 self.reports.update(self.done, self.failed, time.monotonic())
 
     def _start(self) -> None:
-        """Start those that can be, as many as there is room for; drop those whose base failed."""
+        """Start as many ready networks as there are free slots; drop those whose base failed."""
         ready: list[Network] = []
         for network in list(self.waiting):
             base = network.base.name if network.base else None
@@ -292,7 +294,7 @@ class Sweep:
             self.running.append(self._job(network, slot))
 
     def _suited(self, slot: Slot, ready: Sequence[Network]) -> Network:
-        """The first whose data is on this slot's GPU already, for another network there; else the first."""
+        """Return the first network whose data another network on this slot's GPU already uses; else the first one."""
         there = {_data_of(job.network) for job in self.running if slot.gpu is not None and job.slot.gpu == slot.gpu}
         return next((network for network in ready if _data_of(network) in there), ready[0])
 
@@ -331,7 +333,7 @@ class Sweep:
         self.display.event(f"FAILED {network.name}: {why}")
 
     def stop(self) -> None:
-        """Tell all that are running to write a snapshot and end, and wait for them."""
+        """Tell all running networks to write a snapshot and end, and wait for them."""
         try:
             if self.reports is not None:
                 self.reports.stop()
@@ -339,18 +341,18 @@ class Sweep:
                 job.process.send_signal(signal.SIGINT)
             if self.running:
                 self.display.event(
-                    f"stopping: {len(self.running)} networks write a snapshot (once more Ctrl-C ends them without)"
+                    f"stopping: {len(self.running)} networks write a snapshot (press Ctrl-C again to end without one)"
                 )
             for job in self.running:
                 job.process.wait()
         except KeyboardInterrupt:
-            for job in self.running:  # their engines die with them
+            for job in self.running:  # the engines end with their drivers
                 job.process.kill()
             for job in self.running:
                 job.process.wait()
 
     def state(self) -> State:
-        """For the display."""
+        """Return the sweep's progress for the display."""
         running = tuple(job.shown() for job in self.running)
         now = time.monotonic()
         if now - self._left[0] > SECONDS_BETWEEN_ESTIMATES or not self.running:
@@ -358,6 +360,6 @@ class Sweep:
         return State(len(self.networks), len(self.done), len(self.failed), running, self._left[1])
 
     def _seconds_left(self) -> float | None:
-        """Return when all will be done, the last report included; None while nothing is known."""
+        """Return the seconds until all networks and the last report are done; None if unknown."""
         left = self._estimate.seconds_left(self.waiting, time.monotonic()) if self.running or self.waiting else None
         return left if left is None or self.reports is None else left + self.reports.seconds

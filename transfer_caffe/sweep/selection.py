@@ -1,8 +1,8 @@
-"""Which networks of a recipe a command is about: all of them, or those that some patterns choose.
+"""Select networks of a recipe for a command: all of them, or those that match some patterns.
 
     python -m transfer_caffe.sweep plan --recipe paper --only 'A*B+' --split 'random*' --layers 3-5
 
-The bases that the chosen networks take their weights from are added: without these they cannot be trained.
+The bases that the selected networks copy layers from are added, since they must be trained first.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError
 
 @dataclass(frozen=True)
 class Selection:
-    """Networks of a recipe in the order in which they are started, and which of them are there for others' sake."""
+    """Networks of a recipe in the order in which they are started, and which of them were added as bases."""
 
     recipe: Recipe
     networks: list[Network]
     added: list[Network]
-    """The bases among ``networks`` that nobody chose, but that chosen ones need."""
+    """The bases among ``networks`` that were not selected, but are needed by selected ones."""
 
     def narrowed(self) -> Recipe:
-        """The recipe with nothing but these networks' splits and treatments: to make the data of these alone."""
+        """Return the recipe restricted to these networks' splits and treatments, to build only their data."""
         treatments: dict[str, tuple[Treatment, ...]] = {}
         for split in dict.fromkeys(network.split for network in self.networks):
             of_split = (network.treatment for network in self.networks if network.split == split)
@@ -37,33 +37,38 @@ class Selection:
         return replace(self.recipe, treatments=treatments)
 
     def words(self) -> str | None:
-        """What was chosen, for people; None if it is the whole recipe."""
+        """Describe the selection in words; None if it is the complete recipe."""
         total = len(self.recipe.networks())
         if len(self.networks) == total:
             return None
         chosen = len(self.networks) - len(self.added)
-        text = f"{chosen} of the {total} networks of {self.recipe.name} are chosen"
+        text = f"{chosen} of the {total} networks of {self.recipe.name} are selected"
         return f"{text}, and added as bases: {', '.join(each.name for each in self.added)}" if self.added else text
 
 
 def add_recipe_arguments(parser: ArgumentParser) -> None:
-    """Which recipe, which of its networks, and where networks and data are."""
-    parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
+    """Add the options for the recipe, the selection of networks, and the folders of networks and data."""
+    parser.add_argument("--recipe", required=True, help="name of a recipe, or path of its YAML file")
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN",
-        help="only treatments like this, as 'A*B+' or 'A{3-5}B' (several times: any of these)",
+        help="only treatments that match, for example 'A*B+' or 'A{3-5}B' (may be repeated)",
     )  # fmt: skip
     parser.add_argument(
-        "--split", action="append", default=[], metavar="PATTERN", help="only splits like this, as natman or 'random*'"
-    )
-    parser.add_argument("--layers", metavar="N[-N]", help="only these n, as 3, 3-5 or 1,3-5 (0: the bases)")
+        "--split", action="append", default=[], metavar="PATTERN",
+        help="only splits that match, for example natman or 'random*' (may be repeated)",
+    )  # fmt: skip
+    parser.add_argument("--layers", metavar="N[-N]", help="only these n, for example 3, 3-5 or 1,3-5 (0: the bases)")
     parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
-    parser.add_argument("--runs", default="runs", type=Path, metavar="DIR", help="where networks go (default: runs)")
-    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets are (default: data)")
+    parser.add_argument(
+        "--runs", default="runs", type=Path, metavar="DIR", help="folder of the networks (default: runs)"
+    )
+    parser.add_argument(
+        "--data", default="data", type=Path, metavar="DIR", help="folder of the datasets (default: data)"
+    )
 
 
 def selected(recipe: Recipe, args: argparse.Namespace) -> Selection:
-    """What the options of `add_recipe_arguments` choose."""
+    """Return the selection given by the options of `add_recipe_arguments`."""
     return select(recipe, args.only, args.split, args.layers, args.seed)
 
 
@@ -71,10 +76,11 @@ def select(
     recipe: Recipe, only: Sequence[str] = (), splits: Sequence[str] = (), layers: str | None = None,
     seeds: Sequence[int] = (),
 ) -> Selection:  # fmt: skip
-    """The networks that meet all of these, and the bases that they need. What is left out chooses everything.
+    """Return the networks that meet all criteria, and the bases that they need. Omitted criteria match everything.
 
-    ``only``: patterns of treatments (as a shell's, or with a list in braces, as in a recipe), ``splits``: patterns of
-    splits, ``layers``: numbers and ranges of n. UserError for a pattern that fits nothing, and if nothing is chosen.
+    ``only``: patterns of treatments (as in a shell, or with a list in braces as in a recipe), ``splits``: patterns of
+    splits, ``layers``: numbers and ranges of n. Raise UserError if a pattern matches nothing, or no network is
+    selected.
     """
     every = recipe.networks()
     treatments = list(dict.fromkeys(str(network.treatment) for network in every))
@@ -99,7 +105,7 @@ def select(
         given = [f"--only {each}" for each in only] + [f"--split {each}" for each in splits]
         given += [f"--layers {layers}"] * (layers is not None) + [f"--seed {each}" for each in seeds]
         has = "; ".join(f"{split}: {shown_treatments(recipe, split)}" for split in there if split in among)
-        raise UserError(f"{' '.join(given)}: no network of {recipe.name} is all of this; it has {has}")
+        raise UserError(f"{' '.join(given)}: no network of {recipe.name} matches all of these; it has {has}")
     picked = {network.name for network in chosen}
     bases = {network.base.name: network.base for network in chosen if network.base}
     added = [base for name, base in bases.items() if name not in picked]
@@ -107,11 +113,11 @@ def select(
 
 
 def in_order(networks: Sequence[Network]) -> list[Network]:
-    """Return the networks in the order in which they are started: one that shows a whole figure early, then refines it.
+    """Return the networks in the order in which they are started, which gives a complete figure early and refines it.
 
-    Seed by seed and split by split, as the recipe lists them. Within a split the bases come first, since others need
-    them; then the networks go from coarse to fine over n (`coarse_to_fine`), and among those of one step the networks
-    with the most frozen layers come first, since they are the quickest.
+    They are ordered by seed and split, as the recipe lists them. Within a split the bases come first, since others need
+    them. Then the networks follow from coarse to fine over n (`coarse_to_fine`). Within one step, the networks with the
+    most frozen layers come first, since they are the fastest.
     """
     splits: dict[tuple[int, str], set[int]] = {}
     for network in networks:
@@ -132,7 +138,8 @@ def in_order(networks: Sequence[Network]) -> list[Network]:
 def coarse_to_fine(numbers: Iterable[int]) -> dict[int, int]:
     """Return each number's step: 0 for the lowest and the highest, 1 for the middle one, then the middles of the gaps.
 
-    Of 1, 3, 5 and 7 these are 1 and 7, then 3, then 5; of 1 to 7 they are 1 and 7, then 4, then 2 and 5, then 3 and 6.
+    For 1, 3, 5 and 7 the order is 1 and 7, then 3, then 5; for 1 to 7 it is 1 and 7, then 4, then 2 and 5, then 3 and
+    6.
     """
     ordered = sorted(set(numbers))
     steps = dict.fromkeys(ordered[:1] + ordered[-1:], 0)
@@ -146,13 +153,13 @@ def coarse_to_fine(numbers: Iterable[int]) -> dict[int, int]:
 
 
 def _any_of(names: list[str], patterns: Sequence[str], option: str, has: str) -> set[str]:
-    """Those of the names that are like one of the patterns; all where there is none."""
+    """Return the names that match one of the patterns; all names if there are no patterns."""
     found: set[str] = set() if patterns else set(names)
     for pattern in patterns:
         each = [str(treatment) for treatment in expand(pattern)] if "{" in pattern else [pattern]
         fitting = {name for name in names if any(fnmatch.fnmatchcase(name, one) for one in each)}
         if not fitting:
-            raise UserError(f"{option} {pattern}: nothing in this recipe is like that; {has}")
+            raise UserError(f"{option} {pattern}: nothing in this recipe matches; {has}")
         found |= fitting
     return found
 
@@ -163,19 +170,21 @@ def _numbers(layers: str, stages: int) -> set[int]:
         ends = re.fullmatch(r"\s*([0-9]{1,3})\s*(?:-\s*([0-9]{1,3})\s*)?", item)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if not first <= last < stages:
-            raise UserError(f"--layers {layers}: numbers and ranges from 0 to {stages - 1} were expected, as 1,3-5")
+            raise UserError(
+                f"--layers {layers}: numbers and ranges from 0 to {stages - 1} were expected, for example 1,3-5"
+            )
         numbers.update(range(first, last + 1))
     return numbers
 
 
 def shown_treatments(recipe: Recipe, split: str | None = None) -> str:
-    """The treatments of a recipe, or of one of its splits, shortly: `baseA, A{1-7}B, A{1,3}B+`."""
+    """Return the treatments of a recipe, or of one of its splits, in short form: `baseA, A{1-7}B, A{1,3}B+`."""
     splits = [split] if split else recipe.treatments
     return shown_shortly(treatment for each in splits for treatment in recipe.treatments[each])
 
 
 def shown_shortly(treatments: Iterable[Treatment]) -> str:
-    """Return the names of treatments, those that differ in n alone as one: `baseA, A{1-7}B, A{1,3}B+`."""
+    """Return the names of treatments, combining those that differ only in n: `baseA, A{1-7}B, A{1,3}B+`."""
     groups: dict[tuple[str, str, bool], set[int]] = {}
     for treatment in treatments:
         groups.setdefault((treatment.source, treatment.target, treatment.finetuned), set()).add(treatment.n)

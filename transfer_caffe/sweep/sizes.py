@@ -1,10 +1,10 @@
-"""How many classes and images a recipe's networks see, and how much room data and snapshots take.
+"""Number of classes and images of a recipe's networks, and disk space of data and snapshots.
 
     sizes = Sizes(recipe, Path("data"))
-    sizes.images(network.data_folder("data"), "train")    # 640,000 or so; None where nobody knows yet
+    sizes.images(network.data_folder("data"), "train")    # about 640,000; None if unknown
 
-Numbers come from image lists where these are made, else from what is known of the dataset, cut in halves as the split
-does it: then they are estimates.
+The numbers come from the image lists if these exist. Otherwise they are estimated from known totals of the dataset,
+divided as the split does it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from transfer_caffe.experiment.recipe import Network, Recipe
 from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.generate import compose
 
-PAGE = 4096  # of an LMDB
+PAGE = 4096  # page size of an LMDB, in bytes
 JPEG = 0.17
-"""Bytes of a stored JPEG by those of its pixels: ImageNet's 256 x 256 ones take 45 GB, their pixels 262."""
+"""Size of a stored JPEG relative to its pixels: ImageNet at 256 x 256 takes 45 GB as JPEG, and 262 GB as pixels."""
 
 _HISTORIES = {"Adam": 2, "AdaDelta": 2}
-"""Blobs of history a blob of weights, where the type of solver needs more than one."""
+"""Number of history blobs per weight blob, for solver types that need more than one."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset before its lists are there."""
+    """Known totals of a dataset, used before its lists exist."""
 
     classes: int
     images: dict[str, int]
@@ -48,14 +48,14 @@ KNOWN = {
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes on the disk, and whether they were counted (or follow from the architecture) or estimated."""
+    """Bytes on disk, and whether they are estimated (else they were counted, or computed from the architecture)."""
 
     bytes: int
     estimated: bool
 
 
 class Sizes:
-    """Counts of one recipe's data, each found once."""
+    """Cached counts and sizes of one recipe's data and snapshots."""
 
     def __init__(self, recipe: Recipe, data: Path) -> None:
         self.recipe, self.data = recipe, data
@@ -65,7 +65,7 @@ class Sizes:
         self._weights = functools.cache(self._weights_of)
 
     def _classes(self, folder: Path) -> int | None:
-        """The classes of a data folder (`Recipe.data_folder`)."""
+        """Return the number of classes of a data folder (`Recipe.data_folder`); None if unknown."""
         if (folder / "classes.txt").is_file():
             lines = (folder / "classes.txt").read_text(errors="replace").splitlines()
             return sum(1 for line in lines if line.strip() and not line.startswith("#"))
@@ -95,7 +95,7 @@ class Sizes:
         return self.known.man_made if self.known else None
 
     def _images(self, folder: Path, part: str) -> int | None:
-        """The images of a data folder's ``part``, train or val."""
+        """Return the number of images of a data folder's ``part``, train or val; None if unknown."""
         if (folder / f"{part}.txt").is_file():
             return _lines(folder / f"{part}.txt")
         source = self.recipe.dataset_folder(self.data) / f"{part}.txt"
@@ -112,25 +112,25 @@ class Sizes:
         return round(total * classes / every)
 
     def _split_of(self, folder: Path) -> tuple[str, str]:
-        """The split and half that a data folder is of."""
+        """Return the split and the half that a data folder belongs to."""
         names = folder.relative_to(self.data / Path(self.recipe.dataset).name).parts
         return names[0], names[1] if len(names) > 1 else ""
 
     def outputs(self, network: Network) -> int | None:
-        """The outputs of a network's last layer."""
+        """Return the number of outputs of a network's last layer; None if unknown."""
         return self.recipe.outputs or self.classes(network.data_folder(self.data))
 
     def test_images(self, network: Network) -> int | None:
-        """The images of one test of a network, in whole batches."""
+        """Return the number of images of one test pass of a network, in full batches; None if unknown."""
         count = self.recipe.test_images
-        if count is None:  # batches then divide the number of images
+        if count is None:  # the batch size then divides the number of images
             return self.images(network.data_folder(self.data), "val")
         return -(-count // self.recipe.batch.test) * self.recipe.batch.test
 
     def databases(self, copies: bool) -> Room | None:
-        """What databases, views and means take; None where the number of images is not known.
+        """Return the disk space of databases, views and mean images; None if the number of images is unknown.
 
-        ``copies``: LMDBs in the place of views, for real Caffe. Images that are unpacked for them are not counted.
+        ``copies``: LMDBs instead of views, for real Caffe. Image files that are unpacked for them are not counted.
         """
         whole = self.recipe.data_folder(self.data, "whole")
         folders = data_stage.folders(self.recipe, self.data)
@@ -153,14 +153,14 @@ class Sizes:
         return Room(total, estimated)
 
     def _database(self, count: int) -> int:
-        """About what an LMDB of so many images takes: a record that is larger than half a page has pages of its own."""
+        """Estimate the size of an LMDB of ``count`` images: records larger than half a page use separate pages."""
         pixels = 3 * math.prod(self.recipe.images.resize)
         record = pixels * JPEG if self.recipe.images.encoded else pixels + 32
         each = record if record < PAGE / 2 else math.ceil((record + 16) / PAGE) * PAGE
         return round(count * (each + 64))
 
     def weights(self, network: Network) -> tuple[int, int] | None:
-        """The bytes of a network's .caffemodel and of its init.caffemodel; None where its outputs are not known."""
+        """Return the bytes of a network's .caffemodel and of its init.caffemodel; None if its outputs are unknown."""
         outputs = self.outputs(network)
         if outputs is None:
             return None
@@ -177,29 +177,31 @@ class Sizes:
         return sum(sizes.values()), stages
 
     def snapshot(self, network: Network) -> int | None:
-        """The bytes of one snapshot of a network: weights and history."""
+        """Return the bytes of one snapshot of a network, weights and history; None if unknown."""
         weights = self.weights(network)
         histories = _HISTORIES.get(self.recipe.solver.get("type", "SGD"), 1)
         return None if weights is None else weights[0] * (1 + histories)
 
 
 def snapshots_kept(network: Network, done: bool) -> int:
-    """How many snapshots of a network lie there at the most, while it is trained or when it is done."""
+    """Return the maximum number of a network's snapshots on disk, once it is ``done`` or during training."""
     interval = network.solver.get("snapshot", 0)
     written = math.ceil(network.max_iter / interval) if interval else 1
     kept = network.recipe.snapshots_kept(done)
     if not done and kept is not None:
-        kept += 1 + network.treatment.is_random  # the newest is written before an old one goes; the first one stays
+        kept += (
+            1 + network.treatment.is_random
+        )  # a new one is written before an old one is removed; random: the first is kept
     return written if kept is None else min(written, kept)
 
 
 def _lines(path: Path) -> int:
-    """The lines of a list, without a look at what they say."""
+    """Return the number of lines of a list, without parsing them."""
     content = path.read_bytes()
     return content.count(b"\n") + (not content.endswith(b"\n") and bool(content))
 
 
 def _highest_label(path: Path) -> int:
-    """The highest label of an image list; lines that are damaged are for others to complain of."""
+    """Return the highest label of an image list; damaged lines are ignored here and reported elsewhere."""
     labels = (line.rpartition(b" ")[2] for line in path.read_bytes().splitlines())
     return max((int(label) for label in labels if label.isdigit()), default=-1)

@@ -1,13 +1,13 @@
-"""Where a sweep trains its networks: on this machine's GPUs, each for one sweep at a time, or on its cores.
+"""The slots in which a sweep trains its networks: this machine's GPUs, each for one sweep at a time, or its CPU cores.
 
-    slots = GpuSlots(choose("0,2"), per_gpu=1)      # or CpuSlots(4)
-    slot = slots.take()                             # None while all are taken, by this sweep or by another
+    slots = GpuSlots(choose("0,2", find_gpus()), 1, print)      # or CpuSlots(4)
+    slot = slots.take()                 # None while all are in use, by this sweep or by another
     subprocess.Popen(..., env=os.environ | slot.environment, pass_fds=slot.keep_open)
     slots.give_back(slot)
 
-A GPU is guarded by a locked file that the processes of its networks hold open: it stays taken until the last of them
-has ended, whatever becomes of the sweep. A child sees its own GPU alone, as number 0, so that a network may go on on
-another one.
+A GPU is guarded by a locked file that the processes of its networks hold open. It stays locked until the last of them
+has ended, even if the sweep was killed. A child only sees its own GPU, as number 0, so that a network may be resumed on
+another GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BY_TORCH = "import torch; [print(torch.cuda.get_device_name(i)) for i in range(
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that this process may use; ``number`` counts those from 0, ``key`` names it for CUDA_VISIBLE_DEVICES."""
+    """A GPU that this process may use; ``number`` counts from 0, ``key`` identifies it for CUDA_VISIBLE_DEVICES."""
 
     number: int
     key: str
@@ -41,9 +41,9 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """The GPUs that this process may use: those of `nvidia-smi`, or of PyTorch, that CUDA_VISIBLE_DEVICES leaves.
+    """Return the GPUs that this process may use: those listed by `nvidia-smi` or PyTorch and CUDA_VISIBLE_DEVICES.
 
-    PyTorch is asked in a child: imported here it would make every process that is started from here larger.
+    PyTorch is queried in a child: importing it here would make every process that is started from here larger.
     """
     visible = os.environ.get(VISIBLE)
     wanted = None if visible is None else [word.strip() for word in visible.split(",")]
@@ -58,7 +58,7 @@ def find_gpus() -> list[Gpu]:
 
 
 def _output(argv: list[str]) -> str | None:
-    """What a program prints; None if there is no such program, or it fails."""
+    """Return what a program prints; None if it does not exist or fails."""
     try:
         done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120)
     except (OSError, subprocess.TimeoutExpired):
@@ -67,7 +67,7 @@ def _output(argv: list[str]) -> str | None:
 
 
 def _parse(listed: str) -> list[tuple[str, str]]:
-    """(UUID, name) of each GPU of `nvidia-smi -L`; of one that is cut into MIG devices these in its place."""
+    """Return (UUID, name) of each GPU of `nvidia-smi -L`; a GPU partitioned into MIG devices is replaced by these."""
     found: list[tuple[str, str]] = []
     whole: tuple[str, str] | None = None
     for line in listed.splitlines():
@@ -83,7 +83,7 @@ def _parse(listed: str) -> list[tuple[str, str]]:
 
 
 def _visible(found: Sequence[tuple[str, str]], wanted: Sequence[str]) -> list[Gpu]:
-    """Those of the GPUs that CUDA would show: it takes numbers and beginnings of UUIDs, and stops at one it lacks."""
+    """Return the GPUs that CUDA would show: it accepts numbers and prefixes of UUIDs, and stops at an unknown one."""
     gpus: list[Gpu] = []
     for word in wanted:
         if word.isdecimal():
@@ -97,25 +97,25 @@ def _visible(found: Sequence[tuple[str, str]], wanted: Sequence[str]) -> list[Gp
 
 
 def choose(given: str, gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The GPUs of a --gpu option: `all`, or numbers, as `0,2`. UserError if there are no such GPUs."""
+    """Return the GPUs of a --gpu option: `all`, or numbers such as `0,2`. Raise UserError if they do not exist."""
     if not gpus:
         hidden = f"{VISIBLE} is {os.environ[VISIBLE]!r}; " if VISIBLE in os.environ else ""
-        raise UserError(f"--gpu {given}: no GPU can be used here ({hidden}leave --gpu or GPU= out to train on the CPU)")
+        raise UserError(f"--gpu {given}: no GPU can be used here ({hidden}omit --gpu or GPU= to train on the CPU)")
     if given == "all":
         return list(gpus)
     numbers = [word.strip() for word in given.split(",")]
     there = ", ".join(f"{gpu.number} ({gpu.name})" for gpu in gpus)
     for word in numbers:
         if not word.isdecimal() or int(word) >= len(gpus):
-            raise UserError(f"--gpu {given}: there is no GPU {word!r}; `all` or numbers of these are allowed: {there}")
+            raise UserError(f"--gpu {given}: there is no GPU {word!r}; use `all`, or numbers of these GPUs: {there}")
     if len(set(numbers)) < len(numbers):
-        raise UserError(f"--gpu {given}: a GPU is named twice; --jobs says how many networks share each")
+        raise UserError(f"--gpu {given}: a GPU is listed twice; use --jobs to set how many networks share each")
     return [gpus[int(word)] for word in numbers]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one network: what its process gets."""
+    """A slot for one network: environment variables and open files for its process."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
     keep_open: tuple[int, ...] = ()
@@ -123,21 +123,21 @@ class Slot:
 
 
 class Slots(Protocol):
-    """Places for a number of networks."""
+    """Slots for a number of networks."""
 
     count: int
 
     def take(self) -> Slot | None:
-        """A free place; None if there is none now."""
+        """Take a free slot; return None if there is none."""
         ...
 
     def give_back(self, slot: Slot) -> None:
-        """The network of this place has ended."""
+        """Give a slot back after its network has ended."""
         ...
 
 
 class CpuSlots:
-    """As many places as the cores have room for."""
+    """A fixed number of slots on the CPU cores."""
 
     def __init__(self, count: int) -> None:
         self.count, self._free = count, count
@@ -153,15 +153,15 @@ class CpuSlots:
 
 
 class GpuSlots:
-    """``per_gpu`` places on each GPU, as long as no other sweep is at work there.
+    """``per_gpu`` slots on each GPU, as long as no other sweep is using that GPU.
 
-    Where there are several on a GPU, their engines keep one copy of the same data (`engine.sharing`).
+    If several networks share a GPU, their engines keep only one copy of the same data (`engine.batches.sharing`).
     """
 
     def __init__(self, gpus: Sequence[Gpu], per_gpu: int, say: Callable[[str], None]) -> None:
         self.count, self.per_gpu = len(gpus) * per_gpu, per_gpu
         self.environment: dict[str, str] = {}
-        """What all places get besides."""
+        """Additional environment variables for all slots."""
         self._gpus, self._say = gpus, say
         self._used = dict.fromkeys(gpus, 0)
         self._locks: dict[Gpu, int] = {}
@@ -182,7 +182,7 @@ class GpuSlots:
             os.close(self._locks.pop(slot.gpu))
 
     def _lock(self, gpu: Gpu) -> bool:
-        """Take the GPU for this sweep, unless it has it already; False while another sweep has it."""
+        """Lock the GPU for this sweep, unless it already has; return False while another sweep is using it."""
         if gpu in self._locks:
             return True
         descriptor = os.open(_file_of(gpu, "gpu").with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -191,7 +191,7 @@ class GpuSlots:
         except BlockingIOError:
             os.close(descriptor)
             if gpu not in self._refused:
-                self._say(f"GPU {gpu.number} ({gpu.name}): another sweep is at work on it; waiting until it ends")
+                self._say(f"GPU {gpu.number} ({gpu.name}): another sweep is using it; waiting until it ends")
                 self._refused.add(gpu)
             return False
         self._locks[gpu] = descriptor
@@ -204,9 +204,9 @@ def _file_of(gpu: Gpu, what: str) -> Path:
 
 
 def lock_folder() -> Path:
-    """The folder of this user's locks on this machine's GPUs, made if need be."""
+    """Return the folder of this user's GPU locks on this machine; create it if necessary."""
     folder = Path(tempfile.gettempdir()) / f"transfer_caffe-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to another user; remove it, or set TMPDIR to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; remove it, or set TMPDIR to one of your folders")
     return folder

@@ -1,6 +1,6 @@
-"""`sweep status`: how far each network of a recipe is, and what is odd about it.
+"""`sweep status`: show the progress of each network of a recipe, and warnings about it.
 
-Told from its files and, on a cluster, from Slurm's queue:
+The information comes from the networks' files and, on a cluster, from Slurm's queue:
 
 python -m transfer_caffe.sweep status --recipe demo
 """
@@ -17,19 +17,19 @@ from transfer_caffe.sweep.selection import add_recipe_arguments, selected
 from transfer_caffe.sweep.slurm import status
 from transfer_caffe.utils.errors import ArgumentParser
 
-SUMMARY = "show how far each network is"
+SUMMARY = "show the progress of each network"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep status --recipe demo
 """
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `sweep status`."""
+    """Add the options of `sweep status`."""
     add_recipe_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print how far each network is."""
+    """Print the progress of each network."""
     recipe = load_recipe(args.recipe)
     networks = selected(recipe, args).networks
     cluster = status.look(recipe, args.runs)
@@ -53,6 +53,6 @@ def main(args: argparse.Namespace) -> None:
     others = "".join(f", {count} {word}" for word, count in sorted(words.items()))
     print(f"{done_count} of {len(networks)} networks are done{others}")
     if cluster:
-        for line in (cluster.silent and f"from files alone: {cluster.silent}", cluster.data(recipe)):
+        for line in (cluster.silent and f"from files only: {cluster.silent}", cluster.data(recipe)):
             if line:
                 print(line)

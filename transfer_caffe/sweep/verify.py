@@ -1,11 +1,11 @@
-"""`sweep verify`: whether the networks that are done are still what their done.json tells of.
+"""`sweep verify`: check that finished networks still match their done.json.
 
     python -m transfer_caffe.sweep verify --recipe demo
-    python -m transfer_caffe.sweep verify --recipe paper --quick       all but the databases
+    python -m transfer_caffe.sweep verify --recipe paper --quick       everything except the databases
 
-Checksums are computed anew, of weights, prototxts, image lists, means and databases; each base is compared with what
-its networks took over, each curve with the log that it came from. What is not on this machine is counted, no error.
-Nothing is written.
+The checksums of weights, prototxts, image lists, mean images and databases are recomputed. Each base is compared with
+the weights that its networks were started from, and each curve with its log. Files that are not on this machine are
+counted, and are not an error. Nothing is written.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError
 from transfer_caffe.utils.files import read_record, read_text, require_checksum, sha256
 from transfer_caffe.utils.progress import track
 
-SUMMARY = "compute the checksums of all that is done anew, and say what differs"
+SUMMARY = "recompute the checksums of finished networks, and report differences"
 EXAMPLES = """examples:
   python -m transfer_caffe.sweep verify --recipe demo
   python -m transfer_caffe.sweep verify --recipe paper --split random0 --quick
 
-exit code 0: all agree; 1: something differs, a line for each says what and what to do
+exit code 0: all agree; 1: something differs, and a line for each difference says what it is and what to do
 """
 
 _MIB = 1 << 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `sweep verify`."""
+    """Add the options of `sweep verify`."""
     add_recipe_arguments(parser)
-    parser.add_argument("--quick", action="store_true", help="leave the databases out, which may take long to read")
+    parser.add_argument("--quick", action="store_true", help="skip the databases, which may take long to read")
 
 
 @dataclass
 class Finding:
-    """What was found of one network."""
+    """The result of the comparisons for one network."""
 
     network: Network
     compared: int = 0
     not_here: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
-    """A line each: what differs, and what to do."""
+    """One line per difference: what differs, and what to do."""
 
     def compare(self, path: Path, then: str | None, now: str | None, remedy: str) -> None:
-        """Note a checksum that was recorded, and that of the file ``path`` now: None where there is no file."""
+        """Compare a recorded checksum with the current one of the file ``path`` (None if the file does not exist)."""
         if then is None:
             return
         if now is None:
@@ -72,11 +72,11 @@ class Finding:
             return
         self.compared += 1
         if now != then:
-            self.differing.append(f"{path}: its checksum is {now[:12]}, {DONE} says {then[:12]}; {remedy}")
+            self.differing.append(f"{path}: its checksum is {now[:12]}, but {DONE} has {then[:12]}; {remedy}")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print a line for each network, and one for each difference."""
+    """Print one line per network and one per difference; return the exit code."""
     recipe, runs, data = load_recipe(args.recipe), args.runs, args.data
     networks = selected(recipe, args).networks
     findings, records = [], {}
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> int:
         f"{len(findings) - bad} networks agree, {bad} differ, {left} are not done; "
         f"{sum(finding.compared for finding in findings)} comparisons, "
         f"{sum(len(finding.not_here) for finding in findings)} files not here"
-        + (", databases left out" if args.quick else "")
+        + (", databases skipped" if args.quick else "")
     )
     return 1 if bad else 0
 
@@ -119,14 +119,15 @@ def verify(
     databases: Mapping[Path, str],
     known: dict[Path, str],
 ) -> Finding:
-    """Compare all that done.json names. ``databases``: the checksums of those that were read, by `_databases`' paths.
+    """Compare all files recorded in done.json.
 
-    ``known`` remembers the checksums of files that many networks share.
+    ``databases``: checksums of the databases that were read, by the paths of `_databases`. ``known`` caches the
+    checksums of files that several networks share.
     """
     finding = Finding(network)
     folder = network.folder(runs)
-    anew = f"take a copy that is whole, or train {network.name} anew with --restart"
-    take_back = f"take it back, or train {network.name} anew with --restart"
+    anew = f"restore an intact copy, or retrain {network.name} with --restart"
+    take_back = f"restore the old file, or retrain {network.name} with --restart"
 
     own = {
         "final": weights_path(folder, done.get("max_iter", network.max_iter)),
@@ -140,7 +141,7 @@ def verify(
 
     finding.compare(folder / DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {anew}")
 
-    # older records have the lists and the mean among the checksums of files
+    # older records store the checksums of lists and mean image in `sha256`
     of_data = {name: digest for name, digest in done["sha256"].items() if name not in own} | done.get("data", {})
     for name, then in of_data.items():
         try:
@@ -170,7 +171,7 @@ def verify(
 
 
 def _own_state(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
-    """The final solver state has its checksum inside, or beside it."""
+    """Check the final solver state against the checksum in it or beside it."""
     path = state_path(finding.network.folder(runs), done.get("max_iter", finding.network.max_iter))
     require_checksum(path)
     seal.verify(path)
@@ -178,58 +179,56 @@ def _own_state(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> N
 
 
 def _base(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
-    """The base is the one that the layers were taken from, as both done.json and surgery.json say."""
+    """Check that the base is the one that layers were copied from, according to both done.json and surgery.json."""
     network, then = finding.network, done.get("base_sha256")
     if network.base is None or then is None:
         return
     folder = network.folder(runs)
-    made = read_record(folder / SURGERY, {"base_sha256": str, "init_sha256": str}, "take a copy that is whole")
+    made = read_record(folder / SURGERY, {"base_sha256": str, "init_sha256": str}, "restore an intact copy")
     for key, said in (("base_sha256", then), ("init_sha256", done["sha256"].get("init"))):
-        finding.compare(
-            folder / SURGERY, said, made[key], f"its {key} is meant; train {network.name} anew with --restart"
-        )
+        finding.compare(folder / SURGERY, said, made[key], f"this is its {key}; retrain {network.name} with --restart")
     base = read_done(network.base, runs)
-    remedy = f"{network.base.name} was trained anew since; train {network.name} anew, too, with --restart"
+    remedy = f"{network.base.name} has been retrained since; retrain {network.name} too, with --restart"
     path = network.base.folder(runs) / DONE
     finding.compare(path, then, base["sha256"]["final"] if base else None, remedy)
 
 
 def _curve(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
-    """The curve is what the log says, and its end the accuracy in the record."""
+    """Check that the curve agrees with the log, and the last test with the accuracy in the record."""
     folder = finding.network.folder(runs)
     rows = read_log(folder / LOG).rows()
     finding.compared += 1
     if not rows or rows[-1].test_accuracy != done["accuracy_final"]:
         last = rows[-1].test_accuracy if rows else None
         finding.differing.append(
-            f"{folder / LOG}: its last test accuracy is {last}, {DONE} says {done['accuracy_final']}; "
-            "take the log back from a copy"
+            f"{folder / LOG}: its last test accuracy is {last}, but {DONE} has {done['accuracy_final']}; "
+            "restore the log from a copy"
         )
     there, now = read_text(folder / CURVE).splitlines(), curve_csv(rows).splitlines()
     finding.compared += 1
     for number, (line, meant) in enumerate(itertools.zip_longest(there, now, fillvalue="nothing"), start=1):
         if line != meant:
             finding.differing.append(
-                f"{folder / CURVE}: line {number} is {line!r}, by {LOG} it is {meant!r}; take the one of "
-                "the two that was changed back from a copy"
+                f"{folder / CURVE}: line {number} is {line!r}, but according to {LOG} it is {meant!r}; restore the "
+                "file that was changed from a copy"
             )
             return
 
 
 def _settings(finding: Finding, runs: Path, data: Path, _: dict[str, Any]) -> None:
-    """The recipe still means this network, where the image lists are here to tell."""
+    """Check that the recipe still gives the same net and solver; skip this if the image lists are not here."""
     network, folder = finding.network, finding.network.folder(runs)
     lists = [network.data_folder(data) / f"{part}.txt" for part in ("train", "val")]
     if not all(path.exists() for path in lists):
-        return  # counted as not here already
+        return  # already counted as not here
     now = compose(network, data, folder)
     differing = differences(read_message(folder / NET, caffe_pb2.NetParameter()), now.net)
     differing += differences(read_message(folder / SOLVER, caffe_pb2.SolverParameter()), now.solver)
     finding.compared += 1
     if differing:
         finding.differing.append(
-            f"{folder}: by the recipe {network.recipe.name} it is another network now: {in_short(differing)}; take the "
-            f"recipe's settings back, or train {network.name} anew with --restart"
+            f"{folder}: the recipe {network.recipe.name} has changed since: {in_short(differing)}; restore the "
+            f"recipe's settings, or retrain {network.name} with --restart"
         )
 
 
@@ -237,7 +236,7 @@ def _settings(finding: Finding, runs: Path, data: Path, _: dict[str, Any]) -> No
 
 
 def _data_path(network: Network, data: Path, name: str) -> Path:
-    """The file that a name of `provenance.data_checksums` means, here and now."""
+    """Return the current path of the file with this name in `provenance.data_checksums`."""
     if name == "mean.binaryproto":
         return network.mean_folder(data) / name
     path = network.data_folder(data) / name
@@ -247,9 +246,9 @@ def _data_path(network: Network, data: Path, name: str) -> Path:
 
 
 def _of_another_kind(path: Path, recorded: Mapping[str, str]) -> bool:
-    """Whether a view was recorded where a copy of its records lies now, or a copy where a view lies.
+    """Return whether a view was recorded and a copy of its records exists now, or the reverse.
 
-    They hold the same records, but have no checksum in common.
+    They hold the same records, but their checksums cannot be compared.
     """
     folder = path.parent
     if not folder.name.endswith("_lmdb") or not folder.exists():
@@ -258,11 +257,11 @@ def _of_another_kind(path: Path, recorded: Mapping[str, str]) -> bool:
 
 
 def _databases(networks: list[Network], data: Path) -> list[Path]:
-    """The databases that these networks read, each once, as far as they are here."""
+    """Return the existing databases that these networks read, each one once."""
     found: dict[Path, None] = {}
     for network in networks:
         for part in ("train", "val"):
-            with contextlib.suppress(UserError):  # a damaged view: `verify` tells of it
+            with contextlib.suppress(UserError):  # a damaged view is reported by `verify`
                 path = _data_path(network, data, f"{part}_lmdb/data.mdb")
                 if path.exists():
                     found[path] = None
@@ -270,14 +269,14 @@ def _databases(networks: list[Network], data: Path) -> list[Path]:
 
 
 def _database_now(path: Path, then: str, databases: Mapping[Path, str]) -> str | None:
-    """What is to be compared with what was recorded: of a database without a checksum its size was."""
+    """Return the value to compare with the recorded one: the checksum, or the size if that was recorded instead."""
     if then.endswith(" bytes") and path.exists():
         return f"{path.stat().st_size} bytes"
     return databases.get(path)
 
 
 def _checksums(paths: list[Path]) -> dict[Path, str]:
-    """The sha256 of large files, read now, with the time left shown."""
+    """Compute the sha256 of large files, and show the time left."""
     digests = {path: hashlib.sha256() for path in paths}
 
     def pieces() -> Iterator[None]:

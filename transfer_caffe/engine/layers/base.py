@@ -107,7 +107,7 @@ class Layer:
                 allowed = str(least) if least == most else f"{least} to {'any' if most is None else most}"
                 raise self.error(f"takes {allowed} {what} blobs, not {len(names)}")
         if len(param.propagate_down) not in (0, len(param.bottom)):
-            raise self.error(f"gives {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
+            raise self.error(f"has {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
 
     def error(self, message: str) -> UserError:
         """Return a UserError that names this layer."""

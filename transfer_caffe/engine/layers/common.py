@@ -28,7 +28,7 @@ class InnerProduct(Layer):
         self.first = self.axis(param.axis, shape)
         inputs, outputs = math.prod(shape[self.first :]), param.num_output
         if outputs < 1:
-            raise self.error("inner_product_param gives no num_output")
+            raise self.error("inner_product_param has no num_output")
         self.transpose = param.transpose
         for blob, filler in zip(
             inner_product_blobs(param, inputs), (param.weight_filler, param.bias_filler), strict=False

@@ -63,7 +63,7 @@ class Images(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.records, self.source, self.batch_size, rand_skip = self.open()
         if self.batch_size < 1:
-            raise self.error("gives no batch_size")
+            raise self.error("has no batch_size")
         self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.key) % rand_skip if rand_skip else 0
         self.with_labels = len(self.top) > 1
         first = self.records.record(0)[0]

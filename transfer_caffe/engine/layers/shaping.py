@@ -236,7 +236,7 @@ class Tile(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.along = self.axis(self.param.tile_param.axis, shapes[0])
         if self.param.tile_param.tiles < 1:
-            raise self.error("tile_param gives no tiles")
+            raise self.error("tile_param has no tiles")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [torch.cat([bottoms[0]] * self.param.tile_param.tiles, self.along)]

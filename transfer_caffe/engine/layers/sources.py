@@ -110,7 +110,7 @@ class DummyData(Layer):
         ]
         for what, values in (("data_filler", fillers), ("shape", given)):
             if len(values) not in (1, count):
-                raise self.error(f"gives {len(values)} {what} for {count} tops; give one, or one per top")
+                raise self.error(f"has {len(values)} {what} for {count} tops; give one, or one per top")
         self.fillers = fillers * (count if len(fillers) == 1 else 1)
         self.shapes = given * (count if len(given) == 1 else 1)
         self._made: dict[str, Tensor] = {}
@@ -152,7 +152,7 @@ class HDF5Data(Layer):
         if self.param.HasField("transform_param"):
             raise self.error("does not support data transformation; remove transform_param")
         if param.batch_size < 1:
-            raise self.error("hdf5_data_param gives no batch_size")
+            raise self.error("hdf5_data_param has no batch_size")
         self.files = [line.strip() for line in read_text(param.source).splitlines() if line.strip()]
         if not self.files:
             raise self.error(f"{param.source} lists no HDF5 file")

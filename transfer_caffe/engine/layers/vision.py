@@ -38,7 +38,7 @@ class Convolution(Layer):
         if not 1 <= axes <= 3:
             raise self.error(f"needs a bottom with 1 to 3 axes after axis {param.axis}, not {list(shape)}")
         if not param.kernel_size and not param.HasField("kernel_h"):
-            raise self.error("convolution_param gives no kernel_size")
+            raise self.error("convolution_param has no kernel_size")
         self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
         self.dilation, self.group = spatial(self, param, "dilation", 1, axes), param.group
         self.kernel = spatial(self, param, "kernel_size", None, axes)

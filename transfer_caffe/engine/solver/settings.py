@@ -19,7 +19,7 @@ def read_solver(path: str) -> SolverParameter:
     updates.check(param, path)
     for field in ("max_iter", "base_lr", "lr_policy"):
         if not param.HasField(field):
-            raise UserError(f"{path}: gives no {field}")
+            raise UserError(f"{path}: {field} is missing")
     rates.check(param, path)
     if param.regularization_type not in ("L1", "L2"):
         raise UserError(f"{path}: unknown regularization_type {param.regularization_type!r}; known: L1, L2")
@@ -37,20 +37,20 @@ def _check_nets(param: SolverParameter, path: str) -> None:
     """
     fields = [name for name in ("net", "net_param", "train_net", "train_net_param") if param.HasField(name)]
     if len(fields) > 1:
-        raise UserError(f"{path}: gives the net to train more than once: {', '.join(fields)}; keep one")
+        raise UserError(f"{path}: names the training net more than once: {', '.join(fields)}; keep one")
     if not fields:
-        raise UserError(f'{path}: gives no net to train; set net: "train_val.prototxt"')
+        raise UserError(f'{path}: names no training net; set net: "train_val.prototxt"')
     for net in (param.net, param.train_net, *param.test_net):
         if net:
             require_file(net, f"{path} names it: run the command in the folder to which this path is relative")
     nets, tests = len(param.test_net) + len(param.test_net_param), len(param.test_iter)
     general = fields[0] in ("net", "net_param")
     if tests < nets or (tests > nets and not general):
-        raise UserError(f"{path}: gives {nets} nets to test and {tests} test_iter; give one test_iter for each")
+        raise UserError(f"{path}: has {nets} test nets and {tests} test_iter; give one test_iter for each")
     if len(param.test_state) not in (0, tests):
-        raise UserError(f"{path}: gives {len(param.test_state)} test_state for {tests} test nets; give one for each")
+        raise UserError(f"{path}: has {len(param.test_state)} test_state for {tests} test nets; give one for each")
     if tests and param.test_interval < 1:
-        raise UserError(f"{path}: gives test_iter, but no test_interval")
+        raise UserError(f"{path}: sets test_iter, but no test_interval")
 
 
 def _set_prefix(param: SolverParameter, path: str) -> None:

@@ -1,1 +1,1 @@
-"""A sweep as jobs on a Slurm cluster."""
+"""Run a sweep as jobs on a Slurm cluster."""

@@ -1,6 +1,6 @@
-"""The batch script of a network's job, and what its log, runs/RECIPE/slurm/NETWORK.log, tells afterwards.
+"""Write the batch script of a network's job, and read the job's log, runs/RECIPE/slurm/NETWORK.log, afterwards.
 
-The script says when a job starts and ends, so that of a job that ended without a word that much can be told.
+The script logs the start and the end of a job, so that jobs that ended without an error message can be recognised.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ from pathlib import Path
 
 from transfer_caffe.utils.processes import PACKAGE_PARENT
 
-# Slurm warns the shell alone (--signal=B:...), and a shell that waits for a child in the foreground hears nothing;
-# so the child runs in the background. `wait` ends when a signal comes: it is repeated until the child is gone.
+# Slurm only signals the shell (--signal=B:...), and a shell does not handle signals while a child runs in the
+# foreground. So the child runs in the background. `wait` returns when a signal arrives, so it is repeated until the
+# child has ended.
 SCRIPT = """\
 #!/bin/sh
-# Made by `python -m transfer_caffe.sweep run --slurm`: one job of a sweep.
+# Written by `python -m transfer_caffe.sweep run --slurm`: one job of a sweep.
 export PYTHONPATH={package}${{PYTHONPATH:+:$PYTHONPATH}}
 {environment}
 say() {{ echo "transfer_caffe: job $SLURM_JOB_ID $* on ${{SLURMD_NODENAME:-$(uname -n)}}, $(date -u +%Y-%m-%dT%H:%M:%SZ)"; }}
 told= child=
 tell() {{ told=$1; [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null; }}
-trap 'tell USR1' USR1   # the time limit is near
+trap 'tell USR1' USR1   # sent shortly before the time limit
 trap 'tell TERM' TERM   # cancelled
 say starts
 {command} &
 child=$!
-[ -z "$told" ] || kill -s "$told" "$child" 2>/dev/null   # it came before there was a child
+[ -z "$told" ] || kill -s "$told" "$child" 2>/dev/null   # the signal arrived before the child was started
 while :; do wait "$child"; code=$?; kill -0 "$child" 2>/dev/null || break; done
-# a driver that ends with 1 or 2 says that its network failed by itself
+# exit codes 1 and 2 of the driver mean that the training failed, not that it was interrupted
 if [ "$told" = USR1 ] && [ "$code" -gt 2 ]; then
     say "is queued again: its time limit is near; it ends"
-    # 99: should the controller not answer, and should the cluster's RequeueExit say so
+    # 99: if the controller does not answer, the cluster requeues the job if its RequeueExit is set to this code
     scontrol requeue "$SLURM_JOB_ID"
     exit 99
 fi
@@ -46,8 +47,8 @@ _ENDS = re.compile(r"^transfer_caffe: job \d+ ends with exit code (\d+) on ", re
 
 
 def script(command: Sequence[str], after: Sequence[str] | None, gpus: int) -> str:
-    """The batch script that runs ``command``, and where that came to its end ``after``, whose failure is none."""
-    # a job that asked for no GPU must not find one that happens to be on its node: its bytes would be others
+    """Return the batch script that runs ``command``, and if that succeeds ``after``, whose failure is ignored."""
+    # a job that did not request a GPU must not use one that happens to be on its node: the weights would differ
     environment = "" if gpus else "export CUDA_VISIBLE_DEVICES="
     then = f'[ "$code" != 0 ] || {shlex.join(after)}\n' if after else ""
     package = shlex.quote(PACKAGE_PARENT)
@@ -56,7 +57,7 @@ def script(command: Sequence[str], after: Sequence[str] | None, gpus: int) -> st
 
 @dataclass(frozen=True)
 class Told:
-    """What the last start in a log tells: the job, its node, and why it ended, if it was not as it should be."""
+    """The last start in a job's log: job id, node, and why the job ended (None if it succeeded)."""
 
     job: int
     node: str
@@ -64,7 +65,7 @@ class Told:
 
 
 def read_log(path: Path) -> Told | None:
-    """What a job's log tells of its last start; None if there is none."""
+    """Read the last start from a job's log; None if there is none."""
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:
@@ -76,10 +77,10 @@ def read_log(path: Path) -> Told | None:
     return Told(job, node, _why(text[starts[-1].end() :], node))
 
 
-# slurmstepd's own words, and ours for them
+# texts in the messages of slurmstepd, and the reasons reported for them
 _SLURMS = (
-    ("oom", "out of memory on {node}: ask for more, by `memory` in the recipe's slurm key"),
-    ("DUE TO TIME LIMIT", "ended by its time limit; is signal_seconds too short for a snapshot?"),
+    ("oom", "out of memory on {node}: request more with `memory` in the recipe's slurm key"),
+    ("DUE TO TIME LIMIT", "ended by its time limit; increase signal_seconds if that is too short for a snapshot"),
     ("DUE TO NODE FAILURE", "its node {node} failed"),
     ("DUE TO PREEMPTION", "preempted on {node}"),
     ("CANCELLED", "cancelled"),
@@ -102,4 +103,4 @@ def _why(text: str, node: str) -> str | None:
         return "stopped"
     if end:
         return f"ended with exit code {end[1]} on {node}"
-    return f"its job ended without a word (killed, or its node {node} was lost)"
+    return f"its job ended without a message (it was killed, or its node {node} was lost)"

@@ -1,10 +1,9 @@
-"""Slurm's commands, as far as a sweep needs them: its jobs in the queue, submitting one, cancelling some.
+"""The Slurm commands that a sweep needs: list its jobs in the queue, submit a job, release and cancel jobs.
 
     for job in jobs("transfer_caffe demo /home/me/runs").values():
         print(job.name, job.state, job.node)
 
-A sweep knows its jobs by their comment, and of those only the user's own; so nothing has to be kept in files, which
-could differ from what is in the queue.
+A sweep finds its jobs by their comment and user. So no job ids are stored in files, which could differ from the queue.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
     "TIMEOUT",
 }  # fmt: skip
-"""States of jobs that do not come back; a preempted one that does is PENDING."""
+"""Final states of jobs; a preempted job that is requeued is PENDING."""
 
 AT_A_TIME = 500
-"""Job ids in one command line."""
+"""Maximum number of job ids in one command line."""
 
 
 class SlurmError(UserError):
-    """Slurm refused something, or does not answer."""
+    """Slurm refused a request, or does not answer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a sweep. ``name`` is its network's, or `DATA`'s; ``state`` and ``reason`` are Slurm's words."""
+    """A job of a sweep. ``name`` is its network's name, or `submit.DATA`; ``state`` and ``reason`` are Slurm's."""
 
     id: int
     name: str
@@ -44,33 +43,33 @@ class Job:
     reason: str
     node: str
     left: str = ""
-    """The time left until its limit, in Slurm's words, as 1-02:03:04."""
+    """The time left until its limit, in Slurm's format, for example 1-02:03:04."""
 
     @property
     def live(self) -> bool:
-        """Whether it runs or is still to run; one whose dependency failed is not."""
+        """Whether the job is running or may still run; False if its dependency failed."""
         return self.state not in ENDED and self.reason != "DependencyNeverSatisfied"
 
     @property
     def launch_failed(self) -> bool:
-        """Whether Slurm holds it, for ever, because a node could not start it: as after a loss of slurmctld."""
+        """Whether Slurm holds the job because a node could not start it, for example after a crash of slurmctld."""
         return self.state == "PENDING" and "launch failed" in self.reason
 
     @property
     def held(self) -> bool:
-        """Whether it waits until somebody releases it."""
+        """Whether the job waits until it is released."""
         return self.state == "PENDING" and "held" in self.reason.lower()
 
 
 def tag(recipe: Recipe, runs: Path) -> str:
-    """The comment of a sweep's jobs: recipe and folder of the runs, which make a sweep."""
+    """Return the comment of a sweep's jobs: recipe and runs folder, which identify the sweep."""
     return f"transfer_caffe {recipe.name} {runs.resolve()}"
 
 
 def jobs(comment: str) -> dict[str, Job]:
-    """The user's jobs with this comment, by name: the live one, or else the newest of those that Slurm remembers."""
+    """Return the user's jobs with this comment, by name: the live one, else the newest one that Slurm still lists."""
     user = pwd.getpwuid(os.geteuid()).pw_name
-    # the comment comes last: it may hold anything
+    # the comment comes last because it may contain any character
     out = slurm("squeue", "--noheader", "--states=all", f"--user={user}", "--format=%i|%T|%N|%j|%r|%L|%k")
     found: dict[str, Job] = {}
     for line in out.splitlines():
@@ -85,27 +84,27 @@ def jobs(comment: str) -> dict[str, Job]:
 
 
 def submit(script: str, flags: Sequence[str]) -> int:
-    """Give a batch script to sbatch; the job's id. SlurmError if it is refused."""
+    """Submit a batch script with sbatch and return the job id. Raise SlurmError if it is refused."""
     out = slurm("sbatch", "--parsable", *flags, given=script)
-    number = out.strip().split(";")[0]  # with the cluster's name behind, where there are several
+    number = out.strip().split(";")[0]  # with several clusters, the cluster's name follows
     if not number.isdecimal():
-        raise SlurmError(f"sbatch: said {out.strip()[:200]!r} where the number of the job was expected")
+        raise SlurmError(f"sbatch: printed {out.strip()[:200]!r}, but a job id was expected")
     return int(number)
 
 
 def release(job: Job) -> None:
-    """Let a held job go. SlurmError where only others may."""
+    """Release a held job. Raise SlurmError if the user is not allowed to."""
     slurm("scontrol", "release", str(job.id))
 
 
 def cancel(numbers: Iterable[int], *flags: str) -> None:
-    """Give job ids to scancel. That a job has ended meanwhile is no error."""
+    """Cancel jobs with scancel. A job that has ended in the meantime is not an error."""
     ids = [str(number) for number in numbers]
     for first in range(0, len(ids), AT_A_TIME):
         try:
             slurm("scancel", *flags, *ids[first : first + AT_A_TIME])
         except SlurmError as error:
-            # one that ends in this moment; what is still there is seen in the queue
+            # a job that has just ended; jobs that are still live are seen in the queue
             if "already compl" not in str(error) and "Invalid job" not in str(error):
                 raise
 
@@ -114,13 +113,13 @@ def require_slurm(program: str = "squeue") -> None:
     """Raise SlurmError unless this machine has Slurm's commands."""
     if shutil.which(program) is None:
         raise SlurmError(
-            f"there is no {program} here; log in to a node from which Slurm's jobs are submitted, or train on this "
-            "machine: leave --slurm (SLURM=1) out of `sweep run`"
+            f"there is no {program} here; log in to a node from which Slurm jobs can be submitted, or train on this "
+            "machine: omit --slurm (SLURM=1) from `sweep run`"
         )
 
 
 def slurm(program: str, *argv: str, given: str = "") -> str:
-    """What one of Slurm's commands prints. SlurmError, in its own words, if it fails."""
+    """Run a Slurm command and return its output. Raise SlurmError with its error message if it fails."""
     require_slurm(program)
     done = subprocess.run([program, *argv], input=given, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:

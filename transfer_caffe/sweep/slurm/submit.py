@@ -1,10 +1,10 @@
-"""`sweep run --slurm`: a submit pass, which gives Slurm a job for each network that is neither done nor in the queue.
+"""`sweep run --slurm`: a submit pass, which submits a Slurm job for each network that is neither done nor in the queue.
 
     python -m transfer_caffe.sweep run --recipe paper --slurm --partition gpu --time 24:00:00
 
-A pass looks at the queue and at the files, and at nothing else: whatever happened (jobs that failed, nodes that were
-lost, a pass that was killed), the same command again submits what is missing. Two at once wait for each other. Jobs
-depend on their base's job by afterok; before its time limit a job writes a snapshot and goes back to the queue.
+A pass only depends on the queue and the networks' files. After any failure (failed jobs, lost nodes, a killed pass),
+run the same command again to submit the missing jobs. Concurrent passes wait for each other. A job depends on its
+base's job with afterok. Before its time limit, a job writes a snapshot and is requeued.
 """
 
 from __future__ import annotations
@@ -28,24 +28,28 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError
 from transfer_caffe.utils.locks import lock
 
 DATA = "data"
-"""The name of the job that makes the data; networks have other names."""
+"""The name of the job that builds the data; no network has this name."""
 
 
 def add_slurm_arguments(parser: ArgumentParser) -> None:
-    """The options of `sweep run` that are about Slurm; they win over the recipe's `slurm`."""
+    """Add the options of `sweep run` for Slurm; they override the recipe's `slurm`."""
     group = parser.add_argument_group("on a cluster")
     group.add_argument("--slurm", action="store_true", help="submit a Slurm job for each network, and return")
     group.add_argument("--partition", help="the partition of the jobs")
     group.add_argument("--account", help="the account that the jobs are charged to")
-    group.add_argument("--time", metavar="LIMIT", help="their time limit, as 24:00:00; longer networks take several")
+    group.add_argument(
+        "--time",
+        metavar="LIMIT",
+        help="the time limit of the jobs, for example 24:00:00; a job that reaches it is requeued and resumed",
+    )
     group.add_argument(
         "--sbatch", action="append", default=[], metavar="FLAGS",
-        help="more flags for sbatch, as --sbatch='--constraint=a100 --qos=long'",
+        help="further flags for sbatch, for example --sbatch='--constraint=a100 --qos=long'",
     )  # fmt: skip
 
 
 def settings_of(recipe: Recipe, args: argparse.Namespace) -> SlurmSettings:
-    """The recipe's `slurm`, with what the command line says instead."""
+    """Return the recipe's `slurm`, with the command line's options in place of its values."""
     given = {key: value for key in ("partition", "account", "time") if (value := getattr(args, key)) is not None}
     try:
         extra = [flag for each in args.sbatch for flag in shlex.split(each)]
@@ -55,21 +59,21 @@ def settings_of(recipe: Recipe, args: argparse.Namespace) -> SlurmSettings:
 
 
 def refuse_without_slurm(args: argparse.Namespace) -> None:
-    """UserError for options that mean nothing without --slurm."""
+    """Raise UserError for options that need --slurm."""
     for name in ("partition", "account", "time", "sbatch"):
         if getattr(args, name):
-            raise UserError(f"--{name} is about jobs of a cluster: it needs --slurm")
+            raise UserError(f"--{name} is only for jobs on a cluster: it needs --slurm")
 
 
 def main(selection: Selection, args: argparse.Namespace) -> int:
-    """Submit what is neither done nor in the queue, and say how all stands."""
+    """Submit networks that are neither done nor in the queue, print a summary, and return the exit code."""
     recipe = selection.recipe
     if args.jobs is not None:
-        raise UserError("--jobs: with --slurm it is Slurm that says how many networks are trained at a time")
+        raise UserError("--jobs: with --slurm, Slurm decides how many networks are trained at a time; omit --jobs")
     if args.gpu is not None:
-        raise UserError("--gpu: with --slurm a job has the GPU that Slurm gives it, if the recipe's `gpus` is not 0")
+        raise UserError("--gpu: with --slurm, Slurm assigns the GPU, if the recipe's `gpus` is not 0; omit --gpu")
     if args.report is not None:
-        raise UserError("--report: with --slurm the networks are trained later; write it then: make report")
+        raise UserError("--report: with --slurm the networks are trained later; write the report then, by make report")
     settings, engine = settings_of(recipe, args), Engine.find(args.engine)
     queue.require_slurm()
     with submit_lock(recipe, args.runs):
@@ -77,10 +81,10 @@ def main(selection: Selection, args: argparse.Namespace) -> int:
 
 
 class Pass:
-    """One submit pass. Only for who holds the sweep's lock."""
+    """One submit pass. The caller must hold the sweep's lock."""
 
     def __init__(self, selection: Selection, args: argparse.Namespace, settings: SlurmSettings, copies: bool) -> None:
-        """``copies``: the engine reads no views."""
+        """``copies``: build databases instead of views, for an engine that cannot read views."""
         self.selection, self.recipe, self.settings, self.copies = selection, selection.recipe, settings, copies
         self.args = args
         self.runs: Path = args.runs
@@ -89,15 +93,17 @@ class Pass:
         self.submitted = 0
 
     def run(self) -> int:
-        """Submit in topological order; what was submitted before an error stays, and counts in the next pass."""
-        jobs = queue.jobs(self.tag)  # first: a job that ends from now on has left its files by the time we look
+        """Submit jobs in topological order; jobs submitted before an error stay, and the next pass finds them."""
+        jobs = queue.jobs(
+            self.tag
+        )  # queried first: a job that ends after this has written its files before they are read
         if dead := [job.id for job in jobs.values() if job.reason == "DependencyNeverSatisfied"]:
             queue.cancel(dead)
         for job in [job for job in jobs.values() if job.launch_failed]:
-            _say(f"{job.name}: job {job.id} was held, since a node could not start it; it is let go")
+            _say(f"{job.name}: job {job.id} was held because a node could not start it; it is released")
             try:
                 queue.release(job)
-            except queue.SlurmError:  # not the user's to say, there
+            except queue.SlurmError:  # on this cluster, users may not release jobs: replace it
                 queue.cancel([job.id])
                 del jobs[job.name]
         live = {name: job.id for name, job in jobs.items() if job.live}
@@ -110,13 +116,13 @@ class Pass:
                 if network.name in live:
                     continue
                 if (base := network.base) and base.name in wrong:
-                    raise UserError(f"not submitted: its base {base.name} is not in order")
+                    raise UserError(f"not submitted: there is a problem with its base {base.name}")
                 state = look(network, self.runs)
                 if state.word == "done":
                     done.add(network.name)
                 elif state.word == "changed":
                     raise UserError(
-                        f"{state.words(network)}; take that back, or start it anew by the driver's --restart"
+                        f"{state.words(network)}; undo the change, or retrain it with the driver's --restart"
                     )
                 else:
                     todo.append(network)
@@ -131,12 +137,12 @@ class Pass:
                 live[network.name] = self._submit(network.name, *self._network(network), parent, self._failure(network))
         except queue.SlurmError as error:
             raise UserError(
-                f"{error}; {self.submitted} jobs were submitted before, and stay; put this right, and run the same "
-                "command again for the rest"
+                f"{error}; {self.submitted} jobs were submitted before that, and stay; fix the problem, and run the "
+                "same command again to submit the others"
             ) from None
         total = len(self.selection.networks)
         _say(
-            f"{total} networks of {self.recipe.name}: {len(done)} done, {in_queue} in the queue before, {len(todo)} "
+            f"{total} networks of {self.recipe.name}: {len(done)} done, {in_queue} already in the queue, {len(todo)} "
             f"submitted now; their logs: {self.logs}"
         )
         for name, why in wrong.items():
@@ -144,7 +150,7 @@ class Pass:
         return 1 if wrong else 0
 
     def _data(self, live: dict[str, int]) -> int | None:
-        """The job on which networks without a base in the queue depend: the data's, where data is missing."""
+        """Return the job that networks without a base in the queue depend on: the data job, or None if data exists."""
         recipe, data = self.selection.narrowed(), self.args.data
         if DATA in live:
             return live[DATA]
@@ -152,29 +158,29 @@ class Pass:
         if not missing:
             return None
         data_stage.require_lists(recipe, data)
-        _say(f"{missing[0]} is not there: a job makes the data first")
+        _say(f"{missing[0]} does not exist: a job builds the data first")
         argv = [sys.executable, "-m", "transfer_caffe.data", "--recipe", self.args.recipe, "--data", str(data)]
         return self._submit(DATA, job_script.script([*argv, *["--copies"] * self.copies], None, gpus=0), 0, None)
 
     def _network(self, network: Network) -> tuple[str, int]:
-        """The script of a network's job, and how many GPUs it asks for."""
+        """Return the script of a network's job, and the number of GPUs it requests."""
         args = self.args
         gpus = gpus_of(self.recipe, self.settings)
         where = ["--recipe", args.recipe, "--runs", str(args.runs)]
         argv = [sys.executable, "-m", "transfer_caffe.driver", *where, "--data", str(args.data)]
         argv += ["--engine", args.engine, "--split", network.split]
         argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
-        if gpus:  # Slurm's is the first that the job sees; if it is no good, to train on the CPU instead is no remedy
+        if gpus:  # the GPU assigned by Slurm is number 0 in the job; if it is unusable, fail and do not use the CPU
             argv += ["--gpu", "0"]
         return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
     def _failure(self, network: Network) -> str:
-        """Why the last job of a network came to no end, to be said as it is submitted again; "" where there is none."""
+        """Describe why the last job of a network failed, for the message on its new job; "" if none failed."""
         told = job_script.read_log(self.logs / f"{network.name}.log")
-        return "" if told is None or told.why is None else f"; the one before, {told.job}: {told.why}"
+        return "" if told is None or told.why is None else f"; the previous job, {told.job}: {told.why}"
 
     def _submit(self, name: str, script: str, gpus: int, parent: int | None, before: str = "") -> int:
-        log = str(self.logs.absolute() / f"{name}.log").replace("%", "%%")  # sbatch has names for %j and its like
+        log = str(self.logs.absolute() / f"{name}.log").replace("%", "%%")  # sbatch replaces %j and similar patterns
         argv: Sequence[str] = [
             f"--job-name={name}", f"--comment={self.tag}", f"--output={log}", "--open-mode=append", "--requeue",
             *([f"--dependency=afterok:{parent}", "--kill-on-invalid-dep=yes"] if parent else []),
@@ -187,19 +193,19 @@ class Pass:
 
 
 def submit_lock(recipe: Recipe, runs: Path) -> AbstractContextManager[int]:
-    """What keeps two passes, or a pass and a cancellation, from each other's way."""
+    """Return the lock that prevents concurrent submit passes and cancellations."""
     return lock(runs / recipe.name / ".submit.lock", f"the queue of {recipe.name}", _say)
 
 
 def gpus_of(recipe: Recipe, settings: SlurmSettings) -> int:
-    """How many GPUs a network's job asks for: what the settings say, or one where the recipe's solver_mode is GPU."""
+    """Return the number of GPUs a job requests: from the settings, or 1 if the recipe's solver_mode is GPU, else 0."""
     if settings.gpus is not None:
         return settings.gpus
     return 1 if recipe.solver.get("solver_mode") == "GPU" else 0
 
 
 def log_folder(recipe: Recipe, runs: Path) -> Path:
-    """Where the logs of a sweep's jobs are."""
+    """Return the folder of the logs of a sweep's jobs."""
     return runs / recipe.name / "slurm"
 
 
