@@ -221,7 +221,7 @@ def test_a_state_of_a_solver_with_another_history_is_refused(tmp_path, capsys, m
         ('type: "Adam"', 'type: "adam"', "unknown solver type 'adam'; known: SGD, Nesterov, AdaGrad, RMSProp"),
         ('type: "Adam"', 'type: "AdaGrad"', "AdaGrad has no momentum"),
         ('type: "Adam"', 'type: "RMSProp"', "RMSProp has no momentum"),
-        ('type: "Adam"', 'type: "Adam" solver_type: ADAM', "both type and solver_type"),
+        ('type: "Adam"', 'type: "Adam" solver_type: ADAM', "both type and its old form solver_type"),
         ("momentum: 0.9", "momentum: 1", "Adam needs a momentum"),
         ('lr_policy: "fixed"', 'lr_policy: "step"', "lr_policy step needs a stepsize"),
         ('lr_policy: "fixed"', 'lr_policy: "sigmoid" gamma: 1', "lr_policy sigmoid needs a stepsize"),
