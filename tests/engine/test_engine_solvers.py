@@ -226,7 +226,7 @@ def test_a_state_of_a_solver_with_another_history_is_refused(tmp_path, capsys, m
         ('lr_policy: "fixed"', 'lr_policy: "step"', "lr_policy step needs a stepsize"),
         ('lr_policy: "fixed"', 'lr_policy: "sigmoid" gamma: 1', "lr_policy sigmoid needs a stepsize"),
         ('lr_policy: "fixed"', 'lr_policy: "exp" gamma: -1', "lr_policy exp needs a gamma of at least 0"),
-        ("test_iter: 3", "test_iter: 3 test_net: 'net.prototxt' test_net: 'net.prototxt'", "2 nets to test and 1"),
+        ("test_iter: 3", "test_iter: 3 test_net: 'net.prototxt' test_net: 'net.prototxt'", "2 test nets and 1"),
         ("test_iter: 3", "test_iter: 3 train_net: 'net.prototxt'", "more than once: net, train_net"),
         ("test_iter: 3", "test_iter: 3 test_state {} test_state {}", "2 test_state for 1 test nets"),
         ("test_interval: 10", "", "sets test_iter, but no test_interval"),
