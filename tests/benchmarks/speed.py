@@ -76,7 +76,7 @@ class Case:
         if self.frozen:
             what += f", n = {self.frozen} frozen"
         what += {"": "", "raw": ", from an LMDB", "jpeg": ", from an LMDB of JPEGs"}[self.data]
-        return what + ", beside busy loops" * self.busy
+        return what + ", with busy loops" * self.busy
 
     def median(self, program: str) -> float:
         """Return the median over the rounds of the median seconds per iteration in each round."""
@@ -347,12 +347,12 @@ def main(argv: list[str] | None = None) -> int | None:
                 say(f"round {number + 1}: {case.name}: {', '.join(told)}")
         machine = torch.cuda.get_device_name(int(options.gpu)) if options.gpu else f"{cores()} cores ({processor()})"
         head = ["ms per iteration (minimum to maximum)", *names]
-        head += [f"ours / {other}" for _, other in compared(names)]
+        head += [f"embedded / {other}" for _, other in compared(names)]
         text = [
             f"Version {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}, {machine}, "
             f"{time.strftime('%Y-%m-%d')}; medians of {options.rounds} rounds (1 round for batch 256). Measured "
             "rates: " + ", ".join(f"{value:.4g} {unit}" for unit, value in sorted(found.items())) + ".",
-            table([*head, "floor", "ours / floor"], rows(cases, names, found, folder)),
+            table([*head, "floor", "embedded / floor"], rows(cases, names, found, folder)),
         ]
         if lines := end_to_end(cases, names[-1]):
             text += [
