@@ -1,7 +1,7 @@
-# The front door. `make` alone lists the commands.
+# Shortcuts for the main commands. `make` without a target lists them.
 
 PYTHON  ?= python3
-# real Caffe takes three times as long as the embedded engine: it gets a smaller demo
+# real Caffe takes three times as long as the embedded engine, so its default is a smaller demo
 RECIPE  ?= $(if $(filter caffe,$(ENGINE)),demo_caffe,demo)
 DATA    ?= data
 RUNS    ?= runs
@@ -9,7 +9,7 @@ REPORT  ?= report
 ENGINE  ?= embedded
 JOBS    ?=
 GPU     ?=
-# on a cluster: SLURM=1, and what its jobs ask for, where the recipe does not say it
+# on a cluster: SLURM=1, and the resources of its jobs, unless the recipe sets them
 SLURM   ?=
 PARTITION ?=
 ACCOUNT ?=
@@ -17,13 +17,13 @@ TIME    ?=
 SBATCH  ?=
 SEED    ?= 0
 K       ?= 100
-# the lists that the split targets cut, and a class file with groups; the halves go to a folder beside TRAIN
+# the lists that the split targets divide, and a file of classes with groups; the halves are written beside TRAIN
 TRAIN   ?= $(DATA)/ilsvrc2012/train.txt
 VAL     ?= $(DATA)/ilsvrc2012/val.txt
 CLASSES ?=
 ARCHIVES ?= $(DATA)/archives
 
-# where the networks of RECIPE lie: a recipe has the name of its file
+# the folder of RECIPE's networks: a recipe has the name of its file
 LISTS = $$(dirname "$(TRAIN)")
 NETWORKS = $(RUNS)/$(basename $(notdir $(RECIPE)))
 PY    = .venv/bin/python
@@ -36,11 +36,11 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
   "make: error: $(PYTHON) is not Python 3.11 or newer; install that and set PYTHON=python3.11" >&2; exit 2; }
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
-# the tests whose numbers hang on the processor's instructions
-NUMERIC = tests/conformance tests/test_golden.py tests/test_random_layers.py $(wildcard tests/test_engine_*.py) \
-          tests/test_experiment.py tests/test_real_engine.py tests/test_surgery.py
+# the tests whose results depend on the processor's instruction set
+NUMERIC = tests/engine tests/conformance $(wildcard tests/commands/test_engine_*.py) tests/commands/test_surgery.py \
+          tests/run/test_experiment.py tests/run/test_real_engine.py
 .DEFAULT_GOAL = help
-.NOTPARALLEL:       # `make -j sweep report`: the report comes after the sweep
+.NOTPARALLEL:       # so that `make -j sweep report` writes the report after the sweep
 .PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis report proto
 
@@ -48,40 +48,40 @@ help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
 	@sed -nE 's/^([a-z -]+):.*## (.*)/  \1\t\2/p' Makefile | expand -t 17
 
-demo: $(READY)      ## the whole experiment on the embedded photographs; its report grows while it runs
-	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE): RECIPE=demo is the whole demo")
+demo: $(READY)      ## the complete experiment on the built-in photographs; its report is updated while it runs
+	@$(if $(filter caffe,$(ENGINE)),echo "Real Caffe trains the recipe $(RECIPE); use RECIPE=demo for the complete demo")
 	@$(SWEEP) $(if $(SLURM),,--report "$(REPORT)")
 
-test: $(READY)      ## pass the tests
+test: $(READY)      ## run the tests
 	@"$(PY)" -m pytest
 
-test-old-cpu: $(READY)  ## of these, those that compute, as on a processor of 2008 (no AVX)
+test-old-cpu: $(READY)  ## run the numerical tests with the instructions of a processor from 2008 (no AVX)
 	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 "$(PY)" -m pytest $(NUMERIC)
 
-fidelity: $(READY)  ## measure the engine against real Caffe, into docs/fidelity.md
+fidelity: $(READY)  ## compare the engine with real Caffe; writes docs/fidelity.md
 	@cd tests && PYTHONPATH=.:.. OMP_NUM_THREADS=1 "../$(PY)" -m conformance.report
 
-bench: bench-speed bench-data  ## measure training and the data tools beside Caffe's, into docs/benchmarks.md (40 minutes, 25 GB of room)
+bench: bench-speed bench-data  ## compare speed with Caffe's; writes docs/benchmarks.md (40 minutes, 25 GB of disk)
 
-bench-speed: $(READY)  ## of these, training alone
+bench-speed: $(READY)  ## only the benchmarks of training
 	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.speed
 
-bench-data: $(READY)  ## of these, the data tools alone
+bench-data: $(READY)  ## only the benchmarks of the data tools
 	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.data
 
-lint: $(READY)      ## ruff and pyright
+lint: $(READY)      ## run ruff and pyright
 	@"$(PY)" -m ruff check .
 	@"$(PY)" -m ruff format --check .
 	@"$(PY)" -m pyright
 
-setup: $(READY)     ## make .venv with pinned packages
+setup: $(READY)     ## create .venv with pinned packages
 	@echo "ready: .venv"
 
-caffe:              ## real Caffe 1.0 into .caffe, without root (Debian 11's packages, from MIRROR; fetches 160 MB)
+caffe:              ## install real Caffe 1.0 in .caffe, without root (Debian 11 packages from MIRROR; downloads 160 MB)
 	@$(PYTHON_IS_NEW)
 	@"$(PYTHON)" -P tools/install_caffe.py
 
-wordnet:            ## WordNet 3.0's nouns into .wordnet, without root (Debian's wordnet-base; fetches 6 MB)
+wordnet:            ## install WordNet 3.0's nouns in .wordnet, without root (Debian's wordnet-base; downloads 6 MB)
 	@tools/install_wordnet.sh
 
 $(READY): requirements.txt setup.py
@@ -92,52 +92,52 @@ $(READY): requirements.txt setup.py
 	@"$(PY)" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-ilsvrc: $(READY)    ## image lists out of ImageNet's ARCHIVES (the folder with ILSVRC2012_*.tar and the devkit)
+ilsvrc: $(READY)    ## create image lists from ImageNet's ARCHIVES (the folder with ILSVRC2012_*.tar and the devkit)
 	@"$(PY)" -m data_prep.ilsvrc "$(ARCHIVES)" --out "$(DATA)/ilsvrc2012"
 
-imagenet: ilsvrc    ## from ImageNet's ARCHIVES to every split of the paper, its databases and means
+imagenet: ilsvrc    ## build every split of the paper with its databases and mean images from ImageNet's ARCHIVES
 	@$(MAKE) --no-print-directory data RECIPE=paper
 	@"$(PY)" -m data_prep.verify "$(DATA)/ilsvrc2012" || \
-	  echo "What differs is not made of the authors' lists. With all of ImageNet's images nothing does."
+	  echo "Lists that differ are not the authors' lists. With all of ImageNet's images, none differs."
 
 verify: $(READY)    ## compare the lists of all splits with the authors' checksums
 	@"$(PY)" -m data_prep.verify "$(DATA)/ilsvrc2012"
 
-data lmdb: $(READY)      ## databases and means of RECIPE
+data lmdb: $(READY)      ## build the databases and mean images of RECIPE
 	@"$(PY)" -m transfer_caffe.data --recipe "$(RECIPE)" --data "$(DATA)"
 
-split-random: $(READY)   ## TRAIN and VAL lists cut at random: SEED=0..3 are the paper's
+split-random: $(READY)   ## divide the TRAIN and VAL lists at random into halves (the paper uses SEED=0 to 3)
 	@$(SPLIT) random --seed $(SEED) $(SPLIT_OPTIONS) --out "$(LISTS)/random$(SEED)"
 
-split-natman: $(READY)   ## TRAIN and VAL lists cut into man-made (A) and natural (B)
+split-natman: $(READY)   ## divide the TRAIN and VAL lists into man-made (A) and natural (B) classes
 	@$(SPLIT) natman $(SPLIT_OPTIONS) --out "$(LISTS)/natman"
 
-split-reduced: $(READY)  ## the first K images of each class of TRAIN
+split-reduced: $(READY)  ## reduce TRAIN to the first K images of each class
 	@$(SPLIT) reduced --images-per-class $(K) $(SPLIT_OPTIONS) --out "$(LISTS)/reduced$(K)"
 
-plan: $(READY)      ## the networks of RECIPE, what they cost (MEASURE=1: in hours; GPUS=8: on 8 of them), what is done
+plan: $(READY)      ## list the networks of RECIPE, their cost (MEASURE=1: in hours; GPUS=8: on 8 GPUs) and state
 	@"$(PY)" -m transfer_caffe.sweep plan --recipe "$(RECIPE)" --data "$(DATA)" --runs "$(RUNS)" --engine "$(ENGINE)" \
 	  $(if $(MEASURE),--measure) $(if $(GPUS),--gpus $(GPUS))
 
-sweep: $(READY)     ## train the networks of RECIPE; goes on where it was stopped (SLURM=1: by jobs on a cluster)
+sweep: $(READY)     ## train the networks of RECIPE, or resume training (SLURM=1: as jobs on a cluster)
 	@$(SWEEP)
 
-results: $(READY)   ## the table of results of RECIPE
+results: $(READY)   ## write the table of results of RECIPE
 	@"$(PY)" -m transfer_caffe.results --recipe "$(RECIPE)" --runs "$(RUNS)"
 
-figures: results    ## the figures of RECIPE
+figures: results    ## draw the figures of RECIPE
 	@"$(PY)" -m transfer_caffe.figures --results "$(NETWORKS)/results.csv" --out "$(REPORT)/figures"
 
-figures-paper: $(READY)  ## the paper's own figures and tables from its authors' logs, without any training
+figures-paper: $(READY)  ## draw the paper's figures and tables from the authors' logs, without training
 	@"$(PY)" -m transfer_caffe.figures --results paper --metric top10 --out "$(REPORT)/paper"
 
-analysis: results   ## what the results of RECIPE say, with intervals, and what they cannot say
+analysis: results   ## analyse the results of RECIPE: effects with confidence intervals, and open questions
 	@"$(PY)" -m transfer_caffe.analysis --results "$(NETWORKS)/results.csv" --out "$(REPORT)/analysis"
 
-report: results     ## report/index.html: what the results of RECIPE say, figures, a page for each network
+report: results     ## write report/index.html: findings and figures of RECIPE, and a page for each network
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"
 
-proto:      ## caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
+proto:      ## generate caffe_pb2.py from caffe.proto (needs grpcio-tools 1.62 in PROTOC_PYTHON)
 	@"$${PROTOC_PYTHON:-python3}" -c 'import grpc_tools' 2>/dev/null || { echo "make: error: $${PROTOC_PYTHON:-python3} has no" \
-	  "grpc_tools; install grpcio-tools==1.62.* for a Python and name that: PROTOC_PYTHON=python make proto" >&2; exit 2; }
+	  "grpc_tools; install grpcio-tools==1.62.* for a Python and run: PROTOC_PYTHON=python make proto" >&2; exit 2; }
 	@"$${PROTOC_PYTHON:-python3}" -m grpc_tools.protoc -I. --python_out=. --pyi_out=. transfer_caffe/formats/proto/caffe.proto

@@ -104,7 +104,7 @@ def test_over_a_range_the_papers_number_is_of_the_same_n(tmp_path):
     rows = dict(effects_tables(analysis, paper=False)[0].rows)
     single = [rows[n][0] for n in ("5", "7")]
     assert rows["1-7"][0] and all(single)
-    mean = sum(float(each.paper.replace("−", "-")) for each in single if each) / 2  # of all n it is -0.73
+    mean = sum(float(each.paper.replace("−", "-")) for each in single if each) / 2  # over all n it is -0.73
     assert float(rows["1-7"][0].paper.replace("−", "-")) == pytest.approx(mean, abs=0.011)
 
 

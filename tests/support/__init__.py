@@ -1,1 +1,1 @@
-"""What several tests share: small worlds to test in, stand-ins for engines and clusters, and how to wait."""
+"""Shared helpers of the tests: small data sets and recipes, fake engines and clusters, and waiting for events."""

@@ -1,4 +1,4 @@
-"""Results tables for the tests of the analysis, and how to find something in what comes out."""
+"""Results tables for the tests of the analysis, and functions that find effects and findings in its output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transfer_caffe.results.table import Row
 
 
 def row(split: str, name: str, seed: int, accuracy: float | None, recipe: str = "demo", **other) -> Row:
-    """A row as the results module makes it; accuracy_top10 is 0.01 above accuracy_final."""
+    """Return a row as the results module builds it; accuracy_top10 is 0.01 above accuracy_final."""
     treatment = Treatment.parse(name)
     return Row(
         **{

@@ -1,4 +1,4 @@
-"""How tests drive a network of the small world (`small_world`, fixture `driver_world`) with the fake engine."""
+"""Run the driver on networks of the small world (`small_world`, fixture `driver_world`) with the fake engine."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from transfer_caffe.run.engines import Engine
 
 RUNS = Path("runs/small")
 STARTED: list[subprocess.Popen[str]] = []
-"""Drivers that `start_driver` has started; the fixture `driver_world` ends those that a test left alive."""
+"""Drivers started by `start_driver`; the fixture `driver_world` ends those that a test leaves running."""
 
 
 def arguments(treatment: str, engine: str = "", *more: str) -> list[str]:
@@ -37,7 +37,10 @@ def rename_engine(name: str) -> None:
 
 
 def start_driver(treatment: str, *misbehaviours: str, engine: str = "", newest: int = 3) -> subprocess.Popen[str]:
-    """A driver of its own, whose engine (which waits there, amid its work) has written the snapshot ``newest``."""
+    """Start a driver as a separate process, and wait until its engine has written the snapshot ``newest``.
+
+    The engine then waits in the middle of the training.
+    """
     engine = engine or fake_engine(*misbehaviours)
     process = subprocess.Popen(
         [sys.executable, "-m", "transfer_caffe.driver", *arguments(treatment, engine)],
@@ -51,6 +54,6 @@ def start_driver(treatment: str, *misbehaviours: str, engine: str = "", newest: 
 
 
 def engine_pid() -> int:
-    """The process that writes the log that is growing."""
+    """Return the process id of the engine that is writing the log."""
     line = (RUNS / "random0-baseA-s0" / "train.log").read_text().splitlines()[-1]
     return int(line.split()[2])

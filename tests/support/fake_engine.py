@@ -1,14 +1,29 @@
-"""A stand-in for an engine: Caffe's command line, files and log lines in a fraction of a second; it learns nothing.
+"""A fake engine: it has Caffe's command line, files and log lines, takes a fraction of a second, and learns nothing.
 
     python tests/support/fake_engine.py [MISBEHAVIOUR ...] train --solver solver.prototxt [--weights W | --snapshot S]
 
-The weights are a function of seed and iteration alone, so that an interrupted run ends with the same bytes as another.
-Misbehaviours: slow (from scratch it waits after its first snapshot until it is told to stop, or a file `go` lies in the
-folder that holds runs/), nan, dies, early, moves (frozen layers), ignores (weights), loses (the final weights),
-lingers (after iteration 6 it waits likewise), tears (cuts off the weights of iteration 6),
-silent (no `Optimization Done.`), quits (exit 0 amid training), rots (the last weights are not finite, the losses are),
-untested (no last test), cpu (it knows no --gpu), deaf (it goes on when told to stop), notes (a line a start, in `notes`
-beside runs/: which GPU it sees), unsealed (snapshots without checksums and seed, as real Caffe writes them).
+The weights only depend on seed and iteration, so that an interrupted run ends with the same bytes as an undisturbed
+one.
+
+Misbehaviours:
+    slow        if started from scratch, wait after the first snapshot until a stop signal, or until a file `go` exists
+                in the folder that holds runs/
+    lingers     wait in the same way after iteration 6
+    nan         log a NaN loss
+    dies        abort with a failed check
+    early       stop early with a snapshot
+    moves       change frozen layers
+    ignores     ignore the layers of --weights
+    loses       delete the final weights
+    tears       truncate the weights of iteration 6
+    silent      end without `Optimization Done.`
+    quits       exit with 0 during training
+    rots        write final weights that are not finite, with finite losses
+    untested    skip the last test
+    cpu         fail on --gpu
+    deaf        continue after a stop signal
+    notes       append a line per start, with the GPU that the engine sees, to the file `notes` beside runs/
+    unsealed    write snapshots without checksums and seed, as real Caffe does
 """
 
 import argparse
@@ -43,7 +58,7 @@ def main() -> int:
 
     def interrupted(*_: object) -> None:
         if stop:
-            os._exit(9)  # twice told to stop
+            os._exit(9)  # second stop signal
         if "deaf" not in bad:
             stop.append(1)
 

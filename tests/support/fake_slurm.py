@@ -1,7 +1,7 @@
-"""sbatch, squeue, scancel, scontrol that keep their queue in a file: what a submit pass says to Slurm, in milliseconds.
+"""Fake sbatch, squeue, scancel and scontrol that keep their queue in a file, to test submit passes in milliseconds.
 
-The queue is queue.json in the folder of the programs; what they were called with is in calls.json, scripts included.
-Where there is a file `refuse` its number is how many jobs sbatch takes before it refuses the next.
+The queue is queue.json in the folder of the programs. Their calls, including batch scripts, are recorded in calls.json.
+If a file `refuse` exists, sbatch accepts as many jobs as the number in it, and refuses the next.
 """
 
 import json
@@ -13,17 +13,17 @@ PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
 
 
 def install(folder: Path) -> None:
-    """Write the programs into a folder, for the front of PATH."""
+    """Write the programs into a folder that the caller puts at the front of PATH."""
     folder.mkdir()
     for name in PROGRAMS:
-        # by a shell: the line #! would end at a space in the interpreter's path
+        # started by a shell, because a #! line cannot hold an interpreter path with a space
         command = shlex.join([sys.executable, str(Path(__file__).resolve()), str(folder / name)])
         (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (folder / name).chmod(0o755)
 
 
 def options(argv: list[str]) -> dict[str, str]:
-    """The flags of a command line, --NAME=VALUE, by their names."""
+    """Return the flags --NAME=VALUE of a command line by name."""
     pairs = (flag.removeprefix("--").partition("=") for flag in argv)
     return {name: value for name, _, value in pairs}
 

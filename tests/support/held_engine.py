@@ -1,9 +1,10 @@
-"""The embedded engine, which can be held amid training, and made to fail; what it computes is the same.
+"""The embedded engine, with the same results, but tests can hold it during training, and make it fail.
 
     python tests/support/held_engine.py train --solver solver.prototxt
 
-It waits before iteration 15 while there is a file hold/NETWORK in the folder that holds runs/, until it is told to
-stop; hold/NETWORK.there then says that it waits. It fails while fail/NETWORK has lines, of which it takes one.
+It waits before iteration 15 while a file hold/NETWORK exists in the folder that holds runs/, or until a stop signal. It
+creates hold/NETWORK.there when it starts waiting. It fails at its start while fail/NETWORK has lines, and removes one
+of them each time.
 """
 
 import sys

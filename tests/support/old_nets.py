@@ -1,4 +1,4 @@
-"""Random nets in the forms of Caffe before 2015, with every field they had; and real Caffe's upgrade of a file."""
+"""Random nets in the formats of Caffe before 2015, with all of their fields, and upgrades by real Caffe's tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transfer_caffe.real_caffe import programs as real_caffe
 
 
 def fill(message: Message, draw: random.Random, share: float, depth: int = 0) -> None:
-    """Set a random share of a message's fields, of the messages in it too, to random values."""
+    """Set a random share of the fields of a message and its nested messages to random values."""
     for field in message.DESCRIPTOR.fields:
         if draw.random() > share and not field.is_required:
             continue
@@ -40,7 +40,7 @@ def put(message: Message, field: Any, draw: random.Random, depth: int = 0) -> No
 
 
 def value_for(field: Any, draw: random.Random) -> Any:
-    """A random value of a field's kind."""
+    """Return a random value of the field's type."""
     if field.enum_type:
         return draw.choice(field.enum_type.values).number
     return {
@@ -52,7 +52,7 @@ def value_for(field: Any, draw: random.Random) -> Any:
 
 
 def v1_net(draw: random.Random) -> NetParameter:
-    """A net of 2014: layers of all types with any fields; it need not make sense."""
+    """Return a random net in the format of 2014, with layers of all types and any fields; it may be invalid."""
     net = NetParameter()
     for name in ("name", "force_backward", "debug_info", "state"):
         if draw.random() < 0.4:
@@ -66,7 +66,7 @@ def v1_net(draw: random.Random) -> NetParameter:
 
 
 def v0_net(draw: random.Random, sensible: bool = False) -> NetParameter:
-    """A net of 2013; with ``sensible``, without what Caffe leaves out."""
+    """Return a random net in the format of 2013; with ``sensible``, without fields that Caffe's upgrade drops."""
     net = NetParameter()
     names = ["name", "force_backward"] if sensible else ["name", "force_backward", "debug_info", "state"]
     for name in names:
@@ -113,7 +113,7 @@ def v0_net(draw: random.Random, sensible: bool = False) -> NetParameter:
 
 
 def inputs(net: NetParameter, draw: random.Random, kinds: list[str]) -> None:
-    """Inputs of the net itself, with sizes, or without as in weights."""
+    """Add inputs to the net, with sizes, or without them as in files of weights."""
     net.input.extend(["data", "label"][: draw.randint(0, 2)])
     for kind in draw.sample(kinds, draw.randint(0, len(kinds))):
         if kind == "input_dim":
@@ -130,14 +130,14 @@ KINDS = {
 
 
 def kind_of(path: Path) -> str:
-    """The kind of one of the old files in tests/golden/upgrade, by its name."""
+    """Return the kind of a file in tests/golden/upgrade, given by its name."""
     if path.name.startswith("solver"):
         return "solver_text"
     return "net_binary" if path.stem.endswith("weights") else "net_text"
 
 
 def ask_real_caffe(kind: str, old: Path, new: Path) -> subprocess.CompletedProcess[str]:
-    """Let real Caffe's tool upgrade a file; its exit code is 1 where it wrote the file, but left something out."""
+    """Upgrade a file with real Caffe's tool; the exit code is 1 if it wrote the file, but dropped some fields."""
     tool = real_caffe.program(KINDS[kind][0])
     assert tool is not None
     environment = os.environ | {"GLOG_logtostderr": "1"}
@@ -145,7 +145,7 @@ def ask_real_caffe(kind: str, old: Path, new: Path) -> subprocess.CompletedProce
 
 
 def upgraded_by_real_caffe(param: Message, kind: str, folder: Path) -> tuple[int, Message | None]:
-    """The exit code of real Caffe's tool, and the message it made of ``param``; None if it made none."""
+    """Upgrade ``param`` with real Caffe's tool; return the exit code and the upgraded message, None without output."""
     old, new = folder / "old", folder / "new"
     new.unlink(missing_ok=True)
     if kind == "net_binary":

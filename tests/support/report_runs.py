@@ -1,4 +1,4 @@
-"""A folder of made-up networks that a report can be written about."""
+"""A folder of fabricated networks for tests of the report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ layer { name: "fc8" type: "InnerProduct" bottom: "conv1" top: "fc8" param { lr_m
 
 
 def write_network(folder: Path) -> None:
-    """What a driver leaves of a transfer network, as far as the report reads it."""
+    """Write the files of a transfer network that the report reads, as the driver leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "train_val.prototxt").write_text(NET_TEXT)
     (folder / "solver.prototxt").write_text("base_lr: 0.125\n")

@@ -1,12 +1,12 @@
-"""A private Slurm of three pretended nodes, for tests: real daemons, free ports, all files under one folder.
+"""A private Slurm cluster with three simulated nodes, for tests: real daemons, free ports, all files in one folder.
 
-    with Cluster(tmp_path) as cluster:          # in about three seconds
-        os.environ.update(cluster.environment)  # sbatch, squeue, scancel, scontrol now speak to it
-        cluster.kill_node("node1")              # as if its power had failed; start_node puts it back
+    with Cluster(tmp_path) as cluster:          # takes about three seconds
+        os.environ.update(cluster.environment)  # sbatch, squeue, scancel, scontrol now use this cluster
+        cluster.kill_node("node1")              # simulates a power failure; start_node restarts it
 
-Needs root, and what apt-get installs as slurmctld, slurmd, slurm-client, munge. All daemons are children of this
-process, and die with it. Each slurmd is the first process of a PID namespace of its own, so that what runs on a
-node ends with the node; nodes share the machine's files, as those of a cluster share a file system.
+It needs root and the packages slurmctld, slurmd, slurm-client and munge. All daemons are children of this process, and
+end with it. Each slurmd runs in a separate PID namespace, so that all processes of a node end with the node. The nodes
+share the machine's files, as the nodes of a cluster share a file system.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from support.waiting import wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "munged", "unshare")
 NODES = ("node1", "node2", "node3")
-GPUS = 2  # a node
+GPUS = 2  # per node
 
 SLURM_CONF = """\
 ClusterName=test
@@ -71,27 +71,27 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not() -> str | None:
-    """Why a private cluster cannot be had here, or None."""
+    """Return why a private cluster cannot be started here, or None if it can."""
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         return f"{missing[0]} is not installed (apt-get install slurmctld slurmd slurm-client munge)"
     return "needs root" if os.geteuid() else None
 
 
 class Cluster:
-    """Daemons of a small cluster; ``environment`` leads Slurm's commands to it."""
+    """The daemons of a small cluster; with ``environment`` set, Slurm's commands use this cluster."""
 
     SAVES_WITHIN = 7
-    """Seconds after which slurmctld has what happened on disk: it waits 5 s (SAVE_MAX_WAIT), and then loses nothing."""
+    """Seconds after which slurmctld has saved its state to disk: it waits at most 5 s (SAVE_MAX_WAIT) before saving."""
 
     def __init__(self, folder: Path, scheduler: str = "") -> None:
-        """``folder`` must be empty, and have a short name without spaces; ``scheduler``: more SchedulerParameters."""
+        """``folder`` must be empty and have a short name without spaces; ``scheduler``: more SchedulerParameters."""
         self.folder = folder
         ports = _free_ports(1 + len(NODES))
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("state", "gpu", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(mode=0o700)
-        for number in range(GPUS):  # what File= names must be devices, and different ones
+        for number in range(GPUS):  # File= in gres.conf must list different device files
             (folder / "gpu" / str(number)).symlink_to(("/dev/null", "/dev/zero")[number])
         key = folder / "munge.key"
         key.write_bytes(secrets.token_bytes(64))
@@ -114,7 +114,7 @@ class Cluster:
         try:
             files = [f"--{name}-file={self.folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
             socket_path = self.folder / "munge.socket"
-            # --force: it complains that the folders of tests are closed to other users
+            # --force: munged rejects the permissions of the tests' folders otherwise
             self._start("munged", "munged", "--foreground", "--force", f"--socket={socket_path}", *files)
             wait_for(socket_path.exists, "munged")
             self.start_controller()
@@ -133,38 +133,38 @@ class Cluster:
     # ---- daemons -------------------------------------------------------------------------------------------------
 
     def start_controller(self) -> None:
-        """Start slurmctld, with the state that an earlier one left."""
+        """Start slurmctld with the saved state of an earlier one."""
         self._start("slurmctld", "slurmctld", "-D")
         wait_for(lambda: self._answers(), "slurmctld")
 
     def kill_controller(self) -> None:
-        """End slurmctld as a loss of power would."""
+        """Kill slurmctld, as in a power failure."""
         self._kill("slurmctld")
 
     def start_node(self, node: str) -> None:
-        """Start a node that was killed, or was never there."""
-        # the shell is first in the namespace, and takes all with it; it lives on without slurmd, see `kill_slurmd`
+        """Start a node that was killed, or was never started."""
+        # the shell is the first process of the namespace, whose processes all end with it; it survives `kill_slurmd`
         script = f"slurmd -D -N {node} & while :; do wait; sleep 1; done"
         self._start(node, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script)
 
     def kill_node(self, node: str) -> None:
-        """End slurmd and all that runs on its node, as a loss of power would."""
+        """Kill slurmd and all processes on its node, as in a power failure."""
         self._kill(node)
 
     def kill_slurmd(self, node: str) -> None:
-        """End slurmd alone: the jobs on its node go on, and Slurm will take them for lost."""
+        """Kill only slurmd: the jobs on its node continue, but Slurm treats them as lost."""
         shell = _children(self.children[node].pid)[0]
         for number in _children(shell):
             if Path(f"/proc/{number}/comm").read_text() == "slurmd\n":
                 os.kill(number, signal.SIGKILL)
 
     def states(self) -> dict[str, str]:
-        """The state of each node, as sinfo has it (idle, mix, alloc, down*, ...)."""
+        """Return the state of each node, as printed by sinfo (idle, mix, alloc, down*, ...)."""
         out = self.ask("sinfo", "-h", "-N", "-o", "%N %t")
         return dict(line.split() for line in out.splitlines())
 
     def ask(self, *argv: str) -> str:
-        """What one of Slurm's commands prints; nothing if it fails."""
+        """Return the output of one of Slurm's commands; "" if it fails."""
         done = subprocess.run(argv, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.stdout if done.returncode == 0 else ""
 
@@ -185,7 +185,7 @@ class Cluster:
 
 
 def _children(parent: int) -> list[int]:
-    """The processes that a process has started, or inherited from one that ended, the oldest first."""
+    """Return the child processes of a process, including adopted ones, oldest first."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -208,7 +208,7 @@ def _die_with_parent() -> None:
 
 @contextlib.contextmanager
 def running_cluster(folder: Path, scheduler: str = "") -> Iterator[Cluster]:
-    """A cluster in a new folder."""
+    """Start a cluster in a new folder, and stop it at the end of the block."""
     folder.mkdir(parents=True)
     with Cluster(folder, scheduler) as cluster:
         yield cluster

@@ -1,4 +1,4 @@
-"""ImageNet's archives in miniature: real names and structure, three classes, a handful of images."""
+"""Miniature versions of ImageNet's archives: real names and structure, three classes, a few images."""
 
 import io
 import tarfile
@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from transfer_caffe.data_prep.ilsvrc import main
 
-# a part of the thousand, with ILSVRC2012_IDs that are not in their order, as in the real kit
+# some of the 1000 classes, with ILSVRC2012_IDs in another order than the WordNet ids, as in the real development kit
 IDS = {"n01440764": 2, "n02085620": 3, "n02123045": 1}
 NAMES = {
     "n01440764": ["n01440764_10026.JPEG", "n01440764_1006.JPEG", "n01440764_9.JPEG"],
@@ -24,13 +24,13 @@ LABELS = [0, 2, 1, 0]  # of the same images
 
 
 def jpeg(seed=0):
-    """A small JPEG file."""
+    """Return the bytes of a small JPEG file."""
     image = np.random.RandomState(seed).randint(0, 255, (6, 8, 3), np.uint8)
     return cv2.imencode(".jpg", cv2.resize(image, (40, 32)))[1].tobytes()
 
 
 def tar(members):
-    """A plain tar of (name or TarInfo, bytes) pairs."""
+    """Return an uncompressed tar of (name or TarInfo, bytes) pairs."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name, data in members:
@@ -41,7 +41,7 @@ def tar(members):
 
 
 def meta_mat(ids=IDS, counts=None):
-    """meta.mat: the classes, and one ancestor."""
+    """Return the bytes of meta.mat, with the classes and one ancestor."""
     fields = [
         "ILSVRC2012_ID",
         "WNID",
@@ -68,7 +68,7 @@ def meta_mat(ids=IDS, counts=None):
 
 @dataclass
 class Miniature:
-    """The archives as Python data, to be changed before `write`."""
+    """The archives as Python data, which tests may change before `write`."""
 
     train: dict = field(default_factory=lambda: {w: [(n, jpeg(i)) for i, n in enumerate(NAMES[w])] for w in NAMES})
     val: list = field(default_factory=lambda: [(f"ILSVRC2012_val_{i:08d}.JPEG", jpeg(9 + i)) for i in range(1, 5)])
@@ -117,7 +117,7 @@ def mini():
 
 @pytest.fixture
 def run(tmp_path, mini):
-    """Write the miniature and run the command on it; the exit code."""
+    """Return a function that writes the miniature, runs the command on it, and returns the exit code."""
 
     def run(*options):
         mini.write(tmp_path / "archives")
@@ -133,7 +133,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def fails(tmp_path, run, capsys):
-    """Run the command, which must end with one line, and leave nothing outside of its output; the line."""
+    """Return a function that runs the command, checks that it fails cleanly, and returns its error line."""
 
     def fails(*options):
         before = {path for path in tmp_path.rglob("*") if "data" not in path.parts}

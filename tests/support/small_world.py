@@ -1,4 +1,4 @@
-"""What the tests of driver and sweep work in: a folder with a small recipe, a little data, a fake engine."""
+"""The small world for tests of driver and sweep: a folder with a small recipe, some data, and a fake engine."""
 
 import functools
 import shlex
@@ -46,16 +46,16 @@ networks:
   random0: [baseA, baseB, A3B, A3B+]
   whole: [base, R2]
 """
-"""The recipe of a whole experiment in miniature."""
+"""The recipe of a complete experiment in miniature."""
 
 
 def fake_engine(*misbehaviours: str) -> str:
-    """An --engine option."""
+    """Return a value of the --engine option that starts the fake engine with these misbehaviours."""
     return shlex.join([sys.executable, str(FAKE), *misbehaviours])
 
 
 def make_world(folder: Path, recipe: str = RECIPE) -> None:
-    """A recipe and as much of its data as driver and fake engine look at (small databases, the same everywhere)."""
+    """Write a recipe and the data that driver and fake engine check (the same small database for all splits)."""
     write_text(folder / "small.yaml", recipe)
     for part in ("train", "val"):
         write_text(folder / "data" / "pictures" / f"{part}.txt", "1.png 0\n")
@@ -70,7 +70,7 @@ def make_world(folder: Path, recipe: str = RECIPE) -> None:
 
 @functools.cache
 def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> dict[str, bytes]:
-    """The files of a database of gray images with these labels."""
+    """Return the files of a database of gray images with these labels."""
     with tempfile.TemporaryDirectory() as folder:
         with DatabaseWriter(Path(folder, "lmdb")) as writer:
             for number, label in enumerate(labels):
@@ -80,7 +80,7 @@ def database(labels: tuple[int, ...] = (0, 1, 2, 0, 1, 2)) -> dict[str, bytes]:
 
 
 def draw_shapes() -> None:
-    """A dataset of six classes of 40 x 40 images, data/shapes in the current folder: lists and files, no databases."""
+    """Write a dataset of six classes of 40 x 40 images, lists and files without databases, to data/shapes."""
     draw = np.random.RandomState(0)
     for part, count in (("train", 12), ("val", 4)):
         lines = []

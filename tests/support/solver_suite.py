@@ -1,6 +1,6 @@
-"""Solvers in many settings: the same small net from the same weights, for real Caffe and for the embedded engine.
+"""Solvers with many settings, to compare real Caffe and the embedded engine on a small net with the same weights.
 
-Nothing in it is random: no crops, no flips, no dropout. 40 images of the tiny data set, batches of 8.
+Nothing is random: no random crops, no mirroring, no dropout. It uses 40 images of the tiny data set in batches of 8.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ CASES = {
     "frozen_adadelta": 'type: "AdaDelta" base_lr: 1 momentum: 0.95 delta: 1e-5 weight_decay: 0.005 ' + FIXED,
     "frozen_adam": ADAM + FIXED + 'type: "Adam"',
 }
-"""The solver's settings by the case's name."""
+"""The solver settings of each case, by name."""
 
 SHARED = """layer { name: "fc4" type: "InnerProduct" bottom: "fc3" top: "fc4" param { name: "w" } param { name: "b" }
   inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
@@ -87,7 +87,7 @@ SHAPES = {"conv1": (6, 3, 3, 3), "conv2": (8, 3, 3, 3), "fc3": (4, 8), "fc4": (4
 
 
 def net(case: str) -> str:
-    """The net of a case."""
+    """Return the prototxt of a case's net."""
     text = net_text(random=False)
     if case.startswith("shared"):
         head, tail = text.split('layer { name: "accuracy"')
@@ -101,12 +101,12 @@ def net(case: str) -> str:
 
 
 def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> None:
-    """Write all that a case needs: databases, mean, net.prototxt, solver.prototxt and w.caffemodel."""
+    """Write all files of a case: databases, mean image, net.prototxt, solver.prototxt and w.caffemodel."""
     folder.mkdir(parents=True, exist_ok=True)
     write_lmdb(folder / "train_lmdb", *tiny_images(40, 1))
     write_lmdb(folder / "test_lmdb", *tiny_images(20, 2))
     write_binary(folder / "mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))
-    # 1/64: gradients of all layers of one order
+    # scale 1/64: the gradients of all layers have the same order of magnitude
     text = net(case).replace("transform_param { ", "transform_param { scale: 0.015625 ")
     (folder / "net.prototxt").write_text(text)
     (folder / "snap").mkdir(exist_ok=True)
@@ -118,7 +118,7 @@ def prepare(folder: Path, case: str, more: str = "", iterations: int = 100) -> N
 
 
 def weights(case: str) -> NetParameter:
-    """Weights for the net of a case, of layers that it has and of some that it has not."""
+    """Return weights for the net of a case, including some layers that it does not have."""
     draw = np.random.RandomState(3)
     param = NetParameter()
     for name, shape in SHAPES.items():
@@ -132,17 +132,17 @@ def weights(case: str) -> NetParameter:
 
 
 def losses(log: str) -> list[float]:
-    """The loss that each iteration displays, the last one included."""
+    """Return the loss displayed at each iteration, including the last one."""
     return [float(value) for value in re.findall(r"Iteration \d+(?: \(.*\))?, loss = (\S+)", log)]
 
 
 def scores(log: str) -> list[float]:
-    """All numbers of the test passes, accuracies and losses in the log's order."""
+    """Return all accuracies and losses of the test passes, in the order of the log."""
     return [float(value) for value in re.findall(r"Test net output #\d+: \w+ = (\S+)", log)]
 
 
 def blobs(folder: Path, iteration: int, ending: str = "") -> dict[str, np.ndarray]:
-    """Weights (LAYER/INDEX) and histories (history/INDEX) of a snapshot; ``ending`` .h5 for HDF5."""
+    """Read the weights (LAYER/INDEX) and histories (history/INDEX) of a snapshot; ``ending`` is .h5 for HDF5."""
     weights, state = (f"{folder}/snap/tiny_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
     layers = (
         {name: list(found.values()) for name, found in hdf5.read_weights(weights).items()}
@@ -154,7 +154,7 @@ def blobs(folder: Path, iteration: int, ending: str = "") -> dict[str, np.ndarra
 
 
 def difference(ours: dict[str, np.ndarray], real: dict[str, np.ndarray], histories: bool) -> float:
-    """The largest difference of any weight, or of any history, relative to the largest value of real Caffe's blob."""
+    """Return the largest difference of any weight (or history), relative to the largest value in real Caffe's blob."""
     assert list(ours) == list(real)
     assert all(ours[name].shape == real[name].shape for name in ours)
     return max(
@@ -165,7 +165,7 @@ def difference(ours: dict[str, np.ndarray], real: dict[str, np.ndarray], histori
 
 
 def run_ours(folder: Path, *argv: str) -> str:
-    """Run the embedded engine in a folder, which must succeed; gives its log."""
+    """Run the embedded engine in a folder, check that it succeeds, and return its log."""
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     log = io.StringIO()
     try:
@@ -179,8 +179,8 @@ def run_ours(folder: Path, *argv: str) -> str:
 
 
 def run_real(folder: Path, *argv: str) -> str:
-    """Run real Caffe in a folder, which must succeed; gives its log."""
-    from transfer_caffe.real_caffe import programs as real_caffe  # not for tests of the engine alone
+    """Run real Caffe in a folder, check that it succeeds, and return its log."""
+    from transfer_caffe.real_caffe import programs as real_caffe  # tests that only use the engine do not need it
 
     environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     argv = (str(real_caffe.program()), *argv)

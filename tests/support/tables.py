@@ -1,4 +1,4 @@
-"""A table of results of made-up networks, and a network's folder beside it."""
+"""A results table of fabricated networks, and a network's folder beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REDUCED = [("reduced5", "base", 0, 0.02), ("reduced50", "base", 0, 0.3), ("reduc
 
 
 def write_table(folder: Path, networks: Iterable[tuple[str, str, int, float | None]]) -> Path:
-    """A results.csv as the results module writes it; accuracy_top10 is 0.01 above accuracy_final."""
+    """Write a results.csv as the results module does; accuracy_top10 is 0.01 above accuracy_final."""
     rows = []
     for split, name, seed, accuracy in networks:
         treatment = Treatment.parse(name)
@@ -57,7 +57,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def add_folder(folder: Path, channels: int = 3) -> Path:
-    """A network's folder with a curve and final weights."""
+    """Write a network's folder with a curve and final weights, and return the path of the weights."""
     (folder / "snapshots").mkdir(parents=True)
     folder.joinpath("curve.csv").write_text(
         "iteration,test_accuracy,test_loss,train_loss,lr\n0,0.02,3.9,,0.02\n500,,,,\n1000,0.6,1.5,1.2,0.002\n"

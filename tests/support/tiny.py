@@ -1,4 +1,4 @@
-"""A tiny data set as an LMDB, and a small net over it: what a test needs that trains with the engine alone."""
+"""A tiny data set as an LMDB, and a small net on it, for tests that only train with the engine."""
 
 import lmdb
 import numpy as np
@@ -45,14 +45,14 @@ solver_mode: CPU random_seed: 7
 
 
 def write_lmdb(path, images, labels):
-    """An LMDB with Caffe's keys; images are (num, height, width, 3) uint8 in BGR."""
+    """Write an LMDB with Caffe's keys; images are (num, height, width, 3) uint8 in BGR."""
     with lmdb.open(str(path), map_size=1 << 26) as env, env.begin(write=True) as transaction:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             transaction.put(f"{index:08d}_{index}.png".encode(), raw_datum(image, int(label)))
 
 
 def tiny_images(count, seed):
-    """Four classes of 12x12 images, told apart by where they are bright."""
+    """Return 12x12 images of four classes, distinguished by the position and channel of a bright square, and labels."""
     draw = np.random.RandomState(seed)
     labels = np.arange(count) * 3 % 4
     images = draw.randint(0, 120, (count, 12, 12, 3))
@@ -63,13 +63,13 @@ def tiny_images(count, seed):
 
 
 def net_text(random=True):
-    """The net with random crops, flips and dropout, or without anything random."""
+    """Return the net with random crops, mirroring and dropout, or without anything random."""
     mirror, crop, dropout = ("mirror: true", "10", DROPOUT) if random else ("", "0", "")
     return NET.replace("MIRROR", mirror).replace("CROP", crop).replace("DROPOUT", dropout)
 
 
 def write_tiny(folder):
-    """Databases, mean, net.prototxt and solver.prototxt, relative to the current folder, which is ``folder``."""
+    """Write databases, mean image, net.prototxt and solver.prototxt to ``folder``, which must be the current folder."""
     write_lmdb("train_lmdb", *tiny_images(60, 1))
     write_lmdb("test_lmdb", *tiny_images(20, 2))
     write_binary("mean.binaryproto", array_to_blob(np.full((1, 3, 12, 12), 70, np.float32)))

@@ -1,4 +1,4 @@
-"""Waiting in tests: always for an event. The ceiling only ends a test that hangs; no verdict hangs on it."""
+"""Waiting for events in tests. The time limit only ends tests that hang; no result depends on it otherwise."""
 
 import os
 import subprocess
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 300.0
-"""Seconds: what they are waited for takes a few at most on an idle machine, and a busy or slow one is no failure."""
+"""Time limit in seconds. Events take a few seconds on an idle machine; a busy or slow machine is not a failure."""
 
 
 def wait_for(
     true: Callable[[], Any], what: str | Callable[[], str] = "it", process: subprocess.Popen[Any] | None = None
 ) -> None:
-    """Wait until something is true; AssertionError with ``what`` when it is not in the end.
+    """Wait until ``true()`` is true; raise AssertionError with ``what`` after the time limit.
 
-    It does not become true any more when ``process`` has ended.
+    Also raise it if ``process`` has ended and the condition is still false.
     """
     end = time.monotonic() + PATIENCE
     while not true():
         ended = process is not None and process.poll() is not None
-        if ended and true():  # the last that it did
+        if ended and true():  # the last action of the process may have made it true
             return
-        assert not ended and time.monotonic() < end, f"in vain for {what() if callable(what) else what}"
+        assert not ended and time.monotonic() < end, f"waited without success for {what() if callable(what) else what}"
         time.sleep(0.02)
 
 
@@ -32,5 +32,5 @@ def gone(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    # a process that ended, and whose new parent has not asked for its end, is gone too
+    # a zombie, which has ended but has not been waited for by its new parent, counts as gone
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"

@@ -196,7 +196,7 @@ def test_damage_that_the_decoder_only_mentions_is_named(images):
     [
         ("-check_size", "40x48x3, but img/a.png has 2x3x3"),
         ("-encoded -check_size", "40x48x3, but img/a.png has 2x3x3"),
-        ("-resize_height=8", "go together"),
+        ("-resize_height=8", "belong together"),
         ("-resize_height=-8 -resize_width=-8", "negative"),
         ("-backend leveldb", "only lmdb"),
         ("-shuffle=maybe", "true or false"),
@@ -378,5 +378,5 @@ def test_the_quality_of_encoded_images_is_chosen_and_recorded(images):
 
 def test_a_list_through_a_pipe_and_an_empty_name_are_errors(images, capsys):
     os.mkfifo("pipe")
-    assert "pipe: not a file" in error_of(capsys, "img/", "pipe", "db")
+    assert "pipe: not a regular file" in error_of(capsys, "img/", "pipe", "db")
     assert "'' is not a valid name for a database" in error_of(capsys, "img/", "two.txt", "")

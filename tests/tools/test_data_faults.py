@@ -27,7 +27,7 @@ BATCH = 1 << 20  # size of the records in one transaction: several transactions 
 FLAGS = ["--shuffle", "--seed=5", f"--resize_height={SIDE}", f"--resize_width={SIDE}"]
 BUILDER = f"""
 import sys
-from transfer_caffe import database_writer
+from transfer_caffe.formats import database_writer
 from tools.build_lmdb import main
 assert database_writer._BATCH_BYTES > {BATCH}
 database_writer._BATCH_BYTES = {BATCH}

@@ -174,7 +174,7 @@ def test_a_build_json_of_another_database_is_told(folder, told):
 def test_a_checksum_of_a_database_too_large_to_compare_is_told_as_such(folder, told, monkeypatch):
     write("db", plain([0]))
     (folder / "db/data.mdb.sha256").write_text("0" * 64 + "  data.mdb\n")
-    for module in (inspect, sys.modules["transfer_caffe.formats.datum"]):
+    for module in (inspect, sys.modules["transfer_caffe.formats.database"]):
         monkeypatch.setattr(module, "CHECKED_BYTES", 100)
     [line] = told("db")["checksum"]
     assert line.startswith("not checked") and "sha256sum -c" in line
