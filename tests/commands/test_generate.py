@@ -289,7 +289,12 @@ def architecture_of(monkeypatch: pytest.MonkeyPatch, folder: Path, net: str) -> 
         ('name: "{{ no_such_variable }}"', r"template mine/train_val.prototxt.j2: 'no_such_variable' is undef"),
         ("name: {% if %}", "template mine/train_val.prototxt.j2"),
         ("nmae: 'x'", "train_val.prototxt of mine for random0-A3B-s0: not a valid NetParameter prototxt: line 1"),
-        ('layer { name: "c" type: "Convolution" }', "layer c: the net lets it learn, but A3B freezes 3 layers"),
+        ('layer { name: "c" type: "Convolution" }', "no layer reads images"),
+        (
+            'layer { name: "data" type: "Data" top: "data" }\n'
+            'layer { name: "c" type: "Convolution" bottom: "data" top: "c" }',
+            "layer c: the net lets it learn, but A3B freezes 3 layers",
+        ),
     ],
 )
 def test_a_template_that_does_not_give_the_network_is_an_error_and_nothing_is_written(
@@ -322,7 +327,7 @@ def test_the_command_writes_the_papers_network_and_says_what_comes_next(
         (["--treatment", "A9B"], "n is 1 to 7"),
         (["--treatment", "R3+"], "no `+`"),
         (["--treatment", "C3B"], "no source C"),
-        (["--treatment", "A3B", "--split", "whole"], "the split whole only supports base and R1 to R7"),
+        (["--treatment", "A3B", "--split", "whole"], "the split whole only supports treatments without a half"),
         (["--treatment", "A3B", "--split", "halves"], "there is no split 'halves'"),
         (["--treatment", "A3B", "--seed", "-1"], "the seed must be 0 or more"),
         (["--treatment", "A3B", "--recipe", "no.yaml"], "recipe no.yaml: no such file, and not one of the built-in"),

@@ -212,7 +212,7 @@ def test_a_treatment_that_takes_nothing_over_needs_no_surgery(data: Path, base: 
 def test_a_layer_type_whose_shape_is_not_known_is_refused(data: Path, base: Path) -> None:
     net = net_of(data, "A3B")
     next(layer for layer in net.layer if layer.name == "pool1").type = "Crop"
-    with pytest.raises(UserError, match="layer pool1: the output shape of layer type Crop cannot be computed here"):
+    with pytest.raises(UserError, match=r"layer 'pool1' \(Crop\): takes 2 bottom blobs, not 1"):
         take_over(base, net, Treatment.parse("A3B"), data.parent / "init.caffemodel")
 
 

@@ -377,7 +377,6 @@ def test_the_treatments_of_figure_1_are_a_list_of_names_and_patterns():
         (" , ", None, 8, "the list is empty"),
         ("baseA,C3B", None, 8, "C"),
         ("baseA,A3B", 5, 8, "--n 5"),
-        ("AnB", 9, 12, "n is 9"),
         ("A5B", None, 5, "a network of 5 layers"),
     ],
 )

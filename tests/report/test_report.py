@@ -133,7 +133,7 @@ def test_missing_networks_are_named_shortly_whatever_they_are_called():
     assert missing_words(names) == "random0: A{3,5}B, baseB, B7B+"
     assert missing_words([*names[:1], "natman-A1B-s0", "whole-R3-s0"]) == "random0: A3B; natman: A1B; whole: R3"
     assert missing_words(["random0-A3B-s0", "random0-A3B-s1"]) == "random0 (seed 0): A3B; random0 (seed 1): A3B"
-    assert missing_words(["nolearn_1_3", "random0-A9B-s0"]) == "nolearn_1_3, random0-A9B-s0"
+    assert missing_words(["nolearn_1_3", "random0-A0B-s0"]) == "nolearn_1_3, random0-A0B-s0"
     many = missing_words([f"random{number}-A3B-s0" for number in range(9)])
     assert many.endswith("random5: A3B; and networks of 3 more splits or seeds, listed below the table")
 

@@ -62,7 +62,7 @@ def test_a_table_of_ours_is_read_back_as_it_was(table):
         ("304000", "304000.5", ":2: iteration_of_max: a whole number was expected"),
         ("R1,random,whole,1,0", "R1,random,whole,1,yes", ":4: finetuned: 0 or 1 was expected, not 'yes'"),
         (",A,B,7,", ",A,B,,", ":3: n: is empty"),
-        ("A7B", "A9B", ":3: treatment A9B"),
+        ("A7B", "A9B", ":3: n is 7, but the treatment is A9B"),
         ("half0A", '"half0A', "not valid CSV"),
     ],
 )

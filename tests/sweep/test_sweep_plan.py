@@ -318,7 +318,7 @@ def test_the_measured_net_is_the_recipes_with_so_many_frozen_layers_and_no_datab
 
 
 def test_measuring_needs_no_data_and_gives_hours(world, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "FROZEN", (0, 7))
+    monkeypatch.setattr(measure, "PLACES", (0, 1))
     monkeypatch.setattr(measure, "ENOUGH", 0.3)
     monkeypatch.setattr(measure, "DISPLAY", 0.02)
     assert sweep_main(["plan", "--recipe", "small.yaml", "--measure", "--json"]) == 0

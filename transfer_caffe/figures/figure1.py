@@ -44,6 +44,10 @@ def treatments_of(text: str, n: int | None = None, layers: int = LAYERS) -> list
     found: list[Treatment] = []
     for name in names:
         found += expand(re.sub(r"^([ABR])n(?=[AB]?\+?$)", rf"\g<1>{3 if n is None else n}", name))
+    if other := next((each for each in found if each.is_external), None):
+        raise UserError(
+            f"treatment {other}: Figure 1 shows the halves A and B and random weights, not a recipe's sources"
+        )
     if n is not None and n not in {each.n for each in found}:
         raise UserError(
             f"--n {n}: no treatment of the list has this n; write AnB for a treatment that takes n from --n"
