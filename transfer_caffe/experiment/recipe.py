@@ -15,7 +15,7 @@ does not support is an error that names the file, the key and the allowed values
                   differs; encoded*: store the image files undecoded in the database; shuffle_seed*; views*: build one
                   database of all images, with the halves as views of it (transfer_caffe/formats/views.py), or as
                   copies if real Caffe has to read them; on_error*: how to treat a broken image: `fail` (the default),
-                  `skip`, or `caffe` (tools/build_lmdb.py)
+                  `skip`, or `caffe` (transfer_caffe/tools/build_lmdb.py)
     architecture  a folder of prototxt_templates
     crop, mirror  side of the square crop, in pixels; whether training images are mirrored at random
     batch         train, test: number of images per mini-batch
