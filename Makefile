@@ -37,8 +37,8 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 # the tests whose results depend on the processor's instruction set
-NUMERIC = tests/conformance tests/test_golden.py tests/test_random_layers.py $(wildcard tests/test_engine_*.py) \
-          tests/test_experiment.py tests/test_real_engine.py tests/test_surgery.py
+NUMERIC = tests/engine tests/conformance $(wildcard tests/commands/test_engine_*.py) tests/commands/test_surgery.py \
+          tests/run/test_experiment.py tests/run/test_real_engine.py
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # so that `make -j sweep report` writes the report after the sweep
 .PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \

@@ -1,3 +1,3 @@
-"""Which images, which classes, which half: image lists and class maps."""
+"""Preparation of image lists and class maps: the images, their classes, and the halves of a split."""
 
-import transfer_caffe  # noqa: F401 - says so, where packages are missing
+import transfer_caffe  # noqa: F401 - reports missing packages

@@ -1,4 +1,4 @@
-"""A tree of class folders to image lists: `transfer_caffe.data_prep.folders` does the work."""
+"""Write image lists from a tree of class folders: runs `transfer_caffe.data_prep.folders`."""
 
 import sys
 

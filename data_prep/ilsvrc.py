@@ -1,4 +1,4 @@
-"""ImageNet's archives to image lists: `transfer_caffe.data_prep.ilsvrc` does the work."""
+"""Write image lists from ImageNet's archives: runs `transfer_caffe.data_prep.ilsvrc`."""
 
 import sys
 

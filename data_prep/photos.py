@@ -1,4 +1,4 @@
-"""The embedded dataset: `transfer_caffe.data_prep.photos` does the work."""
+"""Write the embedded dataset of photographs: runs `transfer_caffe.data_prep.photos`."""
 
 import sys
 

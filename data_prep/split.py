@@ -1,4 +1,4 @@
-"""Image lists cut into halves: `transfer_caffe.data_prep.split` does the work."""
+"""Split image lists into two halves of the classes: runs `transfer_caffe.data_prep.split`."""
 
 import sys
 

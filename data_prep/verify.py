@@ -1,4 +1,4 @@
-"""ImageNet's lists compared with the authors' checksums: `transfer_caffe.data_prep.verify` does the work."""
+"""Compare ImageNet's image lists with the authors' checksums: runs `transfer_caffe.data_prep.verify`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Man-made/natural groups from WordNet ids: `transfer_caffe.data_prep.wordnet` does the work."""
+"""Derive the man-made and natural groups from WordNet ids: runs `transfer_caffe.data_prep.wordnet`."""
 
 import sys
 

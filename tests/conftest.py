@@ -18,9 +18,10 @@ hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
-def _numbers_of_its_own():
-    """Let what a test draws without a seed depend on no test before it."""
+def _own_random_numbers_and_threads():
+    """Make each test independent of the tests before it: its random numbers, and the number of PyTorch's threads."""
     torch.manual_seed(1)
+    torch.set_num_threads(1)  # an engine's command that ran in this process has set it
 
 
 @pytest.fixture

@@ -1,3 +1,3 @@
-"""From image lists to what Caffe reads, with the flags of Caffe's own tools."""
+"""Conversion of image lists to the databases and mean images that Caffe reads, with the flags of Caffe's own tools."""
 
-import transfer_caffe  # noqa: F401 - says so, where packages are missing
+import transfer_caffe  # noqa: F401 - reports missing packages

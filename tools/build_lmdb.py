@@ -1,4 +1,4 @@
-"""Image list to LMDB, with the flags of convert_imageset: `transfer_caffe.tools.build_lmdb` does the work."""
+"""Build an LMDB from an image list, with the flags of convert_imageset: runs `transfer_caffe.tools.build_lmdb`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Mean image of an LMDB, as compute_image_mean: `transfer_caffe.tools.compute_mean` does the work."""
+"""Compute the mean image of an LMDB, as compute_image_mean does: runs `transfer_caffe.tools.compute_mean`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What is in a database: `transfer_caffe.tools.inspect` does the work."""
+"""Show the content of an image database: runs `transfer_caffe.tools.inspect`."""
 
 import sys
 

@@ -3,16 +3,17 @@
     python -P tools/install_caffe.py [DEST]       DEST: .caffe of the project
     MIRROR=http://... python -P tools/install_caffe.py
 
-The packages come with all that they depend on, the C library too, so that nothing of this system is used or changed:
+The packages are installed with all their dependencies, including the C library, so this system's own files are neither
+used nor changed:
 
     DEST/root       the unpacked packages; MANIFEST lists them
     DEST/bin        scripts that start the programs: caffe, caffe-python, convert_imageset, ...
 
-DEST can be moved as a whole. It needs Linux on x86-64, apt-get, dpkg-deb, and a Debian mirror that carries Debian 11
-(bullseye): the one in the system's apt sources, or MIRROR. DEST/bin appears last and at once, after the new Caffe has
-passed a check; an install that was stopped is done anew by the next call. Exit code 2 where it cannot be done.
+DEST can be moved as a whole. Requirements are Linux on x86-64, apt-get, dpkg-deb, and a Debian mirror with Debian 11
+(bullseye): the one in the system's apt sources, or MIRROR. DEST/bin is moved into place last, after the new Caffe has
+passed a check; an interrupted installation is started again by the next call. The exit code is 2 if it is not possible.
 
-Only the standard library: this runs before anything is installed.
+This script uses only the standard library, because it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ from typing import IO, NoReturn
 PROJECT = Path(__file__).resolve().parent.parent
 SUITE = "bullseye"
 PACKAGES = ("caffe", "python3-caffe", "libopenblas0-pthread", "python3-lmdb")
-STAMP = f"layout 1: {SUITE} {' '.join(PACKAGES)}"  # first line of MANIFEST; another one means: install anew
+STAMP = f"layout 1: {SUITE} {' '.join(PACKAGES)}"  # first line of MANIFEST; if it differs, Caffe is installed again
 PROGRAMS = (
     *("caffe", "caffe-gtest", "classification", "compute_image_mean", "convert_cifar_data", "convert_imageset"),
     *("convert_mnist_data", "convert_mnist_siamese_data", "extract_features"),
     *("upgrade_net_proto_binary", "upgrade_net_proto_text", "upgrade_solver_proto_text"),
 )
-PYTHON = "caffe-python"  # the name in DEST/bin of the packages' Python
-MEGABYTES = 1100  # at the fullest moment: package lists, packages, and all that they hold
+PYTHON = "caffe-python"  # the name of the packages' Python in DEST/bin
+MEGABYTES = 1100  # maximum disk space during the installation: package lists, packages, and their content
 LOCK = ".install_caffe.lock"
 WORK = "new-"
 KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-# names of Debian's own suites, past and to come: they tell Debian's mirror from other sources
+# names of Debian's past and future suites, which distinguish a Debian mirror from other sources
 SUITES = re.compile(r"(old)*stable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke")
 
 APT_CONF = """\
@@ -75,7 +76,7 @@ Acquire::http::Timeout "30";
 Acquire::https::Timeout "30";
 """
 
-# Python's children that are started through sys.executable need the script in DEST/bin too
+# child processes that are started through sys.executable need the script in DEST/bin, too
 SITE = """\
 import os
 import sys
@@ -85,7 +86,7 @@ if os.access(script, os.X_OK):
     sys.executable = sys._base_executable = script
 """
 
-# what no program here reads; with it the folder is half as large again
+# files that no program here reads; with them the folder would be 50% larger
 UNUSED = {
     "etc": "perl",
     ".": "var",
@@ -125,14 +126,14 @@ print("pycaffe", caffe.__version__, "with numpy", numpy.__version__, "and OpenBL
 
 
 class CannotInstall(Exception):
-    """Why Caffe cannot be installed here, and what to do: one line."""
+    """Caffe cannot be installed here; the message says in one line why, and what to do."""
 
 
 # ---- the mirror
 
 
 def mirror(sources: Path = Path("/etc/apt")) -> str:
-    """The address of a Debian mirror: MIRROR, or the first one in the apt sources that gives Debian's own main."""
+    """Return the address of a Debian mirror: MIRROR, or the first one in the apt sources that has Debian's main."""
     given = os.environ.get("MIRROR", "").strip()
     if given:
         if not re.fullmatch(r"[a-z+]+:\S+", given):
@@ -150,12 +151,12 @@ def mirror(sources: Path = Path("/etc/apt")) -> str:
 
 
 def as_downloaded(address: str) -> str:
-    """``address`` without a slash at its end; apt uses packages of file: where they lie, and copies those of copy:."""
+    """Return ``address`` without a final slash, with copy: instead of file:, so that apt copies the packages."""
     return re.sub("^file:", "copy:", address).rstrip("/")
 
 
 def one_line_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(address, suites, components) of the lines `deb [options] address suite component...` of a .list file."""
+    """Yield (address, suites, components) of the lines `deb [options] address suite component...` of a .list file."""
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?([a-z+]+:\S+)\s+(\S+)([^#]*)", line)
         if match and not match[1].startswith("cdrom:"):
@@ -163,7 +164,7 @@ def one_line_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def deb822_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(address, suites, components) of the paragraphs of a .sources file; see sources.list(5)."""
+    """Yield (address, suites, components) of the paragraphs of a .sources file; see sources.list(5)."""
     text = re.sub(r"^#.*\n?", "", text, flags=re.M)
     for paragraph in re.split(r"\n[ \t]*\n", text):
         fields = re.findall(r"^([\w-]+):(.*(?:\n[ \t].*)*)", paragraph, flags=re.M)
@@ -178,7 +179,7 @@ def deb822_entries(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def run(argv: list[str | Path], why: str, **options) -> str:
-    """What a program prints; CannotInstall with ``why`` and the program's own reason if it fails."""
+    """Run a program and return its output. If it fails, raise CannotInstall with ``why`` and the program's error."""
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         **options,
@@ -191,69 +192,69 @@ def run(argv: list[str | Path], why: str, **options) -> str:
 
 
 def download(apt: Path, address: str) -> list[Path]:
-    """The packages and all that they depend on: an apt of its own, to which no package is installed yet."""
+    """Download the packages and all their dependencies, with a separate apt state in which nothing is installed."""
     for folder in ("lists/partial", "archives/partial"):
         (apt / folder).mkdir(parents=True)
     (apt / "status").touch()
     keys = f"[signed-by={KEYS}] " if KEYS.exists() else ""
     (apt / "sources.list").write_text(f"deb {keys}{address} {SUITE} main\n")
-    # of the system's own settings only how the network is reached: others, such as hooks, would act on the system
+    # only network settings of the system's apt are used: others, such as hooks, would act on the system
     settings = run(["apt-config", "dump"], "apt-config does not work").splitlines()
     network = [line for line in settings if re.match(r"Acquire::https?::", line, flags=re.I)]
     (apt / "apt.conf").write_text(APT_CONF.format(apt=apt) + "\n".join(network) + "\n")
     env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf"), "LC_ALL": "C"}
     shown = re.sub("//[^/@]*@", "//", address)
-    why = f"{shown} does not give Debian 11's ({SUITE}) Caffe; set MIRROR=http://HOST/debian to a mirror that does"
+    why = f"{shown} does not have Debian 11's ({SUITE}) Caffe; set MIRROR=http://HOST/debian to a mirror that has it"
     try:
         run(["apt-get", "-q", "update"], why, env=env)
     except CannotInstall as error:
         if "not signed" not in str(error):
             raise
-        raise CannotInstall(f"{shown} is signed with keys not known here; install debian-archive-keyring") from None
+        raise CannotInstall(f"{shown} is signed with unknown keys; install debian-archive-keyring") from None
     run(["apt-get", "-q", "-y", "--download-only", "install", *PACKAGES], why, env=env)
     return sorted((apt / "archives").glob("*.deb"))
 
 
 def unpack(packages: list[Path], root: Path) -> None:
-    """All files of the packages under ``root``; their scripts are not run."""
+    """Unpack all files of the packages under ``root``; their scripts are not run."""
     root.mkdir()
     pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
     try:
-        for done in [pool.submit(run, ["dpkg-deb", "-x", deb, root], f"{deb.name} broken") for deb in packages]:
+        for done in [pool.submit(run, ["dpkg-deb", "-x", deb, root], f"{deb.name} is broken") for deb in packages]:
             done.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def mend(root: Path) -> None:
-    """Make of unpacked packages a tree that works where it lies."""
-    for folder, folders, files in os.walk(root):  # absolute links point out of the tree: at this system's files
+    """Change the unpacked packages so that they work in the folder ``root``."""
+    for folder, folders, files in os.walk(root):  # absolute links point out of the tree, to this system's files
         for path in (Path(folder, name) for name in folders + files):
             if path.is_symlink() and os.path.isabs(target := os.readlink(path)):
                 path.unlink()
                 path.symlink_to(os.path.relpath(f"{root}{target}", folder))
     modules = root / "usr/lib/python3/dist-packages"
-    plots = modules / "matplotlib"  # Debian's has paths of /usr/share and /etc in it
+    plots = modules / "matplotlib"  # Debian's version contains paths in /usr/share and /etc
     replace(plots / "__init__.py", "'/etc/matplotlibrc'", "os.path.join(get_data_path(), 'matplotlibrc')")
     shutil.rmtree(plots / "mpl-data", ignore_errors=True)
     (plots / "mpl-data").unlink(missing_ok=True)
     (plots / "mpl-data").symlink_to("../../../../share/matplotlib/mpl-data")
-    replace(modules / "caffe/io.py", "as_grey=", "as_gray=")  # the name in this skimage; load_image needs it
+    replace(modules / "caffe/io.py", "as_grey=", "as_gray=")  # the name in this version of skimage, for load_image
     site = root / "usr/lib/python3.9/sitecustomize.py"
     site.unlink(missing_ok=True)  # a link into /etc
     site.write_text(SITE)
 
 
 def replace(path: Path, old: str, new: str) -> None:
-    """Replace ``old`` in a file, which must hold it."""
+    """Replace ``old`` in a file. Raise CannotInstall if the file does not contain it."""
     text = path.read_text()
     if old not in text:
-        raise CannotInstall(f"{path.name} of the package holds no {old}: not the package that is known here")
+        raise CannotInstall(f"{path.name} of the package does not contain {old}: not the expected version")
     path.write_text(text.replace(old, new))
 
 
 def slim(root: Path) -> None:
-    """Remove what Caffe and its Python do not use."""
+    """Remove files that Caffe and its Python do not use."""
     for folder, names in UNUSED.items():
         for name in names.split():
             shutil.rmtree(root / folder / name, ignore_errors=True)
@@ -268,28 +269,28 @@ def slim(root: Path) -> None:
 
 
 def script(name: str) -> str:
-    """The text of DEST/bin/``name``: starts the program with the loader and the libraries of DEST/root."""
+    """Return the text of DEST/bin/``name``, which starts the program with the loader and libraries of DEST/root."""
     libraries = ":".join(f"$root/{folder}" for folder in LIBRARIES)
     start = f'exec "$root/lib64/ld-linux-x86-64.so.2" --inhibit-cache --library-path "{libraries}" "$root/usr/bin/'
-    if name == PYTHON:  # finds its modules from its own path
+    if name == PYTHON:  # it finds its modules from its own path
         return f'{SCRIPT}unset PYTHONHOME\n{start}python3.9" -s "$@"\n'
-    # libcaffe has a Python inside, for Python layers
+    # libcaffe embeds a Python interpreter for Python layers
     home = "PYTHONHOME=$root/usr PYTHONNOUSERSITE=1\nexport PYTHONHOME PYTHONNOUSERSITE\n"
     return f'{SCRIPT}{home}{start}{name}" "$@"\n'
 
 
 def write_scripts(root: Path, folder: Path) -> None:
-    """A script for each program."""
+    """Write a script for each program."""
     folder.mkdir()
     for name in (*PROGRAMS, PYTHON):
         if name != PYTHON and not (root / "usr/bin" / name).exists():
-            raise CannotInstall(f"the packages hold no program {name}: not the ones that are known here")
+            raise CannotInstall(f"the packages do not contain the program {name}: not the expected versions")
         (folder / name).write_text(script(name))
         (folder / name).chmod(0o755)
 
 
 def check(work: Path) -> list[str]:
-    """Use the new Caffe: its version, libraries, pycaffe and a small network; the lines to show."""
+    """Check the new Caffe: its version, libraries, pycaffe and a small network. Return the lines to show."""
     root, folder = work / "root", work / "bin"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XDG_", "MPL"))}
     env |= {"GLOG_minloglevel": "2", "HOME": str(work)}  # matplotlib and fontconfig write into HOME
@@ -309,7 +310,7 @@ def check(work: Path) -> list[str]:
 
 
 def swap(work: Path, dest: Path) -> None:
-    """Put the new root and bin into ``dest``: without bin nothing looks installed, and bin comes last."""
+    """Move the new root and bin into ``dest``; bin is last, because without it Caffe does not count as installed."""
     old = work / "old"
     old.mkdir()
     for name in ("bin", "root"):
@@ -323,7 +324,7 @@ def swap(work: Path, dest: Path) -> None:
 
 
 def installed(dest: Path) -> bool:
-    """Whether ``dest`` holds this Caffe, and it starts."""
+    """Return whether this Caffe is in ``dest`` and starts."""
     try:
         with open(dest / "root/MANIFEST") as file:
             same = file.readline().strip() == STAMP
@@ -335,56 +336,56 @@ def installed(dest: Path) -> bool:
 
 
 def refuse(dest: Path) -> None:
-    """CannotInstall for a machine or a folder on which the packages would not run."""
+    """Raise CannotInstall if the packages cannot run on this machine or in this folder."""
     system = f"{platform.system()} {platform.machine()}"
     if system != "Linux x86_64":
-        raise CannotInstall(f"the packages are for Linux on x86-64, and this is {system}")
+        raise CannotInstall(f"the packages are for Linux on x86-64, but this is {system}")
     if re.search(r'[:;$"\n]', str(dest)):
-        raise CannotInstall(f'{dest}: the path of the folder must not hold any of : ; $ " (the loader would cut it)')
+        raise CannotInstall(f'{dest}: the path of the folder must not contain : ; $ " (the loader would split it)')
     if dest.is_dir() and not (dest / LOCK).exists() and any(dest.iterdir()):
-        raise CannotInstall(f"{dest} holds other files; give a new or empty folder")
+        raise CannotInstall(f"{dest} contains other files; give a new or empty folder")
 
 
 def refuse_without_means(dest: Path) -> None:
-    """CannotInstall where the tools or the space are missing."""
+    """Raise CannotInstall if tools or disk space are missing."""
     for name in ("apt-get", "apt-config", "dpkg-deb"):
         if shutil.which(name) is None:
-            raise CannotInstall(f"needs {name} of Debian or Ubuntu; elsewhere set CAFFE to a caffe of your own")
+            raise CannotInstall(f"needs {name} of Debian or Ubuntu; on other systems set CAFFE to your own caffe")
     free = shutil.disk_usage(dest).free // 10**6
     if free < MEGABYTES:
-        raise CannotInstall(f"{dest} needs {MEGABYTES} MB of free space and has {free}; give a folder elsewhere")
+        raise CannotInstall(f"{dest} needs {MEGABYTES} MB of free space and has {free}; give a folder on another disk")
 
 
 def lock(dest: Path) -> IO[str]:
-    """Wait until no other install is at work in ``dest``; the file must stay open."""
+    """Wait until no other installation is running in ``dest``. Return the lock file, which must stay open."""
     file = open(dest / LOCK, "w")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say(f"another install is at work in {dest}; waiting for it")
+        say(f"another installation is running in {dest}; waiting until it ends")
         fcntl.flock(file, fcntl.LOCK_EX)
     return file
 
 
 def say(line: str) -> None:
-    """Print at once."""
+    """Print a line and flush the output."""
     print(line, flush=True)
 
 
 def install(dest: Path) -> None:
-    """Install into ``dest`` unless it is there; CannotInstall or OSError where that fails."""
+    """Install Caffe into ``dest`` unless it is there already. Raise CannotInstall or OSError if that fails."""
     refuse(dest)
     dest.mkdir(parents=True, exist_ok=True)
     with lock(dest):
-        for path in dest.glob(WORK + "*"):  # of an install that was killed
+        for path in dest.glob(WORK + "*"):  # left by an installation that was killed
             shutil.rmtree(path, ignore_errors=True)
         if installed(dest):
-            say(f"Caffe is in {dest} already; to install it anew, delete that folder")
+            say(f"Caffe is in {dest} already; to install it again, delete that folder")
             return
         refuse_without_means(dest)
         address = mirror()
         say(f"Installing Caffe into {dest}")
-        # a name of its own: a child of a killed install may still write into the old one
+        # a new name, because a child process of a killed installation may still write into the old folder
         work = Path(tempfile.mkdtemp(prefix=WORK, dir=dest))
         try:
             _install(work, dest, address)
@@ -393,6 +394,7 @@ def install(dest: Path) -> None:
 
 
 def _install(work: Path, dest: Path, address: str) -> None:
+    """Do all steps in the folder ``work``, then move the result to ``dest``."""
     root = work / "root"
     start = last = time.monotonic()
 
@@ -412,7 +414,7 @@ def _install(work: Path, dest: Path, address: str) -> None:
     sums = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in packages]
     (root / "MANIFEST").write_text("\n".join([STAMP, *sums]) + "\n")
     write_scripts(root, work / "bin")
-    done("mended")
+    done("adapted")
     for line in check(work):
         say(f"          {line}")
     done("checked")
@@ -421,13 +423,16 @@ def _install(work: Path, dest: Path, address: str) -> None:
 
 
 def _stop(number: int, _frame: object) -> NoReturn:
+    """Handle SIGTERM like Ctrl-C."""
     raise KeyboardInterrupt(number)
 
 
 def main() -> int:
-    """The command; its exit code."""
+    """Install Caffe from the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dest", metavar="DEST", nargs="?", type=Path, default=PROJECT / ".caffe", help="the folder")
+    parser.add_argument(
+        "dest", metavar="DEST", nargs="?", type=Path, default=PROJECT / ".caffe", help="folder to install into (.caffe)"
+    )
     dest = Path(os.path.abspath(parser.parse_args().dest))
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -436,7 +441,7 @@ def main() -> int:
         print(f"install_caffe: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("install_caffe: stopped; the next call starts anew", file=sys.stderr)
+        print("install_caffe: stopped; the next call starts again", file=sys.stderr)
         return 130
     return 0
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# WordNet 3.0's nouns into .wordnet, without root: Debian's package wordnet-base, by apt-get and dpkg-deb.
+# Install WordNet 3.0's nouns into .wordnet, without root, from Debian's package wordnet-base, with apt-get and dpkg-deb.
 set -eu
 cd "$(dirname "$0")/.."
 [ ! -f .wordnet/usr/share/wordnet/data.noun ] || exit 0
@@ -17,12 +17,12 @@ mkdir -p .wordnet.new/lists/partial .wordnet.new/archives/partial
 cd .wordnet.new
 set -- -q -o APT::Sandbox::User=root -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30
 apt-get "$@" download wordnet-base >log 2>&1 || {
-    # the system has no lists of packages, or old ones: fetch lists of our own
+    # the system's package lists are missing or old: download separate lists
     set -- "$@" -o Dir::State="$PWD" -o Dir::State::lists="$PWD/lists" -o Dir::Cache="$PWD" \
         -o Dir::Cache::archives="$PWD/archives"
     apt-get "$@" update >>log 2>&1 || true # another source may fail
     apt-get "$@" download wordnet-base >>log 2>&1 ||
-        fail "cannot fetch Debian's wordnet-base ($(grep '^[EW]:' log | head -n 1)); connect to a mirror and run it again"
+        fail "cannot download Debian's wordnet-base ($(grep '^[EW]:' log | head -n 1)); connect to a mirror and try again"
 }
 dpkg-deb -x wordnet-base_*.deb unpacked
 [ -s unpacked/usr/share/wordnet/data.noun ]

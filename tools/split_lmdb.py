@@ -1,4 +1,4 @@
-"""A split's LMDB, or a view, from the LMDB of all images: `transfer_caffe.tools.split_lmdb` does the work."""
+"""Extract a split's LMDB, or a view, from the LMDB of all images: runs `transfer_caffe.tools.split_lmdb`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Old prototxt, weights and solvers in today's form: `transfer_caffe.tools.upgrade_proto` does the work."""
+"""Upgrade old prototxts, weights and solvers to the current format: runs `transfer_caffe.tools.upgrade_proto`."""
 
 import sys
 

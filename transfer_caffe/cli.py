@@ -1,4 +1,4 @@
-"""The command `transfer-caffe COMMAND`: every module's command under one name.
+"""The command `transfer-caffe COMMAND`, which runs the commands of all modules.
 
 transfer-caffe driver --treatment A3B+ --recipe demo
 """
@@ -9,36 +9,39 @@ import importlib
 import sys
 
 COMMANDS = {
-    "photos": ("transfer_caffe.data_prep.photos", "make the embedded dataset"),
-    "ilsvrc": ("transfer_caffe.data_prep.ilsvrc", "ImageNet's archives to image lists"),
-    "folders": ("transfer_caffe.data_prep.folders", "a tree of class folders to image lists"),
-    "split": ("transfer_caffe.data_prep.split", "cut the classes of image lists in two halves"),
+    "photos": ("transfer_caffe.data_prep.photos", "create the embedded dataset"),
+    "ilsvrc": ("transfer_caffe.data_prep.ilsvrc", "create image lists from ImageNet's archives"),
+    "folders": ("transfer_caffe.data_prep.folders", "create image lists from a tree of class folders"),
+    "split": ("transfer_caffe.data_prep.split", "split the classes of image lists into two halves"),
     "verify": ("transfer_caffe.data_prep.verify", "compare ImageNet's lists with the authors' checksums"),
-    "wordnet": ("transfer_caffe.data_prep.wordnet", "man-made/natural groups for classes named by WordNet ids"),
-    "build-lmdb": ("transfer_caffe.tools.build_lmdb", "image list to LMDB, as convert_imageset"),
-    "split-lmdb": ("transfer_caffe.tools.split_lmdb", "a split's LMDB, or a view, out of that of all images"),
-    "compute-mean": ("transfer_caffe.tools.compute_mean", "mean image of an LMDB, as compute_image_mean"),
-    "inspect": ("transfer_caffe.tools.inspect", "what is in a database, and a contact sheet of it"),
-    "upgrade-proto": ("transfer_caffe.tools.upgrade_proto", "old prototxt, .caffemodel or solver to today's form"),
-    "data": ("transfer_caffe.data", "make all data a recipe needs"),
+    "wordnet": ("transfer_caffe.data_prep.wordnet", "group classes named by WordNet ids into man-made and natural"),
+    "build-lmdb": ("transfer_caffe.tools.build_lmdb", "build an LMDB from an image list, like convert_imageset"),
+    "split-lmdb": ("transfer_caffe.tools.split_lmdb", "make a split's LMDB, or a view, from the LMDB of all images"),
+    "compute-mean": ("transfer_caffe.tools.compute_mean", "compute an LMDB's mean image, like compute_image_mean"),
+    "inspect": ("transfer_caffe.tools.inspect", "show the content of a database, and draw a contact sheet"),
+    "upgrade-proto": (
+        "transfer_caffe.tools.upgrade_proto",
+        "upgrade an old prototxt, .caffemodel or solver to the current format",
+    ),
+    "data": ("transfer_caffe.data", "build all data that a recipe needs"),
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
-    "surgery": ("transfer_caffe.surgery", "make a network's initial weights out of its base's"),
+    "surgery": ("transfer_caffe.surgery", "write a network's initial weights, copied from its base"),
     "engine": ("transfer_caffe.engine.__main__", "train, test and time nets with caffe's flags"),
-    "compare": ("transfer_caffe.compare", "one net through real Caffe and the engine, blob by blob"),
-    "driver": ("transfer_caffe.driver", "take one network from recipe to done"),
+    "compare": ("transfer_caffe.compare", "compare a net in real Caffe and in the engine, blob by blob"),
+    "driver": ("transfer_caffe.driver", "run all steps for one network of a recipe"),
     "sweep": ("transfer_caffe.sweep.__main__", "plan and train all networks of a recipe"),
     "results": ("transfer_caffe.results.__main__", "write the table of results"),
     "analysis": (
         "transfer_caffe.analysis.__main__",
-        "what a results table says, with intervals, and what it cannot say",
+        "estimate the effects in a results table, with confidence intervals",
     ),
     "figures": ("transfer_caffe.figures.__main__", "draw the figures"),
-    "report": ("transfer_caffe.report.__main__", "write the report, one HTML page"),
+    "report": ("transfer_caffe.report.__main__", "write the report, a single HTML page"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command named first with the arguments after it."""
+    """Run the command that the first argument names with the remaining arguments."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         module = importlib.import_module(COMMANDS[argv[0]][0])

@@ -1,10 +1,10 @@
-"""One net through both engines, blob by blob: the same weights, the same data, real Caffe's numbers beside ours.
+"""Run one net in both engines with the same weights and data, and compare it with real Caffe blob by blob.
 
     python -m transfer_caffe.compare train_val.prototxt --weights net.caffemodel
 
-Input blobs get random values, labels random classes; data layers read their first batch in both. Compared are the
-values of all blobs and the gradients of blobs and weights, each by its largest difference relative to its largest
-value. What is random in a net (crops and dropout in TRAIN, mirror) cannot be compared, and is named.
+Input blobs get random values and labels random classes; data layers read their first batch in both engines. The values
+of all blobs and the gradients of blobs and weights are compared: for each, the largest difference relative to the
+largest value. A net with random layers (crops and dropout in TRAIN, mirror) cannot be compared; the error names them.
 """
 
 from __future__ import annotations
@@ -34,29 +34,32 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command, requ
 SCRIPT = Path(__file__).parent / "real_caffe" / "scripts" / "run_net.py"
 
 TOLERANCE = 1e-4
-"""The relative difference that is allowed, in float32."""
+"""The largest relative difference that is accepted, in float32."""
 
 NOISE = 1e-5
-"""Blobs' gradients that are smaller than this part of the net's largest are compared with that part of it instead."""
+"""Blob gradients smaller than this fraction of the net's largest blob gradient are compared relative to that fraction.
+
+That is, the divisor of the relative difference is at least NOISE times the largest gradient.
+"""
 
 NOISE_IN_LAYER = 1e-2
-"""The same for weights' gradients, within one layer: sums that cancel out are rounding, in both engines.
+"""The same fraction for weight gradients within one layer: sums that cancel out are rounding noise in both engines.
 
-A bias before a BatchNorm, say, learns nothing but rounding. Times `TOLERANCE` it is 1e-6, some units of float32's
-last place; a smaller part would ask for more digits than there are.
+The gradient of a bias before a BatchNorm, for example, is only rounding noise. Multiplied by `TOLERANCE`, the fraction
+is 1e-6, a few units in the last place of float32; a smaller one would demand more digits than float32 has.
 """
 
 SMALLEST = 1e-18
-"""What is smaller than this is 0 in one engine and the product of tiny numbers in the other."""
+"""Values smaller than this may be 0 in one engine and a product of tiny numbers in the other."""
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A net to run through both engines. Blobs and weights without ``values`` are drawn from ``seed``.
+    """A net to run in both engines. Blobs and weights that are not in ``values`` are sampled with ``seed``.
 
-    ``values``: `blob/NAME`, `param/LAYER/INDEX`, `diff/NAME`, as pycaffe/run_net.py has them.
+    ``values`` holds `blob/NAME`, `param/LAYER/INDEX` and `diff/NAME`, as in real_caffe/scripts/run_net.py.
     """
 
     net: NetParameter
@@ -70,32 +73,35 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One array: what it is (data, diff, grad, param), whose, its largest value in real Caffe, the difference."""
+    """The comparison of one array: its kind (data, diff, grad, param), blob name, largest value, and difference.
+
+    ``largest`` is the largest absolute value in real Caffe.
+    """
 
     what: str
     name: str
     largest: float
     difference: float
-    """Relative to ``largest``; infinite where shapes differ or only one is a number."""
+    """The difference relative to ``largest``; infinite if shapes or the positions of NaN and inf differ."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case: the rows, or the error that an engine ended with (None: it ran)."""
+    """The result of a case: the rows, and each engine's error message (None if it ran)."""
 
     rows: list[Row]
     ours: str | None
     real: str | None
     reference: Arrays
-    """Real Caffe's arrays, with the values that went in: all that is needed to repeat the comparison without it."""
+    """Real Caffe's arrays and the input values: all that is needed to repeat the comparison without real Caffe."""
 
     def worst(self, *kinds: str) -> float:
-        """The largest difference, of all rows or of some kinds."""
+        """Return the largest difference of all rows, or of the rows of some kinds."""
         return max((row.difference for row in self.rows if not kinds or row.what in kinds), default=0.0)
 
 
 def compare(cases: Sequence[Case]) -> list[Outcome]:
-    """Run all cases through both engines. UserError where there is no real Caffe."""
+    """Run all cases in both engines. Raise UserError if there is no real Caffe."""
     python = real_caffe.pycaffe()
     if python is None:
         raise UserError("no Python with pycaffe was found; run `make caffe`, or set CAFFE_PYTHON to one")
@@ -132,7 +138,7 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
             else:
                 error_file = Path(f"{out}.error")
                 if not error_file.exists():
-                    raise UserError(f"{' '.join(python)}: it ran, but not one net: is it a Python with pycaffe?")
+                    raise UserError(f"{' '.join(python)}: it ran no net; check that it is a Python with pycaffe")
                 real = real_caffe.last_words(error_file.read_text(errors="replace"))
             rows: list[Row] = []
             if net is not None and real is None:
@@ -143,12 +149,12 @@ def compare(cases: Sequence[Case]) -> list[Outcome]:
 
 
 def _has_gradients(param: NetParameter, net: Net | None) -> bool:
-    """Whether Caffe has a backward pass for a net: of a loss, or because it is told to."""
+    """Return whether Caffe runs a backward pass for a net: because of a loss or of force_backward."""
     return param.force_backward or (net is not None and net.has_loss)
 
 
 def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
-    """Our net with its weights, and all values that both engines get."""
+    """Return our net with its weights, all values that both engines get, and the error if the net cannot be built."""
     values = {key: np.asarray(value, np.float32) for key, value in case.values.items()}
     try:
         with contextlib.chdir(case.folder):
@@ -162,12 +168,15 @@ def _prepare(case: Case) -> tuple[Net | None, Arrays, str | None]:
 
 
 def build(param: NetParameter, phase: str) -> Net:
-    """The net in a phase, on the CPU."""
+    """Build a net in a phase, on the CPU."""
     return Net(param, state_of(param, {"TRAIN": TRAIN, "TEST": TEST}[phase]), 1, torch.device("cpu"))
 
 
 def draw_values(net: Net, values: Arrays, seed: int) -> None:
-    """Add what ``values`` lacks: input blobs (labels as classes), weights as they are in ``net``, diffs of outputs."""
+    """Add missing ``values``: input blobs (classes for labels), the weights of ``net``, and diffs of outputs.
+
+    Weights that are in ``values`` are copied into ``net``.
+    """
     draw = np.random.RandomState(seed)
     for layer in net.layers:
         if isinstance(layer, Input | MemoryData):
@@ -183,8 +192,8 @@ def draw_values(net: Net, values: Arrays, seed: int) -> None:
                     blob.data.copy_(torch.from_numpy(values[key].reshape(tuple(blob.data.shape))))
             else:
                 values[key] = blob.data.detach().numpy().copy()
-    draw = np.random.RandomState([seed, 1])  # others than the inputs, though these were given
-    # without a loss real Caffe goes backward only where it is forced to
+    draw = np.random.RandomState([seed, 1])  # independent of how many input values were sampled
+    # without a loss, real Caffe runs the backward pass only with force_backward
     forced = net.layers[0].context.force_backward
     if forced and not net.has_loss and not any(key.startswith("diff/") for key in values):
         values.update({f"diff/{name}": _normal(draw, net.shapes[name]) for name in net.outputs})
@@ -195,7 +204,7 @@ def _normal(draw: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _input_values(net: Net, name: str, draw: np.random.RandomState) -> np.ndarray:
-    """Normal values; classes where the blob is a layer's labels."""
+    """Sample normally distributed values, or classes if the blob holds a layer's labels."""
     for layer in net.layers:
         place, classes = layer.label_bottom, getattr(layer, "classes", 0)
         if place is not None and layer.param.bottom[place] == name and classes:
@@ -204,7 +213,10 @@ def _input_values(net: Net, name: str, draw: np.random.RandomState) -> np.ndarra
 
 
 def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) -> tuple[list[Row], str | None]:
-    """Run our net on ``values`` and compare all arrays with real Caffe's ``reference``; the error if it fails."""
+    """Run our net on ``values`` and compare all arrays with real Caffe's ``reference``.
+
+    Return the rows and None, or no rows and the error message if our net fails.
+    """
     try:
         found = run_ours(net, values, backward)
     except UserError as error:
@@ -215,14 +227,14 @@ def compare_with(net: Net, values: Arrays, reference: Arrays, backward: bool) ->
         what, name = key.split("/", 1)
         rows.append(Row(what, name, _largest(real), difference(found[key], real, noise_floor(key, beside))))
     for key in reference:
-        # Caffe has names of its own for the parts of a blob that is used twice
+        # Caffe adds split blobs, with names of its own, for blobs that are used more than once
         if key.startswith("data/") and key not in found and "_split_" not in key:
             rows.append(Row("data", key.removeprefix("data/"), _largest(reference[key]), float("inf")))
     return rows, None
 
 
 def run_ours(net: Net, values: Arrays, backward: bool) -> Arrays:
-    """All arrays of our net, named as pycaffe/run_net.py names real Caffe's, after one pass on ``values``."""
+    """Run one pass of our net on ``values`` and return all arrays, named as in real_caffe/scripts/run_net.py."""
     memory = next((layer.top for layer in net.layers if isinstance(layer, MemoryData)), [])
     feed = {key[5:]: value for key, value in values.items() if key.startswith("blob/")}
     feed |= {name: values[f"memory/{what}"] for name, what in zip(memory, ("data", "label"), strict=False)}
@@ -238,7 +250,7 @@ def run_ours(net: Net, values: Arrays, backward: bool) -> Arrays:
     for layer in net.layers:
         for index, blob in enumerate(layer.blobs):
             found[f"param/{layer.name}/{index}"] = blob.data.detach().numpy()
-            # of a blob that is another one, seen in another shape, the other has the gradient
+            # the gradient of a view of another blob is stored in that blob
             gradient = (blob.owner or blob).data.grad
             if backward and gradient is not None:
                 found[f"grad/{layer.name}/{index}"] = gradient.numpy().reshape(tuple(blob.data.shape))
@@ -246,7 +258,7 @@ def run_ours(net: Net, values: Arrays, backward: bool) -> Arrays:
 
 
 def noise_floor(key: str, reference: Arrays) -> float:
-    """The value below which the array ``key`` of real Caffe's is rounding (see `NOISE`); 0 where it is no gradient."""
+    """Return the value below which real Caffe's array ``key`` is rounding noise (see `NOISE`); 0 if not a gradient."""
     what = key.split("/", 1)[0]
     if what not in ("diff", "grad"):
         return 0.0
@@ -260,7 +272,7 @@ def _largest(array: np.ndarray) -> float:
 
 
 def difference(ours: np.ndarray, real: np.ndarray, floor: float = 0.0) -> float:
-    """The largest difference relative to real Caffe's largest value; infinite where shapes or NaNs differ."""
+    """Return the largest difference relative to real Caffe's largest value; infinite if shapes or NaNs differ."""
     if ours.shape != real.shape or not np.array_equal(np.isfinite(ours), np.isfinite(real)):
         return float("inf")
     finite = np.isfinite(real)
@@ -271,7 +283,7 @@ def difference(ours: np.ndarray, real: np.ndarray, floor: float = 0.0) -> float:
 
 
 def random_layers(net: Net) -> list[str]:
-    """What of a net is random, in words: it cannot be compared."""
+    """Describe the random layers of a net, which make it impossible to compare."""
     found = []
     for layer in net.layers:
         if layer.type == "Dropout" and layer.context.training:
@@ -291,7 +303,7 @@ def random_layers(net: Net) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text for people."""
+    """Format the rows as a text table."""
     width = max((len(row.name) for row in rows), default=4)
     lines = [f"{'what':<6} {'blob':<{width}}  {'largest value':>13}  relative difference"]
     for row in rows:
@@ -304,38 +316,38 @@ EXAMPLES = """examples:
   python -m transfer_caffe.compare deploy.prototxt --weights net.caffemodel
   python -m transfer_caffe.compare train_val.prototxt --phase TRAIN
 
-diff is the gradient of a blob, grad that of weights, param the weights after the forward pass. exit code: 0 where all
-is within 1e-4, 1 where not
+diff is the gradient of a blob, grad the gradient of weights, param the weights after the forward pass. exit code: 0 if
+all differences are within 1e-4, otherwise 1
 """
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.compare",
-        description="Run one net through real Caffe and the embedded engine, and compare all blobs and gradients.",
+        description="Run one net in real Caffe and in the embedded engine, and compare all blobs and gradients.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("net", help="a net prototxt; data in it is relative to the current folder")
+    parser.add_argument("net", help="a net prototxt; paths in it are relative to the current folder")
     parser.add_argument("--weights", metavar="FILE", help="a .caffemodel (default: weights from the fillers)")
     parser.add_argument("--phase", choices=("TRAIN", "TEST"), default="TEST", help="phase of the net (default: TEST)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the values of input blobs (default: 1)")
     args = parser.parse_args(argv)
     if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: a seed lies between 0 and {2**32 - 1}")
+        raise UserError(f"--seed {args.seed}: the seed must be between 0 and {2**32 - 1}")
     require_file(args.net, "`python -m transfer_caffe.generate --treatment baseA` writes a net")
     param = read_net(args.net)
     net = build(param, args.phase)
     if random := random_layers(net):
-        raise UserError(f"{args.net}: random, so that it cannot be compared: {', '.join(random)}; see --phase")
+        raise UserError(f"{args.net}: cannot be compared, it has random layers: {', '.join(random)}; see --phase")
     outcome = compare([Case(param, args.phase, weights=args.weights, seed=args.seed)])[0]
     for who, error in (("the embedded engine", outcome.ours), ("real Caffe", outcome.real)):
         if error:
-            raise UserError(f"{args.net}: {who} refuses it: {error}")
+            raise UserError(f"{args.net}: {who} rejects it: {error}")
     print(table(outcome.rows))
     if not _has_gradients(param, net):
-        print("\nno gradients: the net has no loss (with `force_backward: true` those of random ones are compared)")
+        print("\nno gradients: the net has no loss (add `force_backward: true` to compare gradients of random diffs)")
     worst = outcome.worst()
     print(f"\nlargest relative difference: {worst:.1e} ({'within' if worst <= TOLERANCE else 'beyond'} {TOLERANCE:g})")
     return 0 if worst <= TOLERANCE else 1

@@ -1,12 +1,12 @@
-"""Make all data that a recipe's networks read: images, lists of the halves, databases, mean images.
+"""Build all data that a recipe's networks read: images, lists of the halves, databases, mean images.
 
     python -m transfer_caffe.data --recipe demo
-    python -m transfer_caffe.data --recipe paper --copies       # for real Caffe, which reads no views
+    python -m transfer_caffe.data --recipe paper --copies       # for real Caffe, which cannot read views
 
-data/photos/random0/A then holds train.txt, val.txt, classes.txt, train_lmdb, val_lmdb and mean.binaryproto, and so
-for each half of each split of the recipe. What is there already, whole, is left alone; every part appears whole or
-not at all, so that this may be killed and started again at any moment. With `images: {views: true}` the images are
-decoded once, into the database of `whole`, and the halves are views of it, or copied out of it.
+data/photos/random0/A then holds train.txt, val.txt, classes.txt, train_lmdb, val_lmdb and mean.binaryproto, and so does
+the folder of each half of each split of the recipe. Existing parts are kept. Each part is written atomically, so the
+program may be killed and started again at any time. With `images: {views: true}` the images are decoded once, into the
+database of the split `whole`, and the halves are views of that database or copies from it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import read_json, sha256, write_json
 from transfer_caffe.utils.locks import lock
 
-# numpy, OpenCV and lmdb are imported where something is to be made: a look at finished data takes no time
+# NumPy, OpenCV and lmdb are only imported where data is built, so that checking finished data is fast
 
 PHOTOS = "photos"
-"""The dataset that this program makes itself."""
+"""The embedded dataset, which this program builds itself."""
 
 CUT_FROM = "cut_from.json"
-"""In the folder of a split: the sha256 of the lists that it was cut from."""
+"""File in the folder of a split with the SHA-256 checksums of the lists from which it was made."""
 
 Say = Callable[[str], None]
 
 
 def make_data(recipe: Recipe, data: str | os.PathLike[str] = "data", say: Say = print, copies: bool = False) -> None:
-    """Make what is missing of a recipe's data under the folder ``data``. UserError for what is there but is other.
+    """Build the missing parts of a recipe's data in the folder ``data``.
 
-    ``copies``: no views, since real Caffe is to read the databases.
+    Raise UserError for existing parts that were built with other settings. With ``copies``, write databases instead of
+    views, for real Caffe.
     """
     data = Path(data)
     require_lists(recipe, data)
@@ -59,14 +60,14 @@ def make_data(recipe: Recipe, data: str | os.PathLike[str] = "data", say: Say = 
 
 
 def folders(recipe: Recipe, data: Path) -> list[Path]:
-    """The folders that the recipe's networks are trained on, or take the mean image from."""
+    """Return the folders whose data or mean image the recipe's networks use."""
     networks = recipe.networks()
     needed = [network.data_folder(data) for network in networks] + [network.mean_folder(data) for network in networks]
     return list(dict.fromkeys(needed))
 
 
 def missing(recipe: Recipe, data: Path, copies: bool = False) -> list[Path]:
-    """What `make_data` would make, as far as names tell: all is whole that is there."""
+    """Return the paths that `make_data` would create; files that exist are complete, so only names are checked."""
     whole, used = [recipe.data_folder(data, "whole")] * recipe.images.views, folders(recipe, data)
     absent = []
     for folder in dict.fromkeys([*whole, *used]):
@@ -80,15 +81,15 @@ def missing(recipe: Recipe, data: Path, copies: bool = False) -> list[Path]:
 
 
 def require_lists(recipe: Recipe, data: Path) -> None:
-    """Raise UserError unless the image lists of the recipe's dataset are there, or are this program's to make."""
+    """Raise UserError unless the image lists of the recipe's dataset exist or this program creates them."""
     folder = recipe.dataset_folder(data)
     for part in () if recipe.dataset == PHOTOS else ("train", "val"):
         if not (folder / f"{part}.txt").is_file():
             how = (
-                "make both with `make ilsvrc ARCHIVES=FOLDER`"
+                "create both with `make ilsvrc ARCHIVES=FOLDER`"
                 if folder.name == "ilsvrc2012"
-                else "write both, lines `relative/path label`, or have them made of a tree of class folders by "
-                f"`python -m data_prep.folders IMAGES --out {folder} --val-images-per-class N`"
+                else "write both, with lines `relative/path label`, or create them from a tree of class folders with "
+                f"`python -m transfer_caffe.data_prep.folders IMAGES --out {folder} --val-images-per-class N`"
             )
             raise UserError(
                 f"{folder / part}.txt: no such image list; the dataset {recipe.dataset} of recipe {recipe.name} needs "
@@ -97,19 +98,19 @@ def require_lists(recipe: Recipe, data: Path) -> None:
 
 
 def make_images(recipe: Recipe, data: Path, say: Say) -> None:
-    """Make the embedded dataset if it is the recipe's."""
+    """Create the images of the embedded dataset if the recipe uses it."""
     folder = recipe.dataset_folder(data)
     if recipe.dataset == PHOTOS:
         from transfer_caffe.data_prep import photos
 
         if not photos.is_made(folder):
             _remove_partial(folder)
-            say(f"{folder}: making the images")
+            say(f"{folder}: creating the images")
             photos.make(folder, say=say)
 
 
 def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
-    """Cut the dataset's image lists by a split; one that is there must have been cut from the lists as they are now."""
+    """Write the image lists of a split; raise UserError if existing ones were made from other lists of the dataset."""
     out = recipe.data_folder(data, split)
     source = recipe.dataset_folder(data)
     beside = source / "classes.csv"
@@ -146,16 +147,16 @@ def make_lists(recipe: Recipe, data: Path, split: str, say: Say) -> None:
 def _require_cut_from(out: Path, cut_from: dict[str, str]) -> None:
     record = out / CUT_FROM
     if not record.exists():
-        return  # made by data_prep.split: the user's own care
+        return  # made with data_prep.split: the user is responsible for it
     if read_json(record) != cut_from:
         raise UserError(
-            f"{out} was cut from other lists than the dataset has now ({', '.join(cut_from)}); take those back, or "
-            f"remove {out} to cut the lists anew (networks trained on it are then of other data)"
+            f"{out} was made from other lists than the dataset has now ({', '.join(cut_from)}); restore those lists, "
+            f"or remove {out} to make it again (networks trained on it were then trained on other data)"
         )
 
 
 def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say) -> None:
-    """Build FOLDER/PART_lmdb from FOLDER/PART.txt; one that is there must have come from that list, in that form."""
+    """Build FOLDER/PART_lmdb from FOLDER/PART.txt; raise UserError if it exists with another list or other settings."""
     database, image_list, images = folder / f"{part}_lmdb", _list_of(folder, part), recipe.images
     settings = _settings(recipe)
     if database.exists():
@@ -170,7 +171,7 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
 
 
 def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: bool, say: Say) -> None:
-    """Make FOLDER/PART_lmdb out of WHOLE/PART_lmdb: a view, or with ``copies`` an LMDB in the place of one."""
+    """Make FOLDER/PART_lmdb from WHOLE/PART_lmdb: a view, or with ``copies`` an LMDB with the copied records."""
     database, image_list = folder / f"{part}_lmdb", _list_of(folder, part)
     from transfer_caffe.formats.views import is_view
 
@@ -178,7 +179,7 @@ def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: 
         _require_made_so(database, _settings(recipe) | {"list_sha256": sha256(image_list)}, views=True)
         if not (copies and is_view(database)):
             return
-        shutil.rmtree(database)  # made again in seconds, should the copy come to nothing
+        shutil.rmtree(database)  # a view can be rebuilt in seconds if the copy fails
     else:
         _forget(database, part)
     _remove_partial(database)
@@ -191,7 +192,7 @@ def take_database(recipe: Recipe, whole: Path, folder: Path, part: str, copies: 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     images = recipe.images
     return {
-        "shuffle": True,  # both parts, as in Caffe's own create_imagenet.sh
+        "shuffle": True,  # both parts, as in Caffe's create_imagenet.sh
         "seed": images.shuffle_seed,
         "resize_height": images.resize[0],
         "resize_width": images.resize[1],
@@ -203,13 +204,13 @@ def _list_of(folder: Path, part: str) -> Path:
     image_list = folder / f"{part}.txt"
     if not image_list.is_file():
         raise UserError(
-            f"{image_list}: no such image list, though {folder.parent} is there; remove that to make it anew"
+            f"{image_list}: no such image list, although {folder.parent} exists; remove that folder to build it again"
         )
     return image_list
 
 
 def _forget(database: Path, part: str) -> None:
-    """Remove the mean of images that are no more."""
+    """Remove the mean image of a training database that does not exist any more."""
     if part == "train":
         (database.parent / "mean.binaryproto").unlink(missing_ok=True)
 
@@ -219,24 +220,25 @@ def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> N
 
     record = next((path for path in (database / VIEW, database / "build.json") if path.exists()), None)
     if record is None:
-        return  # made by convert_imageset: the user's own care
+        return  # made with convert_imageset: the user is responsible for it
     made = read_json(record)
     if bool(made.get("database") or made.get("copied_from")) != views:
-        how = "built from the images" if views else "taken out of a whole database"
+        how = "built from the images" if views else "made from the database of all images"
         raise UserError(
-            f"{database} was {how}, and the recipe has `views: {str(views).lower()}` now: its records have another "
-            "order; take that back, or remove it to make it anew (networks trained on it are then of other data)"
+            f"{database} was {how}, but the recipe has `views: {str(views).lower()}` now, which changes the order of "
+            "the records; restore the recipe, or remove the database to build it again (networks trained on it were "
+            "then trained on other data)"
         )
     for key, value in settings.items():
         if made.get(key) != value:
             raise UserError(
                 f"{database} was built with {key} {made.get(key)}, the recipe has {value} now; remove it to build it "
-                "anew (networks trained on it are then of other data)"
+                "again (networks trained on it were then trained on other data)"
             )
 
 
 def make_means(folders: list[Path], say: Say) -> None:
-    """Compute FOLDER/mean.binaryproto, the mean of the training images, where it is missing: all in one pass."""
+    """Compute missing FOLDER/mean.binaryproto, the means of the training images, all in one pass."""
     missing = [folder for folder in folders if not (folder / "mean.binaryproto").exists()]
     if not missing:
         return
@@ -251,7 +253,7 @@ def make_means(folders: list[Path], say: Say) -> None:
 
 
 def _remove_partial(path: Path) -> None:
-    """Remove what a killed writer of ``path`` left beside it. Only under the lock."""
+    """Remove temporary files that a killed writer of ``path`` left beside it. The lock must be held."""
     for partial in path.parent.glob(f".{path.name}.*.tmp"):
         if partial.is_dir():
             shutil.rmtree(partial)
@@ -261,16 +263,16 @@ def _remove_partial(path: Path) -> None:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.data",
-        description="Make the image lists, databases and mean images of a recipe, as far as they are missing.",
+        description="Build the missing image lists, databases and mean images of a recipe.",
         epilog="example: python -m transfer_caffe.data --recipe demo",
     )
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
-    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="where datasets go (default: data)")
+    parser.add_argument("--data", default="data", type=Path, metavar="DIR", help="folder of datasets (default: data)")
     parser.add_argument(
-        "--copies", action="store_true", help="copies where the recipe has views: real Caffe reads databases only"
+        "--copies", action="store_true", help="write copies instead of views, for real Caffe, which cannot read views"
     )
     args = parser.parse_args(argv)
     recipe = load_recipe(args.recipe)

@@ -1,11 +1,11 @@
 """Render one network's train_val.prototxt and solver.prototxt from the templates.
 
     python -m transfer_caffe.generate --treatment A3B+                      the paper's network, on random0
-    python -m transfer_caffe.generate --treatment R3 --recipe demo          in small, on all classes
+    python -m transfer_caffe.generate --treatment R3 --recipe demo          a small network, on all classes
 
-The templates are prototxt_templates/ARCHITECTURE/*.j2. A variable that is not defined is an error, strings are quoted
-as prototxt wants them, and what comes out is parsed back and checked before anything is written. Paths in the files
-are relative to the network's folder, where the engine runs, so that the whole tree can be moved.
+The templates are prototxt_templates/ARCHITECTURE/*.j2. Undefined variables are errors, strings are quoted as prototxt
+requires, and the result is parsed and checked before anything is written. Paths in the files are relative to the
+network's folder, in which the engine runs, so the complete tree can be moved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from transfer_caffe.utils.files import write_text
 
 @dataclass(frozen=True)
 class Prototxts:
-    """A network's two files, as text and as the messages that the text means."""
+    """A network's two files, as text and as parsed messages."""
 
     net: NetParameter
     solver: SolverParameter
@@ -46,28 +46,27 @@ class Prototxts:
 
 
 class SettingsDiffer(UserError):
-    """The files that are there mean something else than the recipe does now. ``what`` says where, and how."""
+    """Raised if existing files have other settings than the recipe has now. ``what`` says where and how they differ."""
 
     def __init__(self, network: Network, differing: dict[Path, list[str]]) -> None:
-        """``differing``: of each such file, its differences."""
+        """``differing`` holds the differences of each such file."""
         first = next(iter(differing))
         others = "".join(f" and {path.name}" for path in list(differing)[1:])
         verbs = "exist and differ" if others else "exists and differs"
         every = [each for differences in differing.values() for each in differences]
-        self.what = f"{first}{others} {verbs} from what {network.name} has by its recipe now: {in_short(every)}"
+        self.what = f"{first}{others} {verbs} from the current recipe of {network.name}: {in_short(every)}"
         super().__init__(
-            f"{self.what}; move the folder away, or write the files anew with "
-            "`python -m transfer_caffe.generate --force`"
+            f"{self.what}; move the folder away, or rewrite the files with `python -m transfer_caffe.generate --force`"
         )
 
 
 def render(
     network: Network, data_root: str | os.PathLike[str], folder: str | os.PathLike[str], force: bool = False
 ) -> Prototxts:
-    """Write a network's files into its folder (made if need be, with the folder for snapshots) and return them.
+    """Write a network's files into its folder, which is created together with its snapshot folder, and return them.
 
-    Files that are there already stay if they mean the same (comments may differ); others are a UserError, unless
-    ``force``.
+    Existing files are kept if they parse to the same message (comments may differ). If they do not, raise
+    SettingsDiffer, or overwrite them with ``force``.
     """
     folder = Path(folder)
     prototxts = compose(network, data_root, folder)
@@ -82,7 +81,7 @@ def render(
                 differing[path] = differences(there, now)
         if differing:
             raise SettingsDiffer(network, differing)
-    (folder / "snapshots").mkdir(parents=True, exist_ok=True)  # Caffe does not make it, and stops without it
+    (folder / "snapshots").mkdir(parents=True, exist_ok=True)  # Caffe does not create it, and fails without it
     for path, text, *_ in files:
         if force or not path.exists():
             write_text(path, text)
@@ -90,11 +89,11 @@ def render(
 
 
 def compose(network: Network, data_root: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Prototxts:
-    """What `render` writes. Image lists are read only where the recipe says `outputs: classes`, `test_images: all`."""
+    """Return what `render` writes. Image lists are only read for `outputs: classes` and `test_images: all`."""
     recipe, treatment = network.recipe, network.treatment
     data = network.data_folder(data_root)
     every = count_images(data / "val.txt") if recipe.test_images is None else None
-    # a pass over all images takes batches that divide their number: one left over would test some images twice
+    # to test all images, the batch size must divide their number: otherwise some images would be tested twice
     test_batch = max(size for size in range(1, recipe.batch.test + 1) if every is None or every % size == 0)
     test_images = recipe.test_images if every is None else every
     assert test_images is not None
@@ -131,7 +130,7 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
 
 @functools.cache
 def _templates(folder: Path) -> jinja2.Environment:
-    """One for all networks: compiling the templates takes ten times as long as rendering them."""
+    """Return the template environment, cached: compiling the templates takes ten times as long as rendering them."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
@@ -140,13 +139,13 @@ def _templates(folder: Path) -> jinja2.Environment:
 
 
 def quoted(text: str) -> str:
-    """A string as prototxt wants it: in double quotes, with C escapes; letters beyond ASCII stay as UTF-8."""
+    """Quote a string for a prototxt: in double quotes, with C escapes; non-ASCII characters stay UTF-8."""
     text = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\{ord(match[0]):03o}", text) + '"'
 
 
 def solver_value(value: Any, name: str) -> str:
-    """The value of a SolverParameter field as prototxt wants it."""
+    """Format the value of a SolverParameter field for a prototxt."""
     if isinstance(value, bool):
         return "true" if value else "false"
     field = SolverParameter.DESCRIPTOR.fields_by_name[name]
@@ -154,17 +153,17 @@ def solver_value(value: Any, name: str) -> str:
 
 
 def _relative(path: Path, folder: str | os.PathLike[str]) -> str:
-    """The way from a network's folder to ``path``, as the engine will walk it."""
+    """Return the path from a network's folder to ``path``, as the engine will resolve it."""
     plain = os.path.relpath(path, folder)
     resolved = os.path.realpath(folder)
-    # from inside a folder behind a link, `..` leads to where the folder really is; only then spell the way out
+    # inside a symlinked folder, `..` is the parent of the link's target; only then use the resolved paths
     if os.path.realpath(os.path.join(resolved, plain)) != os.path.realpath(path):
         plain = os.path.relpath(os.path.realpath(path), resolved)
     return Path(plain).as_posix()
 
 
 def _command_line(network: Network) -> str:
-    # the same for everyone who renders this network, so nothing about their folders
+    # contains no folders, so that it is the same for everyone who renders this network
     return (
         f"python -m transfer_caffe.generate --recipe {network.recipe.name} --split {network.split} "
         f"--treatment {network.treatment} --seed {network.seed}"
@@ -179,7 +178,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.generate",
         description="Write one network's train_val.prototxt and solver.prototxt.",
@@ -195,7 +194,7 @@ def main(argv: list[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
     treatment = Treatment.parse(args.treatment)
     if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: a seed is 0 or more")
+        raise UserError(f"--seed {args.seed}: the seed must be 0 or more")
     split = args.split or ("random0" if treatment.target else "whole")
     network = load_recipe(args.recipe).network(split, treatment, args.seed)
     folder = Path(args.out) if args.out else network.folder("runs")

@@ -1,12 +1,12 @@
-"""Weight surgery: a network's initial .caffemodel, with exactly the layers that it takes over from its base.
+"""Weight surgery: write a network's initial .caffemodel, with exactly the layers that it copies from its base.
 
     python -m transfer_caffe.surgery --treatment A3B+ --base base.caffemodel \\
         --net train_val.prototxt --out init.caffemodel
 
-`caffe train --weights` copies layers by name and draws the others from their fillers, without a word about either.
-So the file holds the first n layers that have weights, with the base's values to the last bit, and no other layer. It
-has today's form (`shape`, float `data`), whatever the base's. A layer that is missing, a blob too many or too few,
-another shape, a damaged file: each is an error that names it.
+`caffe train --weights` copies layers by name and initialises the others with their fillers, without reporting either.
+The file therefore holds the first n layers that have weights, bit-identical to the base's, and no other layer. It has
+the current format (`shape`, float `data`), whatever the base's format. A missing layer, a wrong number of blobs, a
+shape mismatch or a damaged file is an error that names the layer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transfer_caffe.utils.files import refuse_existing
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one layer: copied from the base or fresh, learning or frozen, and its blobs' shapes."""
+    """How one layer starts: copied from the base or freshly initialised, learning or frozen, and its blobs' shapes."""
 
     layer: str
     start: Literal["copied", "fresh"]
@@ -47,27 +47,30 @@ def take_over(
 ) -> list[Row]:
     """Write ``out_path``, a .caffemodel with the first n layers of the base, and return the table of all layers.
 
-    ``net`` is the network that takes them over (its prototxt or message). ``by_pycaffe``: real Caffe copies the
-    weights (`surgery_by_pycaffe`); the file is the same. What is at ``out_path`` is replaced, by rename. UserError for
-    whatever does not fit.
+    ``net`` is the network that the layers are transferred to (its prototxt or message). With ``by_pycaffe``, real Caffe
+    copies the weights (`real_caffe.surgery`); the file is the same. An existing ``out_path`` is replaced atomically.
+    Raise UserError if the base does not fit the network.
     """
     if treatment.base is None:
-        raise UserError(f"treatment {treatment} takes no weights over: it needs no surgery")
+        raise UserError(f"treatment {treatment} does not transfer weights: it needs no surgery")
     if not isinstance(net, NetParameter):
         net = upgrade_net(read_text(net, NetParameter()), os.fspath(net))
     where = f"{os.fspath(base_path)} (the base of {net.name or treatment})"
     require_frozen(net, treatment)
     shapes = weight_shapes(net)
     if len(shapes) < treatment.n:
-        raise UserError(f"network {net.name!r} has {len(shapes)} layers with weights; {treatment} takes {treatment.n}")
+        raise UserError(f"network {net.name!r} has {len(shapes)} layers with weights; {treatment} copies {treatment.n}")
     base = upgrade_net(read_binary(base_path, NetParameter()), where)
     by_name = {layer.name: layer for layer in base.layer}
     taken: dict[str, list[np.ndarray]] = {}
     rows = []
     for i, (name, wanted) in enumerate(shapes.items(), start=1):
-        if name not in by_name:  # above n as well: a file that ends early still parses where it ends between layers
+        if name not in by_name:  # checked above n as well: a file truncated between two layers still parses
             has = ", ".join(layer.name for layer in base.layer if layer.blobs) or "no layer"
-            raise UserError(f"{where}: layer {name} is missing: cut off, or another network; it has weights for {has}")
+            raise UserError(
+                f"{where}: layer {name} is missing: the file is truncated or from another network; "
+                f"it has weights for {has}"
+            )
         if i <= treatment.n:
             _check_blobs(by_name[name], wanted, f"{where}: layer {name}")
             taken[name] = [
@@ -89,27 +92,29 @@ def take_over(
 
 def _check_blobs(layer: LayerParameter, wanted: tuple[Shape, ...], where: str) -> None:
     if len(layer.blobs) != len(wanted):
-        raise UserError(f"{where}: {len(layer.blobs)} blobs are there, {len(wanted)} are needed (weights, biases)")
+        raise UserError(f"{where}: it has {len(layer.blobs)} blobs, {len(wanted)} are needed (weights, biases)")
     for i, (blob, shape) in enumerate(zip(layer.blobs, wanted, strict=True)):
         there, values = blob_shape(blob), blob.double_data or blob.data
         if not _same_shape(blob, shape):
-            raise UserError(f"{where}, blob {i}: its shape is {_by(there)}, the network needs {_by(shape)}")
+            raise UserError(
+                f"{where}, blob {i}: shape mismatch: its shape is {_by(there)}, the network needs {_by(shape)}"
+            )
         if len(values) != math.prod(shape):
-            raise UserError(f"{where}, blob {i}: {len(values)} values are there, its shape {_by(shape)} says otherwise")
-        # one infinite or undefined value makes the sum so; of 38 million this takes half a second
+            raise UserError(f"{where}, blob {i}: it has {len(values)} values, which does not match shape {_by(shape)}")
+        # one inf or NaN makes the sum inf or NaN; summing 38 million values takes half a second
         if not math.isfinite(sum(values)):
             raise UserError(f"{where}, blob {i}: not all of its values are finite: the base has diverged")
 
 
 def _same_shape(blob: BlobProto, shape: Shape) -> bool:
-    """As Blob::ShapeEquals: files from before 2015 have four dimensions always, with ones in front."""
+    """Compare shapes as Blob::ShapeEquals: in files from before 2015, shapes are padded to 4 axes with leading ones."""
     if blob.HasField("shape"):
         return blob_shape(blob) == shape
     return blob_shape(blob) == (1,) * (4 - len(shape)) + shape
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as text for people."""
+    """Format the rows as a text table."""
     lines = [f"{'layer':<8}{'start':<9}{'then':<9}shapes"]
     for row in rows:
         state = "learns" if row.learns else "frozen"
@@ -129,10 +134,10 @@ EXAMPLES = """example:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.surgery",
-        description="Make a network's initial .caffemodel: the first n layers of its base, and nothing else.",
+        description="Write a network's initial .caffemodel: the first n layers of its base, and no other layer.",
         epilog=EXAMPLES,
     )
     parser.add_argument("--treatment", required=True, help="A3B, B3B, A3B+, ...")
@@ -140,13 +145,13 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--net", required=True, metavar="FILE", help="the prototxt of the network to be trained")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .caffemodel to write")
     parser.add_argument(
-        "--with", dest="by", choices=["pycaffe"], help="let real Caffe copy the weights (same file, to the byte)"
+        "--with", dest="by", choices=["pycaffe"], help="let real Caffe copy the weights (the file is byte-identical)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(argv)
     treatment = Treatment.parse(args.treatment)
     if not args.force:
-        refuse_existing(args.out, "give another --out, or --force to overwrite it")
+        refuse_existing(args.out, "choose another --out, or give --force to overwrite it")
     require_file(
         args.net,
         f"`python -m transfer_caffe.generate --treatment {treatment} --recipe RECIPE` writes a network's prototxt",

@@ -1,4 +1,4 @@
-"""The analysis: the paper's numbers from the paper's table, intervals that cover, and what a design cannot say."""
+"""The analysis: the paper's published numbers, the coverage of the intervals, and unsupported comparisons."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_paper_seconds_an_iteration_and_days(paper):
     assert round(costs.full or 0, 2) == 1.77
     assert [round(costs.frozen[n], 2) for n in range(1, 8)] == [1.48, 1.19, 1.01, 0.83, 0.69, 0.66, 0.65]
     assert round(costs.full_days or 0, 1) == 9.9
-    # 148 logs, and with the 22 missing ones at the median of their like
+    # 148 networks with logs; the other 22 are estimated by the median of similar networks
     assert (costs.known, round(costs.known_days)) == (148, 1002)
     assert (costs.networks, round(costs.all_days or 0)) == (170, 1219)
 
@@ -109,12 +109,14 @@ def test_paper_seconds_an_iteration_and_days(paper):
 def test_paper_what_its_design_cannot_say_is_named_with_numbers(paper):
     confounded = finding(paper, "AnB+ - BnB+", "as published")
     assert confounded.status == "confounded"
-    assert "AnB+ have B (10) of random0, random1" in confounded.why and "BnB+ A (10)" in confounded.why
-    assert "+1.38 points easier, of a difference of +1.38" in confounded.why
-    assert "random0 B than random0 A +1.90 points" in confounded.why
+    assert "the 10 AnB+ networks are B (10) of random0, random1" in confounded.why
+    assert "the 10 BnB+ networks are A (10)" in confounded.why
+    assert "+1.38 points more accurate than the BnB+ networks' own bases" in confounded.why
+    assert "part of the pooled difference of +1.38 points" in confounded.why
+    assert "baseB minus accuracy of baseA: random0 +1.90 points" in confounded.why
     assert "random0: B{1-7}A+, B{1-7}B+; random1: A{1-2,4,7}A+, A{1,5-7}B+, B{1-7}A+, B{1-7}B+" in confounded.remedy
     base = finding(paper, "AnB+ - base", "as published")
-    assert base.status == "confounded" and "difference of +1.60; what remains is +0.97" in base.why
+    assert base.status == "confounded" and "difference of +1.60 points; the remainder is +0.97" in base.why
     for comparison, family in (("AnB - base", "natman"), ("R - base", "whole")):
         one_seed = finding(paper, comparison, family=family)
         assert one_seed.status == "confounded" and "one seed" in one_seed.why
@@ -126,7 +128,7 @@ def test_paper_what_its_design_cannot_say_is_named_with_numbers(paper):
     assert "half A" in finding(paper, "BnB - base").why
     assert "28 AnB networks have no BnB" in finding(paper, "AnB - BnB", "same target").why
     assert "random0 n = 1-7, random1 n = 2-4" in finding(paper, "AnB+ - base").why
-    assert finding(paper, "luck of one training", "").status == "impossible"
+    assert finding(paper, "variation between seeds", "").status == "impossible"
 
 
 # Intervals
@@ -141,9 +143,10 @@ def test_the_interval_is_that_of_students_t_test():
 
 
 def simulated(draw: np.random.RandomState, splits: int, missing: float) -> list[Marker]:
-    """Splits with two halves, each with a base whose luck is in all of its gains; true effects -0.02 and -0.01 - n/100.
+    """Simulate splits with two halves, each with a base whose random error enters all gains over it.
 
-    ``missing`` is the chance of each frozen network not to be there.
+    The true effects are -0.02 (BnB - base) and -0.01 - n/100 (AnB - BnB). ``missing`` is the probability that a frozen
+    network is missing.
     """
     markers = []
 
@@ -151,7 +154,7 @@ def simulated(draw: np.random.RandomState, splits: int, missing: float) -> list[
         markers.append(Marker(name, "r", f"random{split}", 0, Treatment.parse(name), accuracy, base, control))
 
     for split in range(splits):
-        own, other = draw.normal(0, 0.004, 2)  # the treatment on these classes
+        own, other = draw.normal(0, 0.004, 2)  # variation of the two effects between splits
         hard = draw.normal(0, 0.02)
         luck = {half: draw.normal(0, 0.003) for half in "AB"}
         for half, source in (("A", "B"), ("B", "A")):
@@ -181,7 +184,7 @@ def test_the_interval_over_splits_covers_and_one_over_networks_does_not(missing)
         for each in effects_of(simulated(draw, 4, missing)):
             truth = TRUTH.get((each.comparison, each.n))
             if truth is None or each.low is None or each.high is None or each.naive_error is None:
-                continue  # with many networks missing there may be one split left
+                continue  # if many networks are missing, only one split may be left
             hits[each.comparison, each.n].append(each.low <= truth <= each.high)
             if each.n == "1-7":
                 reach = stdtrit(each.networks - 1, 0.975) * each.naive_error
@@ -229,7 +232,7 @@ def test_seeds_of_one_split_give_an_interval_about_that_split_alone():
     assert (gain.low, gain.high) == pytest.approx(interval([-0.1, -0.09, -0.08]))
     found = finding(analyses, "AnB - base")
     assert found.status == "confounded" and "says nothing about other classes" in found.why
-    assert "luck of one training" not in {each.comparison for each in analyses[0].findings}
+    assert "variation between seeds" not in {each.comparison for each in analyses[0].findings}
 
 
 def test_man_made_and_natural_are_one_split_so_that_seeds_settle_it():
@@ -273,7 +276,7 @@ def test_a_complete_design_supports_every_comparison_and_needs_nothing():
     found = {(each.comparison, each.pairing): each for each in analyses[0].findings if each.pairing}
     assert {each.status for each in found.values()} == {"supported"}
     assert {each.remedy for each in found.values()} == {""}
-    assert ("AnB+ - BnB+", "own bases") not in found  # every one has its own control
+    assert ("AnB+ - BnB+", "own bases") not in found  # every AnB+ has its own BnB+
     assert ("AnB+ - BnB+", "as published") in found
 
 
@@ -284,9 +287,9 @@ def test_one_complete_split_supports_nothing_about_others_paired_or_not(tmp_path
     (tmp_path / "results.csv").write_text(to_csv(rows))
     assert run("--results", tmp_path / "results.csv") == 0
     text = capsys.readouterr().out
-    assert text.count("peculiar to the classes of random0") == 1  # said once for all comparisons
+    assert text.count("peculiar to the classes of random0") == 1  # one entry for all comparisons
     assert "BnB - base (own base), AnB - BnB (same target)" in " ".join(text.split())
-    assert "intervals: about one" not in text
+    assert "about one in twenty" not in " ".join(text.split())
 
 
 def test_selffers_of_other_layers_are_no_fair_comparison_as_published():
@@ -315,7 +318,7 @@ def test_kinds_that_nobody_planned_are_not_complained_about():
     assert "AnB - BnB" in compared and not [each for each in compared if "+" in each or "R" in each]
     planned = analyse(rows_of([*networks, ("random0", "B3A+", 0, None)]))
     found = finding(planned, "AnB+ - base")
-    assert found.status == "impossible" and "no network of a kind AnB+ has an accuracy" in found.why
+    assert found.status == "impossible" and "no AnB+ network has an accuracy" in found.why
 
 
 def test_treatments_are_named_as_a_recipe_takes_them():
@@ -346,7 +349,7 @@ def test_networks_without_times_are_taken_as_their_like():
     costs = costs_of(rows)
     assert (costs.known, costs.networks, costs.full_days) == (3, 4, 1.0)
     assert costs.known_days == pytest.approx(1 + 0.5 + 1.5)
-    assert costs.all_days == pytest.approx(3 + 1.0)  # the median of half a day and one and a half
+    assert costs.all_days == pytest.approx(3 + 1.0)  # the median of 0.5 and 1.5 days
     reduced = row("whole", "base", 0, 0.1, images_per_class=5, seconds_per_iteration=9.0)
     assert costs_of([reduced, rows[0]]).full == 0.02
     alone = costs_of([rows[0], row("random0", "A5A", 0, None, wall_seconds=None, seconds_per_iteration=math.nan)])

@@ -1,4 +1,4 @@
-"""The analysis as a command: its report, its files, and odd tables."""
+"""The analysis command: its text, its files, and unusual tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transfer_caffe.analysis import analyse
 from transfer_caffe.results.table import to_csv
 from transfer_caffe.utils.errors import UserError
 
-# Odd tables
+# Unusual tables
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,11 @@ def test_reduced_data_and_recipes_without_accuracies_are_told_apart(tmp_path, ca
     (tmp_path / "results.csv").write_text(to_csv(rows))
     assert run("--results", tmp_path / "results.csv") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "Recipe demo: 1 networks with accuracy_final (after the last iteration). Without one: 1." in text
-    assert "another experiment: 1." in text
+    assert (
+        "Recipe demo: 1 networks with accuracy_final (after the last iteration). Networks without an accuracy: 1."
+        in text
+    )
+    assert "a separate experiment: 1." in text
     assert "Recipe later: no network has accuracy_final." in text
 
 
@@ -91,7 +94,7 @@ def test_the_command_writes_tables_with_the_papers_digits(tmp_path, capsys):
     out = tmp_path / "a b"
     assert run("--results", "paper", "--metric", "top10", "--out", out) == 0
     text = capsys.readouterr().out
-    assert "Mean of the 8 bases of random halves: 0.6251" in text and str(out / "effects.csv") in text
+    assert "Mean of the 8 base networks of random halves: 0.6251" in text and str(out / "effects.csv") in text
     table1 = read(out / "table1.csv")
     assert [line["layers"] for line in table1] == ["1-7", "3-7", "5-7"]
     assert [round(float(line["over_baseB"]), 1) for line in table1] == [1.6, 1.8, 2.1]
@@ -101,7 +104,7 @@ def test_the_command_writes_tables_with_the_papers_digits(tmp_path, capsys):
     assert table1[2]["AnB+_own_base"] == "1.1626" and table1[2]["AnB+_own_base_low"] == ""
     markdown = (out / "table1.md").read_text()
     assert (
-        "| 1-7 | 1.6 (0.6 of it: easier halves) | 1.4 (1.4 of it: easier halves) | +0.95 [+0.31, +1.60] |" in markdown
+        "| 1-7 | 1.6 (0.6 due to easier halves) | 1.4 (1.4 due to easier halves) | +0.95 [+0.31, +1.60] |" in markdown
     )
     effects = {
         (line["family"], line["comparison"], line["n"], line["pairing"]): line for line in read(out / "effects.csv")
@@ -133,13 +136,13 @@ def test_the_report_says_everything_a_reader_needs(capsys):
     assert run("--results", "paper", "--metric", "top10") == 0
     text = capsys.readouterr().out
     words = " ".join(text.split())
-    assert "136 networks with accuracy_top10" in text and "Without one: 22." in words
+    assert "136 networks with accuracy_top10" in text and "Networks without an accuracy: 22." in words
     assert "random0 0.6151 0.6341 +1.90 2" in words
     assert "4 -1.85 [-2.15, -1.55] 4/4 -0.62 [-1.06, -0.19] 4/4 -2.47 [-2.86, -2.08] 4/4" in words
-    assert "Interval without zero: lost co-adaptation at n = 4-6; specificity at n = 4-7;" in words
+    assert "interval excludes zero: fragile co-adaptation at n = 4-6; representation specificity at n = 4-7;" in words
     assert "1-7 +1.60 +0.63 +0.97 +1.38 +1.38 +0.00" in words
     assert "CONFOUNDED random: AnB+ - BnB+ (as published)" in words
-    assert "To settle it, train natman: A{1-7}A, B{1-7}B." in words
+    assert "To resolve this, train natman: A{1-7}A, B{1-7}B." in words
     assert "9.9 days" in words
     assert max(map(len, text.splitlines())) < 150
 
@@ -150,7 +153,7 @@ def test_the_report_gives_remedies_only_where_something_is_to_be_settled(capsys)
     assert "error 42.5%" in text
     supported = [each for each in text.split("\n- ") if each.startswith("SUPPORTED")]
     assert len(supported) == 6
-    assert not [each for each in supported if "To settle it" in each]
+    assert not [each for each in supported if "To resolve this" in " ".join(each.split())]
 
 
 def test_a_complete_design_shows_one_column_of_frozen_transfer_and_seeds_are_marked(tmp_path, capsys):
@@ -158,7 +161,7 @@ def test_a_complete_design_shows_one_column_of_frozen_transfer_and_seeds_are_mar
     (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
     assert run("--results", tmp_path / "results.csv") == 0
     text = capsys.readouterr().out
-    assert "both, same networks" in text and "all frozen transfer" not in text
+    assert "both causes, same networks" in text and "all frozen transfer" not in text
     assert "3     -1.00 [-1.00, -1.00] 2s/4" in text
 
 
@@ -182,8 +185,8 @@ def test_long_lists_of_what_to_train_are_cut_in_the_report_alone(capsys, tmp_pat
     networks += [(f"random{split}", f"A{n}A", 0, 0.5) for split in range(24) for n in range(1, 6) if split >> n - 1 & 1]
     (tmp_path / "results.csv").write_text(to_csv(rows_of(networks)))
     assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
-    text = " ".join(capsys.readouterr().out.split("What these networks can tell")[1].split())
-    assert "random23" not in text and "... (findings.csv has all)." in text
+    text = " ".join(capsys.readouterr().out.split("Which comparisons these networks support")[1].split())
+    assert "random23" not in text and "... (complete list in findings.csv)." in text
     (line,) = [line for line in read(tmp_path / "out" / "findings.csv") if line["comparison"] == "AnB - BnB"]
     assert "random23: " in line["remedy"] and line["remedy"].startswith("random0")
     assert line["remedy"].index("random2") < line["remedy"].index("random10")

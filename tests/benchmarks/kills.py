@@ -1,10 +1,11 @@
-"""Random SIGKILLs over a sweep of the demo's first networks: the same command, repeated, ends with the same bytes.
+"""Check that a sweep that is killed at random times and restarted gives the same bytes as an uninterrupted sweep.
 
     cd tests && PYTHONPATH=.:.. ../.venv/bin/python -m benchmarks.kills --kills 50 --data ../data
 
-A sweep with the demo's settings, but fewer iterations, runs undisturbed; then once more, and the sweep, a driver, an
-engine, or all of them at once are killed at random moments. Whatever ends is started again by the same command. A sweep
-that comes to its end is compared and begun anew, until enough has been killed.
+A sweep of some of the demo's networks, with fewer iterations, first runs without interruption. It then runs again, and
+the sweep, a driver, an engine, or all of them at once are killed with SIGKILL at random times. Each time the sweep
+ends, the same command is run again. A sweep that finishes is compared with the uninterrupted one, and a new sweep is
+started until the requested number of kills is reached.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TARGETS = ("sweep", "driver", "engine", "all")
 
 
 def write_recipe(path: Path, iterations: int) -> None:
-    """The demo's settings for a few of its networks."""
+    """Write a recipe with the demo's settings for a few of its networks."""
     settings = load_recipe("demo").settings() | {"name": path.stem, "networks": NETWORKS}
     settings["solver"] |= {
         "max_iter": iterations, "stepvalue": [iterations * 7 // 10, iterations * 9 // 10],
@@ -44,7 +45,7 @@ def write_recipe(path: Path, iterations: int) -> None:
 
 
 def start(recipe: Path, data: Path) -> subprocess.Popen[bytes]:
-    """The sweep; its networks lie in runs/ beside the recipe, its words in said.txt."""
+    """Start the sweep; its networks are in runs/ next to the recipe, and its output in said.txt."""
     argv = [sys.executable, "-m", "transfer_caffe.sweep", "run", "--recipe", str(recipe), "--data", str(data)]
     with open(recipe.parent / "said.txt", "ab") as said:
         return subprocess.Popen(
@@ -53,7 +54,7 @@ def start(recipe: Path, data: Path) -> subprocess.Popen[bytes]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that live."""
+    """Return the running child processes of a process."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
@@ -61,7 +62,7 @@ def children(pid: int) -> list[int]:
 
 
 def victims(sweep: int, target: str) -> list[int]:
-    """The processes to be killed at once; none where the sweep has none of that kind now."""
+    """Return the processes to kill; none if the sweep currently has no process of that kind."""
     drivers = children(sweep)
     engines = [engine for driver in drivers for engine in children(driver)]
     if target == "all":
@@ -71,18 +72,18 @@ def victims(sweep: int, target: str) -> list[int]:
 
 
 def contents(runs: Path) -> dict[str, str]:
-    """The checksums of what must not depend on kills."""
+    """Return the checksums of the files that must not depend on kills."""
     return {str(path.relative_to(runs)): sha256(path) for pattern in COMPARED for path in sorted(runs.glob(pattern))}
 
 
 def main() -> int:
-    """Kill, compare, tell."""
-    parser = argparse.ArgumentParser(description="Random SIGKILLs over a sweep.")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--iterations", type=int, default=1200, help="of each network (the demo has 2200)")
-    parser.add_argument("--seconds", type=float, default=6, help="the longest time between two kills")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and of who is killed")
-    parser.add_argument("--data", type=Path, default=Path("../data"))
+    """Run the command line: kill and restart the sweep, compare the files, and print the counts."""
+    parser = argparse.ArgumentParser(description="Kill a sweep at random times, restart it, and compare the results.")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
+    parser.add_argument("--iterations", type=int, default=1200, help="iterations of each network (the demo has 2200)")
+    parser.add_argument("--seconds", type=float, default=6, help="longest time between two kills (default: 6)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times and targets of the kills (default: 0)")
+    parser.add_argument("--data", type=Path, default=Path("../data"), help="data folder (default: ../data)")
     args = parser.parse_args()
     random.seed(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +94,7 @@ def main() -> int:
             print(Path(folder, "said.txt").read_text())
             return 1
         undisturbed, seconds = contents(runs), time.monotonic() - began
-        print(f"undisturbed: {seconds:.0f} s, {len(undisturbed)} files", flush=True)
+        print(f"uninterrupted: {seconds:.0f} s, {len(undisturbed)} files", flush=True)
         shutil.rmtree(runs)
 
         counts: collections.Counter[str] = collections.Counter()
@@ -124,7 +125,7 @@ def main() -> int:
             if sweep.returncode is not None:
                 sweep = None
         said = Path(folder, "said.txt").read_text()
-        counts["snapshots set aside as damaged"] = said.count("damaged and renamed")
+        counts["damaged snapshots"] = said.count("*.damaged")
         for what, count in sorted(counts.items()):
             print(f"{what:32} {count}")
         print(f"files that differ                {len(differing)} {sorted(set(differing))[:5]}")

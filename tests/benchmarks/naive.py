@@ -1,9 +1,9 @@
-"""What a user would write in PyTorch without this project: CaffeNet as a module, and a DataLoader.
+"""A typical PyTorch training program, for comparison: CaffeNet as a module, with a DataLoader.
 
     python -m benchmarks.naive --net caffenet --batch 64 --frozen 3 --seconds 10 [--data DATABASE --mean FILE] [--gpu 0]
 
-Prints the seconds of each iteration (of several, where they are short), one a line. Layers, sizes and the update are
-those of the prototxt; nothing is done for speed.
+Prints the seconds per iteration, one number per line, averaged over --every iterations. Layers, sizes and the update
+are those of the prototxt. The program has no optimisations for speed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.proto import read_mean
 
-# filters and groups of conv1 to conv5, then conv1's kernel, stride and pad, conv2's kernel, units, crop
+# filters of conv1 to conv5; kernel, stride and pad of conv1; kernel of conv2; units of fc6 and fc7; crop
 NETS = {
     "caffenet": ((96, 256, 384, 384, 256), (11, 4, 0), 5, 4096, 227),
     "mini": ((12, 24, 32, 32, 24), (5, 2, 0), 3, 64, 28),
@@ -28,7 +28,7 @@ NETS = {
 
 
 def build(name: str, outputs: int, frozen: int) -> nn.Sequential:
-    """The network, its first ``frozen`` layers without gradients."""
+    """Build the network, with its first ``frozen`` layers without gradients."""
     (c1, c2, c3, c4, c5), (kernel, stride, pad), second, units, crop = NETS[name]
 
     def pool() -> nn.Module:
@@ -56,20 +56,20 @@ def build(name: str, outputs: int, frozen: int) -> nn.Sequential:
 
 
 class Records(torch.utils.data.Dataset):
-    """Records of a database, cropped and mirrored at random, less the mean."""
+    """Records of a database, randomly cropped and mirrored, with the mean subtracted."""
 
     def __init__(self, path: str, mean: str, crop: int) -> None:
-        """The database is opened by each worker for itself."""
+        """Store the arguments; each worker opens the database itself."""
         self.path, self.crop, self.mean = path, crop, read_mean(mean)
         self.database: Database | None = None
         self.count = len(Database(path))
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return self.count
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """An image (channels, height, width) and its label."""
+        """Return an image (channels, height, width) and its label."""
         if self.database is None:
             self.database = Database(self.path)
         image, label = self.database.record(index)
@@ -80,7 +80,7 @@ class Records(torch.utils.data.Dataset):
 
 
 def batches(options: argparse.Namespace, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels for ever; of a database, or the same ones always."""
+    """Yield images and labels without end, from a database, or always the same ones."""
     crop = NETS[options.net][-1]
     if not options.data:
         images = torch.ones(options.batch, 3, crop, crop, device=device)
@@ -97,18 +97,18 @@ def batches(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
 
 
 def main() -> None:
-    """Train, and tell the seconds."""
-    parser = argparse.ArgumentParser()
+    """Run the command line: train, and print the seconds per iteration."""
+    parser = argparse.ArgumentParser(description="Train a net in plain PyTorch and print the seconds per iteration.")
     parser.add_argument("--net", choices=NETS, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--frozen", type=int, default=0)
-    parser.add_argument("--outputs", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--data", default="")
-    parser.add_argument("--mean", default="")
-    parser.add_argument("--gpu", default="")
+    parser.add_argument("--batch", type=int, required=True, help="mini-batch size")
+    parser.add_argument("--frozen", type=int, default=0, help="number of frozen layers (default: 0)")
+    parser.add_argument("--outputs", type=int, default=1000, help="number of outputs (default: 1000)")
+    parser.add_argument("--seconds", type=float, required=True, help="training time")
+    parser.add_argument("--every", type=int, default=1, help="iterations per printed number (default: 1)")
+    parser.add_argument("--workers", type=int, default=2, help="workers of the DataLoader (default: 2)")
+    parser.add_argument("--data", default="", help="LMDB with the images (default: constant images)")
+    parser.add_argument("--mean", default="", help="mean file, with --data")
+    parser.add_argument("--gpu", default="", help="number of the GPU to train on (default: the CPU)")
     options = parser.parse_args()
     device = torch.device("cuda", int(options.gpu)) if options.gpu else torch.device("cpu")
     net = build(options.net, options.outputs, options.frozen).to(device)
@@ -125,7 +125,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
         loss.item()
-        if runs:  # the first holds what is done once
+        if runs:  # the first run includes initialisation
             print((time.perf_counter() - start) / options.every, flush=True)
         else:
             end = time.perf_counter() + options.seconds

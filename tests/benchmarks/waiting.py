@@ -1,8 +1,9 @@
-"""Is what the engine chooses good beside other work? Iterations a second with any threads and waiting, in alternation.
+"""Compare the engine's choice of threads and waiting policy with the alternatives, in the presence of other processes.
 
     cd tests && PYTHONPATH=.:.. ../.venv/bin/python -m benchmarks.waiting --busy 2 --rounds 3
 
-For each net the engine as it is, and told how many threads to use and how they wait; beside so many busy loops.
+For each net, the iterations per second are measured with the engine's own choice and with prescribed numbers of threads
+and waiting policies, alternately, while a number of busy loops run at the same time.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ CHOSEN = "as chosen"
 
 
 def variants() -> dict[str, dict[str, str]]:
-    """The environments of the engine, by what they are."""
+    """Return the environment variables of each variant by its name."""
     found: dict[str, dict[str, str]] = {CHOSEN: {}}
     for threads in range(1, cores() + 1):
         found[f"{threads} threads" if threads > 1 else "1 thread"] = {"OMP_NUM_THREADS": str(threads)}
     most = {"OMP_NUM_THREADS": str(cores())}
-    found["as PyTorch waits"] = {**most, "GOMP_SPINCOUNT": "300000"}
+    found["PyTorch's default waiting"] = {**most, "GOMP_SPINCOUNT": "300000"}
     found["passive"] = {**most, "OMP_WAIT_POLICY": "PASSIVE"}
     return found
 
 
 @command
 def main(argv: list[str] | None = None) -> None:
-    """Measure, and print a table."""
+    """Run the command line: measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", type=int, default=cores(), help="busy loops beside (default: one a core)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6, help="of iterations, for each variant in each round")
-    parser.add_argument("--nets", default="mini,small,caffenet")
+    parser.add_argument("--busy", type=int, default=cores(), help="number of busy loops (default: one per core)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: 3)")
+    parser.add_argument(
+        "--seconds", type=float, default=6, help="training time of each variant in each round (default: 6)"
+    )
+    parser.add_argument("--nets", default="mini,small,caffenet", help="nets to measure, separated by commas")
     options = parser.parse_args(argv)
     engine = Engine.find("embedded")
     rows, before = [], dict(os.environ)
@@ -69,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         best = max(statistics.median(each) for each in rates.values())
         for name, each in rates.items():
             rows.append([net, name, f"{statistics.median(each):.4g}", f"{statistics.median(each) / best:.2f}"])
-    print(table(["net, batch 64", f"beside {options.busy} busy loops", "iterations/s", "of the best"], rows))
+    head = ["net, batch 64", f"variant, with {options.busy} busy loops", "iterations/s", "relative to the best"]
+    print(table(head, rows))
 
 
 if __name__ == "__main__":

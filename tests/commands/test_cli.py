@@ -1,4 +1,4 @@
-"""The command transfer-caffe: every command under one name."""
+"""The command transfer-caffe, which runs all commands."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The data stage: from image lists to databases and means, each part whole or not at all, nothing made twice."""
+"""The data stage: from image lists to databases and means; each part is written atomically, and only once."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ FOLDERS = [HERE / name for name in ("random0/A", "random0/B", "natman/B", "reduc
 
 @pytest.fixture(autouse=True)
 def _pictures(tmp_path, monkeypatch):
-    """Four classes, two natural, of three training images and one for validation, in a folder that is the current."""
+    """Create four classes, two of them natural, with three training images and one validation image; chdir there."""
     monkeypatch.chdir(tmp_path)
     Path("small.yaml").write_text(RECIPE)
     HERE.mkdir(parents=True)
@@ -76,7 +76,7 @@ def test_every_half_of_the_recipe_gets_lists_databases_and_a_mean(capsys):
     images = [image for _, image, _ in Database(FOLDERS[0] / "train_lmdb")]
     mean = blob_to_array(read_binary(FOLDERS[0] / "mean.binaryproto", BlobProto()), "mean")
     assert np.allclose(mean[0], np.mean(images, axis=0))
-    assert not (HERE / "natman/A/train_lmdb").exists()  # no network asks for it
+    assert not (HERE / "natman/A/train_lmdb").exists()  # no network needs it
     assert "complete" in capsys.readouterr().out
 
 
@@ -137,7 +137,7 @@ def test_a_split_of_lists_that_have_changed_since_is_refused(capsys):
     with open(HERE / "train.txt", "a") as file:
         file.write("1_0.png 1\n")
     assert make() == 2
-    assert "random0 was cut from other lists than the dataset has now" in capsys.readouterr().err
+    assert "random0 was made from other lists than the dataset has now" in capsys.readouterr().err
 
 
 def test_the_mean_is_made_anew_with_its_database():
@@ -184,7 +184,7 @@ def test_with_views_all_images_are_stored_once_and_the_halves_are_views():
     assert make() == 0
     assert sorted(path.parent for path in HERE.rglob("data.mdb")) == [
         HERE / "whole/train_lmdb", HERE / "whole/val_lmdb"]  # fmt: skip
-    assert not (HERE / "whole/mean.binaryproto").exists()  # no network asks for it
+    assert not (HERE / "whole/mean.binaryproto").exists()  # no network needs it
     for folder in FOLDERS:
         assert is_view(folder / "train_lmdb") and (folder / "mean.binaryproto.sha256").exists()
         assert len(contents(folder, "train")) == len((folder / "train.txt").read_text().splitlines())
@@ -204,7 +204,7 @@ def test_views_become_copies_for_real_caffe_with_the_same_records_and_means(caps
         assert [(image.tobytes(), label) for _, image, label in Database(folder / f"{part}_lmdb")] == records
         assert (folder / "mean.binaryproto").read_bytes() == means[folder]
     before = {path: path.stat().st_mtime_ns for path in HERE.rglob("*")}
-    assert make() == 0  # copies serve the embedded engine, too
+    assert make() == 0  # the embedded engine can use copies as well
     assert {path: path.stat().st_mtime_ns for path in HERE.rglob("*")} == before
     for folder in FOLDERS:
         (folder / "mean.binaryproto").unlink()
@@ -216,11 +216,11 @@ def test_databases_of_the_other_kind_are_refused(capsys):
     assert make() == 0
     use_views()
     assert make() == 2
-    assert "train_lmdb was built from the images, and the recipe has `views: true` now" in capsys.readouterr().err
+    assert "train_lmdb was built from the images, but the recipe has `views: true` now" in capsys.readouterr().err
     shutil.rmtree(HERE / "random0")
     shutil.rmtree(HERE / "natman")
     shutil.rmtree(HERE / "reduced1")
     assert make() == 0
     Path("small.yaml").write_text(RECIPE)
     assert make() == 2
-    assert "was taken out of a whole database, and the recipe has `views: false`" in capsys.readouterr().err
+    assert "was made from the database of all images, but the recipe has `views: false`" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What README and docs point at is there."""
+"""Everything that README and docs refer to exists."""
 
 import re
 from pathlib import Path

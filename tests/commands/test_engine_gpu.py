@@ -1,6 +1,6 @@
-"""The engine on a GPU beside itself on the CPU. Where there is no GPU only the CPU runs, which tests the tests.
+"""Compare the engine on a GPU with the engine on the CPU. Without a GPU only the CPU runs, which checks the tests.
 
-python -m pytest tests/test_engine_gpu.py        # on a machine with a GPU
+python -m pytest tests/commands/test_engine_gpu.py        # on a machine with a GPU
 """
 
 import contextlib
@@ -26,7 +26,7 @@ RECIPES = {"mini": "demo", "caffenet": "paper"}
 
 @pytest.fixture(params=DEVICES)
 def device(request):
-    """Each device, with a stream of its own on a GPU as the engine's commands take one."""
+    """Each device; on a GPU with a separate stream, as in the engine's commands."""
     if request.param == "cpu":
         yield torch.device("cpu")
         return
@@ -47,7 +47,7 @@ def _database(tmp_path, monkeypatch):
 
 
 def solver(net, device, frozen=0, precision="fp32", batch=8, **settings):
-    """A solver of a recipe's architecture, over the database."""
+    """Build a solver for a recipe's architecture that reads the database."""
     param = SolverParameter(
         base_lr=0.001, lr_policy="fixed", momentum=0.9, weight_decay=0.0005, random_seed=1, display=1,
         test_iter=[1], test_interval=5,
@@ -73,7 +73,7 @@ def relative(one, two):
 @pytest.mark.parametrize("net", ["mini", "caffenet"])
 @pytest.mark.parametrize("frozen", [0, 5])
 def test_losses_and_gradients_are_the_cpus_within_a_thousandth(device, net, frozen):
-    """All layers but Dropout, which draws other numbers on a GPU."""
+    """All layers except Dropout, which samples different numbers on a GPU."""
     made = [solver(net, each, frozen, batch=4) for each in (device, torch.device("cpu"))]
     losses = []
     for each in made:
@@ -131,7 +131,7 @@ def test_the_host_does_not_wait_within_an_iteration(device):
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_gpu)])
 def test_less_precision_is_near(device, precision):
     if precision == "tf32" and device.type == "cpu":
-        pytest.skip("tf32 is of GPUs")
+        pytest.skip("tf32 requires a GPU")
     exact, near = solver("mini", device), solver("mini", device, precision=precision)
     assert relative(near._pass(0)[0], exact._pass(0)[0]) < 0.02
     assert all(blob.data.dtype == torch.float32 for blob in near.net.learnable)

@@ -1,4 +1,4 @@
-"""`engine time`: a line each way for every layer, times that belong to their layers, and passes that are training's."""
+"""`engine time`: two lines per layer, times attributed to the right layers, and the same passes as in training."""
 
 import re
 
@@ -32,7 +32,7 @@ layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "
 
 
 def template(recipe: str) -> str:
-    """A template's training net with DummyData in place of its data, and few images."""
+    """Return a template's training net with DummyData in place of its data layers, and few images."""
     net = synthetic(next(iter(load_recipe(recipe).networks())), 0)
     for layer in net.layer:
         for shape in layer.dummy_data_param.shape:
@@ -45,7 +45,7 @@ def build(text: str) -> Net:
 
 
 def diamond(learn: str = "", cut: str = "", head: str = "") -> Net:
-    """A net with a fork, a join and two losses."""
+    """Build a net with a fork, a join and two losses."""
     return build(head + DATA + (FIRST + REST).replace("LEARN", learn).replace("CUT", cut))
 
 
@@ -83,7 +83,7 @@ def test_the_passes_that_are_timed_are_those_of_training(head):
 
 
 class Slow(torch.autograd.Function):
-    """A top that takes one second by the clock of the test, forward and backward."""
+    """The identity; takes one second by the test's clock, forward and backward."""
 
     @staticmethod
     def forward(ctx, x, clock):
@@ -98,7 +98,7 @@ class Slow(torch.autograd.Function):
 
 
 def seconds_of(net: Net, monkeypatch) -> tuple[dict[str, float], dict[str, float]]:
-    """The seconds of a net whose every layer takes one for each top, and one for each gradient of a top."""
+    """Time a net whose layers take one second per top and one per top gradient; return the measured seconds."""
     clock = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
     for layer in net.layers:

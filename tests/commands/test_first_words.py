@@ -1,4 +1,4 @@
-"""What the commands say where nothing is made yet: one line with what is missing and what makes it, and no files."""
+"""What the commands say if their input is missing: one line that names it and how to create it. They write no files."""
 
 import os
 import shutil
@@ -24,14 +24,14 @@ COMMANDS = {
     "split reduced --images-per-class 5 --train train.txt --out reduced5": LISTS,
     "ilsvrc downloads --out data/ilsvrc2012": ("image-net.org", "make ilsvrc ARCHIVES=", "_devkit_t12.tar.gz"),
     "ilsvrc --out data/ilsvrc2012": ("image-net.org", "python -m data_prep.ilsvrc FOLDER"),
-    "ilsvrc --train train --val val --out data/ilsvrc2012": ("train: no such", "--train names"),
+    "ilsvrc --train train --val val --out data/ilsvrc2012": ("train: no such", "--train needs"),
     "folders photos --out data/birds --val-images-per-class 3": (
         "photos: no such folder",
         "a folder of images for each",
     ),
     "verify": ("data/ilsvrc2012", "make imagenet ARCHIVES="),
     "wordnet --explain n02123045": ("make wordnet",),
-    "wordnet --ids synset_words.txt --out classes.csv": ("synset_words.txt: no such file", "--ids names"),
+    "wordnet --ids synset_words.txt --out classes.csv": ("synset_words.txt: no such file", "--ids needs"),
     "build-lmdb images/ train.txt whole_lmdb": ("train.txt: no such file", "python -m data_prep.folders"),
     "split-lmdb whole train.txt train_lmdb": ("train.txt: no such file", "python -m data_prep.folders"),
     "compute-mean train_lmdb mean.binaryproto": ("train_lmdb: no such database", "python -m tools.build_lmdb"),
@@ -61,7 +61,7 @@ COMMANDS = {
     "figures --results runs/demo/results.csv --out report": ("python -m transfer_caffe.results --recipe",),
     "report --runs runs/demo --out report": ("runs/demo", "python -m transfer_caffe.sweep run --recipe"),
 }
-"""Command lines of `transfer-caffe`, and what their one line must name."""
+"""Command lines of `transfer-caffe`, and what their error line must name."""
 
 TARGETS = {
     "split-random SEED=1": LISTS,
@@ -80,12 +80,12 @@ TARGETS = {
     "proto PROTOC_PYTHON=no-such-python": ("no-such-python has no grpc_tools", "PROTOC_PYTHON=python make proto"),
     "caffe PYTHON=no-such-python": ("no-such-python is not Python 3.11", "PYTHON=python3.11"),
 }
-"""Goals of make, and what the one line beside make's own must name."""
+"""Targets of make, and what the error line, besides make's own, must name."""
 
 
 @pytest.fixture
 def nothing(tmp_path, monkeypatch):
-    """Go to an empty folder with a space in its name, on a machine without Slurm, real Caffe, GPU or WordNet."""
+    """Change to an empty folder with a space in its name; hide Slurm, real Caffe, GPUs and WordNet."""
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -111,7 +111,7 @@ def test_a_command_names_what_is_missing_and_what_makes_it(line, nothing, monkey
     assert not list(nothing.iterdir())
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize("line", TARGETS)
 def test_make_passes_that_line_on(line, nothing):
     argv = ["make", "-f", os.fspath(REPOSITORY / "Makefile"), f"PY={sys.executable}", "READY=", *line.split()]

@@ -1,4 +1,4 @@
-"""A full disk: one line that says so, and the same command ends with the same bytes once there is room."""
+"""A full disk: a one-line error, and the same command produces the same bytes once there is room."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ from transfer_caffe.utils.files import sha256, write_text
 
 @pytest.fixture
 def disk(tmp_path, monkeypatch):
-    """A disk of its own, 64 MiB, at runs/ in the current folder, where the data of the tiny experiment is."""
+    """A separate 64 MiB disk at runs/ in the current folder, which has the data of the tiny experiment."""
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", "runs"], capture_output=True, text=True
     )
     if mounted.returncode:
-        pytest.skip(f"a small disk needs mount, and the right to use it: {mounted.stderr.strip()}")
+        pytest.skip(f"a small disk needs permission to mount: {mounted.stderr.strip()}")
     draw_shapes()
     write_text("tiny.yaml", EXPERIMENT)
     assert data.main(["--recipe", "tiny.yaml"]) == 0
@@ -36,7 +36,7 @@ def drive(runs: str = "runs") -> subprocess.CompletedProcess[str]:
 
 
 def fill(disk: Path, left: int) -> Path:
-    """A file that leaves so many bytes of a disk."""
+    """Write a file that leaves ``left`` bytes of the disk free."""
     filler = disk / "filler"
     status = os.statvfs(disk)
     with open(filler, "wb") as file:

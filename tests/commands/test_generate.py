@@ -1,4 +1,4 @@
-"""The generated networks and solvers, as the messages that they parse to."""
+"""The generated networks and solvers, compared as parsed messages."""
 
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def rates(net: NetParameter) -> list[list[tuple[float, float]]]:
 
 
 def demo_data(folder: Path, halves: dict[str, tuple[int, int]]) -> Path:
-    """Image lists of this many classes and test images."""
+    """Write image lists with the given numbers of classes and test images."""
     for half, (classes, images) in halves.items():
         where = folder / "data" / "photos" / half
         where.mkdir(parents=True)
@@ -79,7 +79,7 @@ def test_a_convolution_of_caffenet_is_the_papers(fact: tuple[Any, ...]) -> None:
         caffe_pb2.LayerParameter(),
     )
     del layer.param[:]
-    layer.convolution_param.group = layer.convolution_param.group  # the default, 1, may be left unsaid
+    layer.convolution_param.group = layer.convolution_param.group  # the default, 1, may be omitted
     assert layer == wanted
 
 
@@ -324,7 +324,7 @@ def test_the_command_writes_the_papers_network_and_says_what_comes_next(
         (["--treatment", "C3B"], "no source C"),
         (["--treatment", "A3B", "--split", "whole"], "the split whole only supports base and R1 to R7"),
         (["--treatment", "A3B", "--split", "halves"], "there is no split 'halves'"),
-        (["--treatment", "A3B", "--seed", "-1"], "a seed is 0 or more"),
+        (["--treatment", "A3B", "--seed", "-1"], "the seed must be 0 or more"),
         (["--treatment", "A3B", "--recipe", "no.yaml"], "recipe no.yaml: no such file, and not one of the built-in"),
         (["--treatment", "A3B", "--recipe", "demo"], "val.txt: no such image list"),
     ],

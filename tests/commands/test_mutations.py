@@ -1,6 +1,6 @@
-"""Damaged weights, solver states, databases and means: one line that names the file and exit code 2, always.
+"""Damaged weights, solver states, databases and means always give exit code 2 and one line that names the file.
 
-The damage is drawn from seeds. Databases are read in a process of their own: the wrong answer is SIGBUS or SIGSEGV.
+The damage is sampled from seeds. Databases are read in a separate process, since a failure would be SIGBUS or SIGSEGV.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.processes import PACKAGE_PARENT, environment
 
 WEIGHTS, STATE, MEAN = "snap/tiny_iter_1.caffemodel", "snap/tiny_iter_1.solverstate", "mean.binaryproto"
-COUNT = 250  # damages of each kind of file that has a checksum
+COUNT = 250  # number of damaged versions of each kind of file that has a checksum
 TRAIN = ["train", "--solver", "solver.prototxt"]
 
 
 def mutate(data: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """The name of a kind of damage, and the damaged bytes, which differ from ``data``."""
+    """Return the name of a kind of damage, and the damaged bytes, which differ from ``data``."""
     size, out = len(data), bytearray(data)
     kind = draw.choice(["bit", "bit", "byte", "run", "cut", "empty", "longer", "zeroed", "doubled", "swapped"])
-    # half of it in the front, where headers are
+    # half of the damage is at the front, where headers are
     at = draw.randrange(draw.choice([size, max(size // 16, 1)]))
     length = draw.choice([1, 4, 20, 36, 512, 4096])
     if kind == "bit":
@@ -68,9 +68,9 @@ def mutate(data: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 @pytest.fixture(scope="module", params=["with checksums", "without"])
 def files(request, tmp_path_factory):
-    """A folder, made the current one, with all that a small net is trained from; whether its files have checksums."""
+    """Change to a folder with all input files of a small net; yield whether these files have checksums."""
     before, threads = os.getcwd(), torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a net is slower on more
+    torch.set_num_threads(1)  # a net this small is slower with more threads
     os.chdir(tmp_path_factory.mktemp("files"))
     yield make_files(request.param == "with checksums")
     os.chdir(before)
@@ -102,14 +102,14 @@ def make_files(checked: bool) -> bool:
 
 
 def replace(path: str | Path, data: bytes) -> None:
-    """A new file at ``path``: the old one may still be mapped."""
+    """Replace the file at ``path`` by a new file, since the old one may still be mapped."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     Path(path).write_bytes(data)
 
 
 def run(command, argv: list[str]) -> tuple[int, list[str]]:
-    """A command's exit code and its error lines. A traceback is an exception here."""
+    """Run a command and return its exit code and its error lines. A traceback is raised as an exception."""
     heard = io.StringIO()
     with contextlib.redirect_stderr(heard), contextlib.redirect_stdout(io.StringIO()):
         code = command(argv)
@@ -117,7 +117,7 @@ def run(command, argv: list[str]) -> tuple[int, list[str]]:
 
 
 def refuses(command, argv: list[str], path: str, data: bytes, what: str, checked: bool) -> bool:
-    """Run a command with the damaged ``data`` at ``path``; whether it refused, in one line that names the file."""
+    """Run a command with the damaged ``data`` at ``path``; return whether it failed, naming the file in one line."""
     whole = Path(path).read_bytes()
     replace(path, data)
     try:
@@ -132,7 +132,7 @@ def refuses(command, argv: list[str], path: str, data: bytes, what: str, checked
 
 
 def mutations(path: str, checked: bool):
-    """Damages of a file as (seed, what, bytes); ``what`` is for messages."""
+    """Yield damaged versions of a file as (seed, what, bytes); ``what`` is for messages."""
     whole = Path(path).read_bytes()
     for seed in range(COUNT if checked else COUNT // 3):
         kind, data = mutate(whole, random.Random(seed))
@@ -151,7 +151,7 @@ def test_damaged_weights_are_refused_by_engine_and_surgery(files):
     for seed, what, data in mutations(WEIGHTS, files):
         command, argv = commands[seed % 3]
         if not refuses(command, argv, WEIGHTS, data, what, files):
-            # damage that leaves a net is not seen without a checksum; what is not finite or of another shape is
+            # without a checksum, damage that leaves a valid net is not detected; NaN, inf and wrong shapes are
             replace("damaged.caffemodel", data)
             for name, arrays in read_weights(Path("damaged.caffemodel")).items():
                 assert [array.shape for array in arrays] == shapes.get(name, [array.shape for array in arrays]), what
@@ -173,7 +173,7 @@ def test_damaged_means_are_refused(files):
 
 
 def with_tests() -> dict[str, str]:
-    """An environment in which this file runs as a script."""
+    """Return an environment in which this file runs as a script."""
     return environment() | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), PACKAGE_PARENT])}
 
 
@@ -198,7 +198,7 @@ def damage_databases_of_the_engine(checked: bool) -> None:
 
 
 def damage_pages() -> None:
-    """Read all of many damaged databases with three levels, and records within pages and on pages of their own."""
+    """Read many damaged databases; they have three levels, and records within pages and on separate pages."""
     with lmdb.open("db", map_size=1 << 26) as env, env.begin(write=True) as transaction:
         for index in range(600):
             side = 40 if index % 20 == 0 else 3
@@ -224,7 +224,7 @@ def damage_pages() -> None:
 
 
 def read_all(path: Path) -> None:
-    """In a function of its own, so that the database is closed: liblmdb would not open another at its path."""
+    """Read all records; a separate function, so that the database is closed before another is opened at its path."""
     database = Database(path)
     for index in (0, len(database) // 2, len(database) - 1):
         database.record(index)

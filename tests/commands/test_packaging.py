@@ -1,4 +1,4 @@
-"""The package as others install it: from the tree, from a zip of it, from the sdist; all the same, and complete."""
+"""The installed package is the same and complete, whether built from the tree, from a zip of it, or from the sdist."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def run(*argv: object, cwd: Path, **more: str) -> str:
 
 
 def copy_tree(folder: Path) -> Path:
-    """A copy of the checkout's files, since a build writes beside them."""
+    """Copy the checkout's files, since a build writes into the source folder."""
     for name in TOP:
         source = ROOT / name
         if source.is_dir():
@@ -42,7 +42,7 @@ def copy_tree(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, Path]:
-    """Folders to build from: the tree, a zip of it unpacked as most programs do it, the sdist unpacked."""
+    """Folders to build from: the tree, an unpacked zip of the tree, and the unpacked sdist."""
     folder = tmp_path_factory.mktemp("a package")
     tree = copy_tree(folder / "tree")
     with zipfile.ZipFile(folder / "tree.zip", "w") as packed:
@@ -99,7 +99,7 @@ def test_wheels_from_tree_zip_and_sdist_are_the_same_and_complete(wheels, source
         if path.is_file()
     }
     assert {name for name in wanted if "__pycache__" not in name} <= set(tree)
-    # no other name than the package's own is claimed
+    # no top-level name other than the package's is installed
     assert {name.split("/")[0].split("-")[0] for name in tree} == {"transfer_caffe"}
 
 
@@ -108,7 +108,7 @@ def test_an_installed_package_works_from_data_to_done(origin, sources, tmp_path)
     place = tmp_path / "env"
     venv.create(place, with_pip=False)
     site = next(place.glob("lib*/python*/site-packages"))
-    # what the package needs is taken from this environment, but not the package itself: no editable install works so
+    # dependencies come from this environment, but the package does not: .pth files in it are not processed
     (site / "needed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     python = place / "bin" / "python"
     run(
@@ -119,7 +119,7 @@ def test_an_installed_package_works_from_data_to_done(origin, sources, tmp_path)
     where = run(python, "-c", "import transfer_caffe; print(transfer_caffe.__file__)", cwd=tmp_path, **environment)
     assert where.startswith(str(place))
     command = place / "bin" / "transfer-caffe"
-    if origin == "sdist":  # one of the three, whose wheels are the same, from data to done
+    if origin == "sdist":  # the three wheels are the same, so only one is tested from data to a trained network
         run(command, "data", "--recipe", "demo", cwd=tmp_path, **environment)
         said = run(command, "driver", "--recipe", "demo", "--treatment", "baseA", cwd=tmp_path, **environment)
         assert "random0-baseA-s0: done: test accuracy 0." in said

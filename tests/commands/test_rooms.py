@@ -1,4 +1,4 @@
-"""The order of the package's rooms: which may import which. docs/architecture.md draws it."""
+"""The layering of the package: which folders ("rooms") may import which others; see docs/architecture.md."""
 
 import ast
 from collections.abc import Iterator
@@ -34,10 +34,10 @@ MAY_IMPORT = {
     "recipes": set(),
     "cli": set(),
 }
-"""Each room (a folder, or a command at the package's root) and the rooms below it. Nothing imports driver."""
+"""Each room (a folder, or a command at the package's root) and the rooms that it may import. None may import driver."""
 
 INSIDE_ENGINE = ["batches", "layers", "passes", "weights", "net", "iteration", "timing", "solver", "__main__"]
-"""Each may import those before it; glog, rng and precision are for all."""
+"""Each may import those before it; all may import glog, rng and precision."""
 
 
 def modules() -> list[Path]:
@@ -52,7 +52,7 @@ def name_of(path: Path) -> str:
 
 
 def imports_of(path: Path, deferred: bool = True) -> Iterator[str]:
-    """The package's modules that a file imports, without the package's name; ``deferred``: those in functions, too."""
+    """Yield the package's modules that a file imports; ``deferred`` includes imports inside functions."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree) if deferred else tree.body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "transfer_caffe":
@@ -71,15 +71,15 @@ def imports_of(path: Path, deferred: bool = True) -> Iterator[str]:
 def test_rooms_import_only_rooms_below_them(path):
     name = name_of(path)
     room = name.split(".")[0]
-    if not room:  # the package's face imports what it offers when it is asked for
+    if not room:  # the package's __init__ imports its public names on demand
         return
     assert room in MAY_IMPORT, f"{path}: a new room; give it a place in MAY_IMPORT here and in docs/architecture.md"
     for imported in imports_of(path):
         below = imported.split(".")[0]
         assert below in {room, "", *MAY_IMPORT[room]}, (
             f"transfer_caffe.{name} imports transfer_caffe.{imported}, but {room}/ may import only "
-            f"{', '.join(sorted(MAY_IMPORT[room])) or 'nothing of the package'}: move what it needs to a room below, "
-            "or what imports it to a room above (docs/architecture.md, The rooms)"
+            f"{', '.join(sorted(MAY_IMPORT[room])) or 'nothing of the package'}: move the imported code to a lower "
+            "room, or the importing code to a higher one (docs/architecture.md, The rooms)"
         )
 
 
@@ -92,7 +92,7 @@ def test_inside_the_engine_imports_run_downwards_too(path):
         parts = imported.split(".")
         if parts[0] == "engine" and len(parts) > 1 and parts[1] in INSIDE_ENGINE:
             assert INSIDE_ENGINE.index(parts[1]) <= INSIDE_ENGINE.index(place), (
-                f"transfer_caffe.{name_of(path)} imports {imported}, which stands above it: the order is "
+                f"transfer_caffe.{name_of(path)} imports {imported}, which is above it: the order is "
                 f"{' < '.join(INSIDE_ENGINE)}"
             )
 
@@ -108,4 +108,4 @@ def test_no_modules_import_each_other_in_a_circle():
         for leaf in leaves:
             del graph[leaf]
         graph = {name: to - set(leaves) for name, to in graph.items()}
-    assert not graph, f"these import each other, or what does so: {', '.join(sorted(graph))}"
+    assert not graph, f"import cycle in, or reachable from: {', '.join(sorted(graph))}"

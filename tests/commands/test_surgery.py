@@ -1,4 +1,4 @@
-"""Weight surgery: what is copied, to the byte, and what is refused."""
+"""Weight surgery: the layers are copied exactly, and invalid input is rejected."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def net_of(data: Path, treatment: str) -> NetParameter:
 
 @pytest.fixture(name="base")
 def _base(data: Path) -> Path:
-    """The weights of a trained baseA, with values that a copy by way of other types would not keep."""
+    """Write the weights of a trained baseA, with values that a conversion to another type would not preserve."""
     random = np.random.default_rng(0)
     base = NetParameter(name="random0-baseA-s0")
     base.layer.add(name="data", type="Data")
@@ -141,7 +141,7 @@ def test_blobs_with_four_dimensions_as_before_2015_fit_and_are_written_in_todays
     assert out.read_bytes() == today
     net.layer[1].blobs[0].width += 1
     write_binary(base, net)
-    with pytest.raises(UserError, match="layer conv1, blob 0: its shape is"):
+    with pytest.raises(UserError, match="layer conv1, blob 0: shape mismatch: its shape is"):
         take_over(base, net_of(data, "A6B"), Treatment.parse("A6B"), out)
 
 
@@ -149,9 +149,9 @@ def test_blobs_with_four_dimensions_as_before_2015_fit_and_are_written_in_todays
     ("edit", "message"),
     [
         ("drop layer", "layer conv2 is missing: .* it has weights for conv1, conv3, conv4"),
-        ("drop blob", "layer conv2: 1 blobs are there, 2 are needed"),
-        ("reshape", "layer conv2, blob 1: its shape is [0-9]+, the network needs [0-9]+$"),
-        ("drop value", "layer conv2, blob 1: [0-9]+ values are there, its shape [0-9]+ says otherwise"),
+        ("drop blob", "layer conv2: it has 1 blobs, 2 are needed"),
+        ("reshape", "layer conv2, blob 1: shape mismatch: its shape is [0-9]+, the network needs [0-9]+$"),
+        ("drop value", "layer conv2, blob 1: it has [0-9]+ values, which does not match shape [0-9]+"),
         ("nan", "layer conv2, blob 1: not all of its values are finite"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_by_file_network_layer_and_blob(
 
 def test_a_layer_missing_above_n_is_refused_as_well_for_the_file_was_cut_off(data: Path, base: Path) -> None:
     change(base, "drop layer", "fc8")
-    with pytest.raises(UserError, match="layer fc8 is missing: cut off"):
+    with pytest.raises(UserError, match="layer fc8 is missing: the file is truncated"):
         take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel")
 
 
@@ -205,7 +205,7 @@ def test_a_net_that_was_made_for_another_treatment_is_refused(data: Path, base: 
 
 @pytest.mark.parametrize("name", ["baseA", "R3"])
 def test_a_treatment_that_takes_nothing_over_needs_no_surgery(data: Path, base: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"treatment {name} takes no weights over"):
+    with pytest.raises(UserError, match=f"treatment {name} does not transfer weights"):
         take_over(base, net_of(data, "baseA"), Treatment.parse(name), data.parent / "init.caffemodel")
 
 
@@ -250,7 +250,7 @@ def test_a_missing_base_gives_one_line_that_names_it_and_exit_code_2(
 
 needs_pycaffe = pytest.mark.skipif(
     real_caffe.program() is None or real_caffe.pycaffe() is None,
-    reason="no real Caffe with pycaffe here (environment variable CAFFE, the PATH, or `make caffe`)",
+    reason="there is no real Caffe with pycaffe (environment variable CAFFE, PATH, or `make caffe`)",
 )
 
 
@@ -287,11 +287,11 @@ def test_with_pycaffe_the_file_is_the_same_to_the_byte(data: Path, base: Path, f
 @needs_pycaffe
 def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base: Path) -> None:
     net = net_of(data, "A3B")
-    with pytest.raises(UserError, match=r"pycaffe does not load it: Cannot copy param 0 .*shape mismatch") as caught:
+    with pytest.raises(UserError, match=r"pycaffe cannot load it: Cannot copy param 0 .*shape mismatch") as caught:
         blobs_by_pycaffe(base, net, (3, 64, 64), ["conv1", "fc6"])
     assert "\n" not in str(caught.value)
     change(base, "drop layer")
-    with pytest.raises(UserError, match="pycaffe does not load it: layer conv2 was not copied"):
+    with pytest.raises(UserError, match="pycaffe cannot load it: layer conv2 was not copied"):
         blobs_by_pycaffe(base, net, (3, 28, 28), ["conv1", "conv2"])
 
 

@@ -1,8 +1,9 @@
-"""Small nets whose layers meet in ways that one layer alone does not show: what the conformance suite runs.
+"""Small nets for the conformance suite that test interactions between layers.
 
     GRAPH_CASES["blob used three times"]      a Case of transfer_caffe.compare
 
-In place, blobs used more than once, losses on inner blobs, shared weights, frozen layers, propagate_down.
+They test in-place layers, blobs used more than once, losses on inner blobs, shared weights, frozen layers and
+propagate_down.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ GRAPH_CASES: dict[str, Case] = {}
 
 
 def layer(name: str, kind: str, bottoms: str, tops: str, settings: str = "") -> str:
-    """One layer; bottoms and tops are names apart by spaces."""
+    """Return the prototxt of one layer; ``bottoms`` and ``tops`` are names separated by spaces."""
     blobs = [f'bottom: "{blob}"' for blob in bottoms.split()] + [f'top: "{blob}"' for blob in tops.split()]
     return f'layer {{ name: "{name}" type: "{kind}" {" ".join(blobs)} {settings} }}'
 
 
 def conv(name: str, bottom: str, settings: str = "") -> str:
-    """A 3x3 convolution that keeps the size and has 3 outputs, on a blob of its name."""
+    """Return a 3x3 convolution that keeps the size and has 3 outputs; its top has its name."""
     return layer(
         name,
         "Convolution",
@@ -39,14 +40,14 @@ def conv(name: str, bottom: str, settings: str = "") -> str:
 
 
 def fc(bottom: str, name: str = "fc", settings: str = "", outputs: int = 4) -> str:
-    """An InnerProduct on a blob of its name."""
+    """Return an InnerProduct layer; its top has its name."""
     return layer(
         name, "InnerProduct", bottom, name, f"inner_product_param {{ num_output: {outputs} {FILLERS} }} {settings}"
     )
 
 
 def add(name: str, *layers: str, phase: str = "TRAIN", force: bool = False) -> None:
-    """Add a net to the table; its input blobs are `data` and `label` as a rule."""
+    """Add a net to the table; its input blobs are usually `data` and `label`."""
     seed = len(GRAPH_CASES)
     text = "\n".join([f'name: "graph" force_backward: {"true" if force else "false"}', *layers])
     values = {}
@@ -79,7 +80,7 @@ IN_PLACE = {
     "Reshape": "reshape_param { shape { dim: 0 dim: -1 } }",
 }
 for _name, _settings in IN_PLACE.items():
-    # Flatten and Reshape cannot work in place in Caffe: that both refuse them is what the case says
+    # Flatten and Reshape cannot work in place in Caffe: the case tests that both engines reject them
     _kind = _name.split()[0]
     _phase = "TEST" if _kind == "Dropout" else "TRAIN"
     add(f"in place: {_name}", DATA, LABEL, conv("c", "data"), layer("l", _kind, "c", "c", _settings), fc("c"), LOSS,
@@ -159,7 +160,7 @@ add("dropout of nothing", DATA, LABEL, conv("c", "data"),
     layer("drop", "Dropout", "c", "c", "dropout_param { dropout_ratio: 0 }"), fc("c"), LOSS)  # fmt: skip
 
 REFUSED_BY_CAFFE = ("in place: AbsVal", "in place: Flatten", "in place: Reshape", "a loss with its softmax")
-"""Nets that real Caffe refuses: what the engine makes of them is its own affair."""
+"""Nets that real Caffe rejects; the engine may accept or reject them."""
 
 GARBAGE_IN_CAFFE = ("in place: Power", "in place: Power scale only", "in place: Log")
-"""Nets whose gradients real Caffe gets wrong, in place: it overwrites what comes from above before it reads it."""
+"""Nets whose in-place gradients are wrong in real Caffe: it overwrites the gradient from above before reading it."""

@@ -1,4 +1,4 @@
-"""Every layer type of the engine in many settings, each a net of one layer: what the conformance suite runs.
+"""Nets for the conformance suite with one layer each: every layer type of the engine with many settings.
 
     LAYER_CASES["Pooling"]      a list of LayerCase
 
@@ -16,15 +16,15 @@ from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 Shape = tuple[int, ...]
 Kind = str | int
-"""What values a bottom has: normal, relu (negative ones 0), unit (between 0 and 1), zeros (some values 0), huge, or
-whole numbers below a number."""
+"""The values of a bottom: normal, relu (negative values are 0), unit (between 0 and 1), zeros (some values are 0),
+huge, or, given a number, integers from 0 up to that number."""
 
 FILLERS = 'weight_filler { type: "gaussian" std: 0.5 } bias_filler { type: "gaussian" std: 0.5 }'
 
 
 @dataclass(frozen=True)
 class LayerCase:
-    """One layer: the text of its prototxt without names, its bottoms' shapes, what values they hold (see `Kind`)."""
+    """One layer: its prototxt without names, and its bottoms' shapes and kinds of values (see `Kind`)."""
 
     text: str
     shapes: tuple[Shape, ...]
@@ -34,7 +34,7 @@ class LayerCase:
 
     @property
     def type(self) -> str:
-        """Caffe's name of the layer type."""
+        """The layer type's name in Caffe."""
         return self.text.split('"')[1]
 
     @property
@@ -44,21 +44,21 @@ class LayerCase:
 
     @property
     def name(self) -> str:
-        """The case in words."""
+        """A readable description of the case."""
         return f"{self.text} {' '.join(str(list(shape)) for shape in self.shapes)} {self.kinds or ''}".strip()
 
     @property
     def forward_only(self) -> bool:
-        """Whether Caffe has no gradient for the layer, or none for a bottom that holds numbers of things."""
+        """Whether Caffe has no gradient for the layer, or none for a bottom that holds labels or indices."""
         return self.type in ("Accuracy", "ArgMax", "Threshold", "Embed", "Filter", "BatchReindex") or (
             self.type == "InfogainLoss" and len(self.shapes) > 2
         )
 
     @property
     def prototxt(self) -> str:
-        """The net: an Input layer a bottom, then the layer.
+        """The net: one Input layer per bottom, then the layer.
 
-        Where Caffe has no gradient for a bottom, none is forced; those that learn then still have theirs.
+        If Caffe has no gradient for a bottom, force_backward is not set; learnable blobs still have gradients then.
         """
         lines = ['name: "case"', f"force_backward: {'false' if self.forward_only else 'true'}"]
         for index, shape in enumerate(self.shapes):
@@ -71,7 +71,7 @@ class LayerCase:
         return "\n".join([*lines, f'layer {{ name: "l" {self.text} {bottoms} {tops} }}', *self._loss_of_blobs()])
 
     def _loss_of_blobs(self) -> list[str]:
-        """For a layer with weights whose bottoms have no gradients: a loss, so that the weights have theirs."""
+        """Return a loss for a layer with weights whose bottoms have no gradients, so that the weights get some."""
         if self.type not in ("Embed",):
             return []
         return ['layer { name: "r" type: "Reduction" bottom: "t0" top: "r" loss_weight: 1',
@@ -79,11 +79,11 @@ class LayerCase:
 
     @property
     def net(self) -> NetParameter:
-        """The message."""
+        """The net as a message."""
         return parse_text(self.prototxt, NetParameter(), self.name)
 
     def bottoms(self, seed: int) -> dict[str, np.ndarray]:
-        """Values of all bottoms by name, float32."""
+        """Return the values of all bottoms by name, float32."""
         draw = np.random.RandomState(seed)
         return {
             f"b{index}": values(self.kinds.get(index, "normal"), shape, draw) for index, shape in enumerate(self.shapes)
@@ -91,7 +91,7 @@ class LayerCase:
 
 
 def values(kind: Kind, shape: Shape, draw: np.random.RandomState) -> np.ndarray:
-    """Values of a kind."""
+    """Sample values of a kind."""
     if isinstance(kind, int):
         return np.asarray(draw.randint(0, kind, shape), np.float32)
     normal = np.asarray(draw.standard_normal(shape), np.float32)
@@ -114,7 +114,7 @@ def add(
 
 
 def add_all(kind: str, param: str, settings: list[str], *shapes: Shape, **more: object) -> None:
-    """Add one case for each settings of the layer's own ``param``."""
+    """Add one case for each of ``settings``, the contents of the layer's ``param``."""
     for setting in settings:
         add(kind, f"{param} {{ {setting} }}" if setting else "", *shapes, **more)  # pyright: ignore[reportArgumentType]
 

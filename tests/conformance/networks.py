@@ -1,11 +1,11 @@
-"""Networks in the style of the well-known ones, each with data and a solver, to be trained by two engines.
+"""Networks in the style of well-known ones, each with data and a solver, to be trained in both engines.
 
     write_data("lenet", folder, seed=1)
     (folder / "net.prototxt").write_text(net_text("lenet"))
     (folder / "solver.prototxt").write_text(solver_text("lenet", max_iter=100))
 
-Nothing in them is random, and they train without chaos: two engines that start with the same weights must report
-the same losses for a hundred iterations. The nets are the files of the folder networks/.
+They have no random layers and train stably: two engines that start with the same weights must report the same losses
+for a hundred iterations. The prototxts are in the folder networks/.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import numpy as np
 FOLDER = Path(__file__).resolve().parent / "networks"
 
 ROWS = 24
-"""Rows of each data set. Some batch sizes do not divide it: their batches go on at the first row."""
+"""Number of rows of each dataset. Some batch sizes do not divide it; their batches wrap around to the first row."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One HDF5 dataset: the ``shape`` of a row, and what it holds.
+    """One HDF5 dataset: the ``shape`` of a row, and its kind of values.
 
-    ``kind`` is "normal", "binary" (zeros and ones), or a number: whole numbers below it.
+    ``kind`` is "normal", "binary" (zeros and ones), or a number n, for integers from 0 to n - 1.
     """
 
     shape: tuple[int, ...]
     kind: str | int
 
     def values(self, draw: np.random.RandomState) -> np.ndarray:
-        """`ROWS` rows, float32."""
+        """Sample `ROWS` rows, float32."""
         shape = (ROWS, *self.shape)
         if self.kind == "normal":
             return draw.standard_normal(shape).astype(np.float32)
@@ -43,15 +43,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Network:
-    """What a net needs to be trained: its datasets by the names of the tops, and a rate at which it is not chaotic."""
+    """What a net needs for training: its datasets by top name, and a learning rate at which training is stable."""
 
     datasets: Mapping[str, Dataset]
     base_lr: float
     weight_decay: float = 0.0005
     random_seed: int = 1
-    """Of the solver. From alexnet's first ones real Caffe itself, its weights moved by one unit of the last place, goes
-    other ways in one of eight draws or more (seed 1: 0.3% after 16 iterations). Caffenet's is the first from which it
-    comes to its own 100th loss in 24 draws that move the weights by four units (seed 1: once 12% off in 12 draws)."""
+    """The solver's random_seed. With alexnet's first seeds, real Caffe itself diverges from its own losses in one of
+    eight or more samples when its initial weights are changed by one unit in the last place (seed 1: 0.3% after 16
+    iterations). Caffenet's seed is the first from which real Caffe reproduces its own 100th loss in 24 samples in which
+    the weights are changed by four units (seed 1: once 12% off in 12 samples)."""
 
 
 def _images(*shape: int, classes: int) -> dict[str, Dataset]:
@@ -73,12 +74,12 @@ NETWORKS: Mapping[str, Network] = {
 
 
 def net_text(name: str) -> str:
-    """The net, whose HDF5Data layer reads train.txt in the folder in which the engine runs."""
+    """Return the net's prototxt; its HDF5Data layer reads train.txt in the folder in which the engine runs."""
     return (FOLDER / f"{name}.prototxt").read_text()
 
 
 def solver_text(name: str, max_iter: int, *, snapshot_after_train: bool = False) -> str:
-    """A solver of net.prototxt that displays each iteration. Its snapshot, if any, is snap/net_iter_N.caffemodel."""
+    """Return a solver for net.prototxt that displays every iteration; its snapshot is snap/net_iter_N.caffemodel."""
     network = NETWORKS[name]
     return f"""net: "net.prototxt"
 base_lr: {network.base_lr} lr_policy: "fixed" momentum: 0.9 weight_decay: {network.weight_decay}
@@ -88,7 +89,7 @@ snapshot: 0 snapshot_after_train: {"true" if snapshot_after_train else "false"} 
 
 
 def write_data(name: str, folder: Path, seed: int) -> None:
-    """Write train.h5 and train.txt, which names it relative to ``folder``: the engine must run there."""
+    """Write train.h5, and train.txt, which lists it relative to ``folder``, where the engine must run."""
     draw = np.random.RandomState(seed)
     with h5py.File(folder / "train.h5", "w") as file:
         for dataset, content in NETWORKS[name].datasets.items():

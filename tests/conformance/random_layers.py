@@ -1,8 +1,8 @@
-"""Layers with random settings on random shapes: some that Caffe takes, some that it refuses.
+"""Layers with random settings and random shapes, some of which Caffe accepts and some of which it rejects.
 
     for case in random_cases(seed=1, count=300): ...
 
-Made to find settings that nobody thought of. See layer_cases.py for what a case is.
+They find combinations of settings that the manually written cases miss. See layer_cases.py for what a case is.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from conformance.layer_cases import FILLERS, Kind, LayerCase, Shape
 
 
 class _Maker:
-    """Draws cases; one method a layer type."""
+    """Samples cases; there is one method per layer type."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.int, self.one_of = self.random.randint, self.random.choice
 
     def shape(self, axes: int | None = None, least: int = 1, most: int = 7) -> Shape:
-        """A shape, of 4 axes mostly."""
+        """Sample a shape, usually with 4 axes."""
         return tuple(self.int(least, most) for _ in range(axes or self.one_of([2, 3, 4, 4, 4])))
 
     def some(self, *settings: str) -> str:
-        """About half of the settings."""
+        """Sample about half of the settings."""
         return " ".join(setting for setting in settings if self.random.random() < 0.5)
 
     def axis(self, shape: Shape) -> int:
-        """An axis, counted from either end; now and then one too many."""
+        """Sample an axis, counted from either end; sometimes it is out of range."""
         return self.int(-len(shape), len(shape) - (self.random.random() < 0.95))
 
     def axis_within(self, shape: Shape) -> int:
-        """An axis that exists, counted from the front."""
+        """Sample an axis that exists, counted from the front."""
         return self.int(0, len(shape) - 1)
 
     def convolution(self, kind: str = "Convolution") -> LayerCase:
@@ -132,7 +132,7 @@ class _Maker:
         return LayerCase(f'type: "Softmax" softmax_param {{ axis: {self.axis(shape)} }}', (shape,))
 
     def _labelled(self) -> tuple[Shape, Shape, int, int]:
-        """Scores' and labels' shapes, the axis of the classes and their number."""
+        """Sample the shapes of scores and labels; return them, the class axis and the number of classes."""
         shape = self.shape(self.one_of([2, 3, 4]))
         axis = self.axis_within(shape)
         labels = shape[:axis] + shape[axis + 1 :]
@@ -184,7 +184,7 @@ class _Maker:
         settings = (
             f"operation: {operation} {coeff if operation != 'PROD' else ''} {self.some('stable_prod_grad: false')}"
         )
-        # a product's other gradient divides by the values
+        # the gradient of PROD may divide by the values, so they must not be 0
         kinds: dict[int, Kind] = {i: self.one_of(["normal", 3]) for i in range(count) if operation != "PROD"}
         return LayerCase(f'type: "Eltwise" eltwise_param {{ {settings} }}', (self.shape(),) * count, kinds)
 
@@ -193,7 +193,7 @@ class _Maker:
         return LayerCase(f'type: "MVN" mvn_param {{ {more} }}', (self.shape(),))
 
     def batch_norm(self) -> LayerCase:
-        # of two values a channel the gradient is zero but for eps and rounding
+        # with two values per channel the gradient is zero except for eps and rounding
         more = self.some("use_global_stats: true", "eps: 0.01", "moving_average_fraction: 0.9")
         return LayerCase(
             f'type: "BatchNorm" batch_norm_param {{ {more} }}', (self.shape(self.one_of([2, 3, 4]), 3, 5),)
@@ -231,7 +231,7 @@ class _Maker:
 
 
 def random_cases(seed: int, count: int) -> Iterator[LayerCase]:
-    """``count`` cases, the same for the same seed."""
+    """Return ``count`` cases, which are the same for the same seed."""
     maker = _Maker(seed)
     helpers = ("shape", "some", "axis", "axis_within")
     methods: list[Callable[[], LayerCase]] = [

@@ -1,4 +1,4 @@
-"""Weights for a net from a seed, the same on every machine: drawn by numpy's RandomState, not by an engine."""
+"""Weights for a net from a seed, identical on all machines: sampled with NumPy's RandomState, not by an engine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NETWORKS_FILE = Path(__file__).resolve().parent.parent / "golden" / "networks.js
 
 
 def recorded(name: str) -> dict:
-    """What real Caffe said of a network: the seed of its weights and how steady it is from them, losses, norms."""
+    """Return real Caffe's recorded results for a network: the seed of its weights, its spread, losses and norms."""
     return json.loads(NETWORKS_FILE.read_text())[name]
 
 
 def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
-    """`param/LAYER/INDEX` of all blobs of a net, whose data lies in the current folder.
+    """Return `param/LAYER/INDEX` for all blobs of a net, whose data must be in the current folder.
 
-    Weights are scaled by their number of inputs, biases are small, scales near 1, statistics those of no batch.
+    Weights are scaled by their number of inputs, biases are small, scales are near 1, and batch statistics are empty.
     """
     draw, values = np.random.RandomState(seed), {}
     net = build(param, "TRAIN")
@@ -47,7 +47,7 @@ def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
 
 
 def nudged(values: dict[str, np.ndarray], seed: int, units: int = 1) -> dict[str, np.ndarray]:
-    """The weights, each moved up or down by ``units`` of its last place: what rounding alone may do."""
+    """Return the weights, each changed by ``units`` units in the last place, up or down, to imitate rounding errors."""
     draw, moved = np.random.RandomState(seed), {}
     for key, array in values.items():
         toward = np.where(draw.random_sample(array.shape) < 0.5, np.inf, -np.inf).astype(np.float32)
@@ -58,7 +58,7 @@ def nudged(values: dict[str, np.ndarray], seed: int, units: int = 1) -> dict[str
 
 
 def write_weights(path: str | os.PathLike[str], values: dict[str, np.ndarray]) -> None:
-    """The weights as a .caffemodel."""
+    """Write the weights as a .caffemodel."""
     param = NetParameter()
     layers: dict[str, list[np.ndarray]] = {}
     for key, array in values.items():

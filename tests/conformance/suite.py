@@ -1,4 +1,4 @@
-"""The cases of the suite as `transfer_caffe.compare` takes them, and real Caffe's answers once for all tests."""
+"""The cases of the conformance suite for `transfer_caffe.compare`, and their results, computed once for all tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transfer_caffe.real_caffe import programs as real_caffe
 
 needs_real_caffe = pytest.mark.skipif(
     real_caffe.program() is None or real_caffe.pycaffe() is None,
-    reason="no real Caffe here: run `make caffe`; tests/test_golden.py holds the engine to its numbers anyway",
+    reason="there is no real Caffe (`make caffe`); tests/conformance/test_golden.py compares with recorded numbers",
 )
 
 
 def as_case(layer: LayerCase, seed: int) -> Case:
-    """A layer's case with the values of its bottoms, and those of its weights where fillers would give zeros."""
+    """Return a layer's case with values for its bottoms, and for weights that the fillers would set to zero."""
     draw = np.random.RandomState(seed)
     values = {f"blob/{name}": value for name, value in layer.bottoms(seed).items()}
     if layer.type == "BatchNorm":
@@ -33,7 +33,7 @@ def as_case(layer: LayerCase, seed: int) -> Case:
 
 
 def recorded_cases() -> list[tuple[str, Case]]:
-    """The cases whose answers tests/golden/layers.npz records, with their names, in this order."""
+    """Return the cases recorded in tests/golden/layers.npz, with their names, in the recorded order."""
     layers = [layer for cases in LAYER_CASES.values() for layer in cases]
     graphs = [name for name in GRAPH_CASES if name not in REFUSED_BY_CAFFE + GARBAGE_IN_CAFFE]
     return [(layer.name, as_case(layer, seed)) for seed, layer in enumerate(layers)] + [
@@ -42,12 +42,12 @@ def recorded_cases() -> list[tuple[str, Case]]:
 
 
 def outcomes(layers: Iterable[LayerCase]) -> list[tuple[LayerCase, Outcome]]:
-    """What both engines make of layers; the seed of each is its place."""
+    """Run layers in both engines and return the outcomes; the seed of each layer is its index."""
     layers = list(layers)
     return list(zip(layers, compare([as_case(layer, seed) for seed, layer in enumerate(layers)]), strict=True))
 
 
 def report(layer: LayerCase, outcome: Outcome, tolerance: float) -> str:
-    """The rows that differ, for a failed test's message."""
+    """Return the rows that differ, for a failed test's message."""
     rows = [f"{row.what} {row.name} {row.difference:.1e}" for row in outcome.rows if not row.difference <= tolerance]
     return f"{layer.name}: {'; '.join(rows)} ours: {outcome.ours} real: {outcome.real}"

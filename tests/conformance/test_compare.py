@@ -1,4 +1,4 @@
-"""The command `python -m transfer_caffe.compare`: what it says and its exit codes, beside real Caffe."""
+"""The command `python -m transfer_caffe.compare`: its output and exit codes, with real Caffe."""
 
 import pytest
 from conformance.suite import needs_real_caffe
@@ -16,7 +16,7 @@ DROPOUT = 'layer { name: "d" type: "Dropout" bottom: "x" top: "d" }'
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Run the command on a net of these layers; gives the exit code, and what it wrote."""
+    """A function that runs the command on a net with the given layers and returns the exit code and the output."""
 
     def run(*layers, more=()):
         path = tmp_path / "net.prototxt"

@@ -1,4 +1,4 @@
-"""Caffe's own tools on the same files: records of convert_imageset, means of compute_image_mean, splits for caffe."""
+"""Comparison with Caffe's tools on the same files: convert_imageset, compute_image_mean, and caffe on split LMDBs."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from transfer_caffe.real_caffe import programs as real_caffe
 from transfer_caffe.tools import build_lmdb, compute_mean, split_lmdb
 
 CONVERT, MEAN = (real_caffe.program(tool) for tool in ("convert_imageset", "compute_image_mean"))
-pytestmark = pytest.mark.skipif(CONVERT is None or MEAN is None, reason="no real Caffe here: run `make caffe`")
+pytestmark = pytest.mark.skipif(CONVERT is None or MEAN is None, reason="there is no real Caffe (`make caffe`)")
 
 
 def caffe(tool, *argv):
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         flags = [cv2.IMWRITE_JPEG_QUALITY, int(draw.integers(30, 100)), cv2.IMWRITE_JPEG_PROGRESSIVE, number % 2]
         name = f"{number}.{'png' if number % 7 == 6 else 'jpg'}"
         content = cv2.imencode(Path(name).suffix, photo, flags if name.endswith("jpg") else [])[1].tobytes()
-        if number == 1:  # an orientation of 6: turned by a quarter
+        if number == 1:  # EXIF orientation 6: rotated by 90 degrees
             exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
             content = content[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + content[2:]
         (folder / "img" / name).write_bytes(content)
@@ -97,7 +97,7 @@ def test_damaged_images_are_stored_or_left_out_as_by_convert_imageset(tmp_path, 
     said = capsys.readouterr().err
     assert said.count("stored as far as it could be decoded") == 2 + ("img/4.jpg" in said and "out: img/4" not in said)
     assert said.count("left out: ") == 40 - len(records("ours"))
-    # convert_imageset counts on where it leaves an image out, and does not say so
+    # convert_imageset also skips the image, silently, and continues counting
     assert [record for _, record in records("ours")] == [record for _, record in records("theirs")]
 
 
@@ -141,5 +141,5 @@ def test_caffe_reads_a_copy_as_the_engine_reads_the_view(tmp_path):
 
 
 def _no_weights():
-    Path("none.caffemodel").write_bytes(b"\x0a\x01x")  # a NetParameter with a name alone
+    Path("none.caffemodel").write_bytes(b"\x0a\x01x")  # a NetParameter with only a name
     return "none.caffemodel"

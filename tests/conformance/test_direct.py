@@ -1,4 +1,4 @@
-"""Iterations without autograd give the losses, outputs and gradients of those with it, however they are divided."""
+"""Iterations without autograd compute the same losses, outputs and gradients as with it, for any number of shards."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from transfer_caffe.sweep.measure import synthetic
 from transfer_caffe.utils.errors import UserError
 
 ROUNDING = 1e-5
-"""Of a gradient's largest value: sums of some thousand terms in another order, at 2^-24 each, seldom reach 1e-6."""
+"""Tolerance relative to a gradient's largest value: reordered sums of a thousand terms rarely differ by 1e-6."""
 
 CHAIN = """
 layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param {
@@ -67,7 +67,7 @@ def require_equal(ours, theirs, tolerance=ROUNDING):
     assert outputs.keys() == their_outputs.keys()
     for name, value in outputs.items():
         torch.testing.assert_close(value, their_outputs[name], rtol=tolerance, atol=tolerance)
-    # of a bias before BatchNorm nothing but the rounding of terms that cancel is left
+    # the gradient of a bias before BatchNorm is only the rounding error of terms that cancel
     largest = max((float(each.abs().max()) for each in their_gradients if each is not None), default=0.0)
     for one, two in zip(gradients, their_gradients, strict=True):
         assert (one is None) == (two is None)
@@ -106,7 +106,7 @@ def test_networks_give_what_autograd_gives(name, tmp_path, monkeypatch):
                     blob.data.copy_(torch.from_numpy(weights[f"param/{layer.name}/{index}"]))
         run = Direct(net) if direct else lambda batch, net=net: forward_backward(net, batch)
         found.append(results(net, lambda run=run: run(3)))
-    # units at the kink of a ReLU may fall to its other side by rounding: 1e-4, as beside real Caffe
+    # rounding may move units to the other side of a ReLU's kink: 1e-4, as in the comparison with real Caffe
     require_equal(*found, tolerance=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_the_results_do_not_depend_on_how_many_processes_compute_the_shards():
         direct = Direct(net, 4, workers)
         for batch in (0, 1, 5):
             loss, outputs, gradients = results(net, lambda direct=direct, batch=batch: direct(batch))
-            with torch.no_grad():  # what a solver does; the others must see it
+            with torch.no_grad():  # as a solver does; the other processes must see the change
                 for blob, gradient in zip(net.learnable, gradients, strict=True):
                     assert gradient is not None
                     blob.data.sub_(gradient)
@@ -164,7 +164,7 @@ def test_nets_whose_images_depend_on_each_other_are_not_split(more, splits):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_goes_wrong_in_a_shard_is_said(workers):
     net = chain(label="9")
-    with pytest.raises(UserError, match=r"layer 'accuracy' .*the label 9 is outside of its classes, 0 to 4"):
+    with pytest.raises(UserError, match=r"layer 'accuracy' .*label 9 is out of range; the classes are 0 to 4"):
         Direct(net, 2, workers)(0)
 
 
@@ -209,7 +209,7 @@ def test_a_net_of_moderate_size_has_the_same_shards_on_any_machine_that_can_shar
     monkeypatch.setattr(threads, "work", lambda net: 1e12)
     assert threads.shards_of(chain()) == threads.MOST_SHARDS
     monkeypatch.setattr(threads, "FLOP_A_WEIGHT", 1e12)
-    assert threads.shards_of(chain()) == 1  # as many weights as that are dear to sum
+    assert threads.shards_of(chain()) == 1  # summing the gradients of so many weights is too expensive
 
 
 def text_net(text):
@@ -249,7 +249,7 @@ def test_each_blob_has_a_gradient_of_its_own_that_an_update_may_change():
     Direct(net)(0)
     one, two = (blob.data.grad for blob in net.learnable)
     assert one is not None and two is not None
-    one.mul_(5)  # a solver works in place, and an expanded tensor could not be changed
+    one.mul_(5)  # a solver works in place, which is impossible with an expanded tensor
     assert torch.equal(two, torch.ones(4, 6))
 
 

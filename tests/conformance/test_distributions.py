@@ -1,7 +1,7 @@
-"""What is random (fillers, dropout, crops, flips, shuffles) has the same distribution in both engines.
+"""Random values (fillers, dropout, crops, flips, shuffles) have the same distribution in both engines.
 
-Real Caffe draws other numbers each time. All bounds are 5 standard deviations or as unlikely: a test that fails once in
-a hundred thousand runs for no reason.
+Real Caffe samples different numbers each time. All bounds are 5 standard deviations or equally unlikely, so that a test
+fails by chance once in a hundred thousand runs.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def net(text):
 
 
 def both(case):
-    """The tops of both engines' first batch, by name: ours, real Caffe's."""
+    """Return the tops of the first batch in both engines, by name: ours, real Caffe's."""
     outcome = compare([case])[0]
     assert outcome.ours is None and outcome.real is None
     with contextlib.chdir(case.folder):
@@ -51,22 +51,22 @@ def both(case):
 
 
 def same_distribution(one, other):
-    """Whether the distribution functions of two samples of one size are no further apart than chance (KS test)."""
+    """Return whether two samples of the same size may have the same distribution (Kolmogorov-Smirnov test)."""
     grid = np.sort(np.concatenate([one, other]))
     functions = [np.searchsorted(np.sort(sample), grid, side="right") / sample.size for sample in (one, other)]
-    # by chance 2.4 is met once in a hundred thousand; more, since the values of an item need not be independent
+    # 2.4 is exceeded by chance once in a hundred thousand; the bound is larger, since values need not be independent
     return np.abs(functions[0] - functions[1]).max() < 3 * math.sqrt(2 / one.size)
 
 
 def same_share(ours, real, size):
-    """Whether two shares of ``size`` things differ by chance only."""
+    """Return whether two proportions of samples of ``size`` may differ by chance only."""
     middle = (ours + real) / 2
     return abs(ours - real) <= 5 * math.sqrt(2 * middle * (1 - middle) / size) + 1e-9
 
 
 @pytest.fixture(scope="module")
 def filled():
-    """Each filler's values: ours, real Caffe's. Layers that make blobs from fillers fill them as weights are filled."""
+    """Values of each filler: ours, real Caffe's. DummyData layers use the same fillers as weights."""
     tops = " ".join(f'top: "f{index}"' for index in range(len(FILLERS)))
     shapes = " ".join(f"shape {{ {' '.join(f'dim: {size}' for size in shape)} }}" for _, shape in FILLERS.values())
     fillers = " ".join(f"data_filler {{ {text} }}" for text, _ in FILLERS.values())
@@ -85,7 +85,7 @@ def test_fillers_without_chance_give_the_same_values(name, filled):
 def test_fillers_have_the_same_distribution(name, filled):
     ours, real = (values.ravel().astype(np.float64) for values in filled[name])
     assert same_share(np.mean(ours == 0), np.mean(real == 0), ours.size)
-    ours, real = ours[ours != 0][:2000], real[real != 0][:2000]  # of the sparse one those that are kept
+    ours, real = ours[ours != 0][:2000], real[real != 0][:2000]  # of a sparse filler, only the nonzero values
     size = min(ours.size, real.size)
     assert size > 500
     assert same_distribution(ours[:size], real[:size])
@@ -95,7 +95,7 @@ def test_fillers_have_the_same_distribution(name, filled):
 def test_fillers_have_the_same_moments_and_range(name, filled):
     ours, real = (values.reshape(len(values), -1).astype(np.float64) for values in filled[name])
     assert abs(ours.mean() - real.mean()) < 5 * real.std() * math.sqrt(2 / real.size)
-    # item by item: within one of positive_unitball, whose sum is fixed, the values are not independent
+    # item by item: within an item of positive_unitball, whose sum is fixed, the values are not independent
     squares = [((values - values.mean()) ** 2).mean(1) for values in (ours, real)]
     apart = abs(squares[0].mean() - squares[1].mean())
     assert apart < 5 * math.sqrt(sum(each.var() / each.size for each in squares))
@@ -126,7 +126,7 @@ SIZE, CROP, BATCH = 7, 4, 2000
 
 @pytest.fixture(scope="module")
 def windows(tmp_path_factory):
-    """Row, column and flip of each window that was cut from one image of distinct pixels: ours, real Caffe's."""
+    """Row, column and flip of each window cut from one image with distinct pixels: ours, real Caffe's."""
     folder = tmp_path_factory.mktemp("windows")
     image = np.arange(SIZE * SIZE, dtype=np.uint8).reshape(1, SIZE, SIZE, 1).repeat(3, axis=3)
     write_lmdb(folder / "db", image, [0])
@@ -153,5 +153,5 @@ def test_all_windows_and_both_flips_occur_together_equally_often(windows):
     counts = [np.bincount((rows * 4 + columns) * 2 + flips, minlength=32) for rows, columns, flips in windows]
     for count in counts:
         expected = BATCH / 32
-        # chi squared of 31 degrees of freedom: 90 is met once in ten million
+        # chi-squared with 31 degrees of freedom: 90 is exceeded once in ten million
         assert ((count - expected) ** 2 / expected).sum() < 90

@@ -1,7 +1,7 @@
-"""Real Caffe and the embedded engine go on from each other's files: states, weights, means and databases.
+"""Real Caffe and the embedded engine resume from each other's files: states, weights, means and databases.
 
-40 images in batches of 8: after 20 iterations, and after each 5, the data starts over. There real Caffe, which reads
-from the beginning when it resumes, reads the same as an undisturbed run.
+There are 40 images in batches of 8, so the data starts over after every 5 iterations. At these iterations real Caffe,
+which starts reading from the beginning when it resumes, reads the same data as an uninterrupted run.
 """
 
 import re
@@ -17,7 +17,7 @@ from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverState
 from transfer_caffe.real_caffe import programs as real_caffe
 
 h5py = pytest.importorskip("h5py")
-pytestmark = pytest.mark.skipif(real_caffe.program() is None, reason="no real Caffe here: run `make caffe`")
+pytestmark = pytest.mark.skipif(real_caffe.program() is None, reason="there is no real Caffe (`make caffe`)")
 
 RUNS = {"ours": run_ours, "real": run_real}
 HDF5 = "snapshot_format: HDF5"
@@ -38,7 +38,7 @@ CASES = [
 
 
 def train_both(tmp_path, case, more, iterations):
-    """Both engines train a case in folders of their names; gives their losses."""
+    """Train a case with both engines, in folders with their names, and return their losses."""
     losses = {}
     for name, run in RUNS.items():
         solver_suite.prepare(tmp_path / name, case, more, iterations)
@@ -53,11 +53,11 @@ def test_each_goes_on_from_the_others_state(case, more, tmp_path):
     whole = train_both(tmp_path, case, more, 30)["real"]
     undisturbed = solver_suite.blobs(tmp_path / "real", 30, ending)
     for reader, writer in (("ours", "real"), ("real", "ours")):
-        # the state names its weights relative to where its run was started
+        # the state names its weights relative to the folder where its run was started
         log = RUNS[reader](tmp_path / writer, *TRAIN, "--snapshot", f"snap/tiny_iter_20.solverstate{ending}")
         losses = solver_suite.losses(log)
         assert len(losses) == 11
-        if "average" not in case and "adam_clip" not in case:  # a smoothed loss starts anew
+        if "average" not in case and "adam_clip" not in case:  # a smoothed loss starts again
             np.testing.assert_allclose(losses, whole[20:], rtol=3e-5)
         resumed = solver_suite.blobs(tmp_path / writer, 30, ending)
         assert solver_suite.difference(resumed, undisturbed, histories=False) < 2e-5

@@ -1,4 +1,4 @@
-"""The engine held to what real Caffe computed, on machines that have none: see tests/golden."""
+"""Compare the engine with recorded results of real Caffe, on machines without real Caffe; see tests/golden."""
 
 import contextlib
 import json
@@ -21,12 +21,12 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 CASES = recorded_cases()
-STALE = "tests/golden/layers.npz is not of these cases; make it again with tests/golden/make_golden.py"
+STALE = "tests/golden/layers.npz does not match these cases; rebuild it with tests/golden/make_golden.py"
 
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Real Caffe's arrays of each case, and what went in, in the order of the cases."""
+    """Real Caffe's arrays for each case, and the input values, in the order of the cases."""
     with np.load(GOLDEN / "layers.npz") as file:
         flat, index = file["values"], json.loads(file["index"].tobytes())
     assert [name for name, *_ in index] == [name for name, _ in CASES], STALE
@@ -56,12 +56,12 @@ def test_values_and_gradients_of_layers_are_real_caffes(part, recorded):
         keys = {key for key, array in reference.items() if not key.startswith("in/") and array.any()}
         compared += len(keys & {f"{row.what}/{row.name}" for row in rows})
         total += len(keys)
-    assert compared > 0.9 * total  # Caffe has names of its own for the parts of blobs that are used twice
+    assert compared > 0.9 * total  # Caffe adds split blobs, with names of its own, for blobs that are used twice
 
 
 NETS = json.loads((GOLDEN / "networks.json").read_text())
 LATE = ("lenet", "autoencoder", "sharing", "segmenter")
-"""Those quick enough to be trained for 100 iterations here; tests/conformance trains all."""
+"""Networks that are fast enough to train for 100 iterations here; test_networks.py trains all of them."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)

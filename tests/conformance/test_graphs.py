@@ -1,4 +1,4 @@
-"""Layers that meet (in place, used twice, shared, frozen, several losses) through both engines."""
+"""Interactions between layers (in place, used twice, shared, frozen, several losses) in both engines."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from transfer_caffe.compare import TOLERANCE, compare
 
 pytestmark = needs_real_caffe
 
-# no backward pass wrote these: HingeLoss computes in its bottom's diff on the way forward, and the diff of a loss
-# holds the loss's weight from the start
+# not written by a backward pass: HingeLoss uses its bottom's diff as scratch memory in the forward pass, and the diff
+# of a loss holds the loss weight from the start
 LEFT_OVER = (("a loss of weight 0", "diff/other"), ("nothing learns", "diff/loss"))
 
 
 @pytest.fixture(scope="module")
 def answers():
-    """All nets through both engines at once, by name."""
+    """The outcomes of all nets in both engines, by name, computed at once."""
     return dict(zip(GRAPH_CASES, compare(list(GRAPH_CASES.values())), strict=True))
 
 
@@ -36,7 +36,7 @@ def test_what_is_said_to_be_refused_by_real_caffe_is(name, answers):
 
 def test_power_in_place_has_the_same_gradient_in_real_caffe_whatever_comes_from_above(answers):
     diff = answers["in place: Power scale only"].reference["diff/c"]
-    assert np.all(diff == 4)  # the scale squared: hence known, and not followed
+    assert np.all(diff == 4)  # the squared scale: a known bug that the engine does not reproduce
 
 
 def test_no_gradient_is_missing_where_real_caffe_has_one(answers):
@@ -45,7 +45,7 @@ def test_no_gradient_is_missing_where_real_caffe_has_one(answers):
             continue
         ours = {f"{row.what}/{row.name}" for row in outcome.rows}
         for key, array in outcome.reference.items():
-            # Caffe splits blobs that are used more than once; the parts are in no prototxt
+            # Caffe inserts split blobs for blobs that are used more than once; they are not in the prototxt
             if key in ours or "_split_" in key or (name, key) in LEFT_OVER:
                 continue
             if key.startswith(("diff/", "grad/")):

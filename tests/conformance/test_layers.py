@@ -1,4 +1,4 @@
-"""Layer by layer through real Caffe and the embedded engine: values, gradients, weights after the forward pass."""
+"""Each layer in real Caffe and the embedded engine: values, gradients, and weights after the forward pass."""
 
 import re
 
@@ -9,7 +9,7 @@ from conformance.suite import needs_real_caffe, outcomes, report
 
 from transfer_caffe.compare import TOLERANCE
 from transfer_caffe.engine.layers import LAYERS
-from transfer_caffe.engine.layers.sources import Input  # noqa: F401 - the layers that read add themselves to LAYERS
+from transfer_caffe.engine.layers.sources import Input  # noqa: F401 - data layers add themselves to LAYERS
 
 pytestmark = needs_real_caffe
 
@@ -18,7 +18,7 @@ READING = {"Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData"} 
 
 @pytest.fixture(scope="module")
 def answers():
-    """All hand-made cases through both engines at once, by layer type."""
+    """The outcomes of all manually written cases in both engines, by layer type, computed at once."""
     by_type = {}
     for layer, outcome in outcomes(case for cases in LAYER_CASES.values() for case in cases):
         by_type.setdefault(layer.type, []).append((layer, outcome))
@@ -39,8 +39,8 @@ def test_values_and_gradients_are_real_caffes(kind, answers):
 
 
 def known_difference(layer):
-    """What differs by intention: docs/fidelity.md says why."""
-    # a window without a pixel (its gradient goes astray in Caffe), and 0 / 0 in the gradient of Power
+    """Return whether a layer differs intentionally; docs/fidelity.md says why."""
+    # a window without pixels (Caffe's gradient goes to a wrong place), and 0 / 0 in the gradient of Power
     unpadded = not re.search(r"pad(_h|_w)?: [1-9]", layer.text)
     return (layer.type == "Pooling" and "MAX" in layer.text and unpadded) or layer.type == "Power"
 
@@ -50,7 +50,7 @@ def test_random_settings_are_computed_alike_or_refused_by_both(seed):
     computed = 0
     for layer, outcome in outcomes(random_cases(1000 + seed, 250)):
         if outcome.real is not None:
-            continue  # where the engine takes more than Caffe does there is nothing to compare
+            continue  # if only the engine accepts the settings, there is nothing to compare
         computed += 1
         assert outcome.ours is None, report(layer, outcome, TOLERANCE)
         if outcome.worst() > TOLERANCE:

@@ -1,4 +1,4 @@
-"""Whole networks in real Caffe and the embedded engine, from the same weights: blobs, gradients, and the losses."""
+"""Complete networks in real Caffe and the embedded engine, from the same weights: blobs, gradients and losses."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from transfer_caffe.real_caffe import programs as real_caffe
 
 ITERATIONS = 100
 CLOSE, LATE = 1e-4, 1e-2
-"""Relative differences allowed in iterations 0-19, and at the end."""
+"""Accepted relative differences in iterations 0-19, and at the end."""
 
 CAFFE = real_caffe.program()
 
 
 def losses(folder: Path, program: list[str], weights: str | None = None) -> np.ndarray:
-    """The losses that ``program train`` logs for the solver of ``folder``, one an iteration."""
+    """Run ``program train`` with the solver in ``folder`` and return the logged losses, one per iteration."""
     argv = [*program, "train", "--solver=solver.prototxt", *([f"--weights={weights}"] if weights else [])]
     package = str(Path(real_caffe.__file__).resolve().parent.parent)
-    # one thread: sums in another order are enough to send a unit at 0 to the other side of a ReLU
+    # one thread: sums in a different order can move a unit near 0 to the other side of a ReLU
     env = {**os.environ, "GLOG_logtostderr": "1", "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -39,7 +39,7 @@ def losses(folder: Path, program: list[str], weights: str | None = None) -> np.n
     return np.array([found[iteration] for iteration in sorted(found)])
 
 
-@pytest.mark.skipif(CAFFE is None, reason="needs real Caffe: there is no program caffe")
+@pytest.mark.skipif(CAFFE is None, reason="there is no real Caffe (no program caffe)")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: Path) -> None:
     (tmp_path / "snap").mkdir()
@@ -53,7 +53,7 @@ def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: P
     theirs = losses(tmp_path, [str(CAFFE)], weights)
     ours = losses(tmp_path, [sys.executable, "-m", "transfer_caffe.engine"], weights)
 
-    assert len(theirs) == len(ours) == ITERATIONS + 1  # the last one is of the trained net
+    assert len(theirs) == len(ours) == ITERATIONS + 1  # the last loss is that of the trained net
     difference = np.abs(ours - theirs) / np.abs(theirs)
     assert difference[:20].max() < CLOSE, f"from iteration {np.argmax(difference[:20] >= CLOSE)}"
     assert difference[-1] < LATE
@@ -71,6 +71,6 @@ def test_all_blobs_and_gradients_of_the_first_iteration_are_real_caffes(
     [outcome] = compare([Case(param, "TRAIN", seeded_weights(param, recorded(name)["seed"]), folder=tmp_path)])
     assert outcome.ours is None and outcome.real is None
     assert not [row for row in outcome.rows if not row.difference <= TOLERANCE]
-    # nothing that learns was left out
+    # all learnable blobs were compared
     compared = {f"{row.what}/{row.name}" for row in outcome.rows}
     assert {key for key, array in outcome.reference.items() if key.startswith("grad/") and array.any()} <= compared

@@ -1,4 +1,4 @@
-"""Real Caffe's tools read sealed files, and what they write of them is read."""
+"""Real Caffe's tools can read sealed files, and the files that they write from them can be read."""
 
 import subprocess
 
@@ -13,7 +13,7 @@ NET = caffe_pb2.NetParameter(name="tiny")
 NET.layer.add(name="conv1", type="Convolution", blobs=[array_to_blob(np.arange(24).reshape(2, 3, 2, 2))])
 
 
-@pytest.mark.skipif(UPGRADE is None, reason="no real Caffe here")
+@pytest.mark.skipif(UPGRADE is None, reason="there is no real Caffe")
 def test_real_caffe_reads_a_sealed_file_and_what_it_writes_is_read(tmp_path):
     sealed, out = tmp_path / "w.caffemodel", tmp_path / "upgraded.caffemodel"
     write_binary(sealed, NET)

@@ -1,4 +1,4 @@
-"""Every solver beside real Caffe: losses of 100 iterations, scores, and weights and histories after 20."""
+"""Compare all solvers with real Caffe: losses of 100 iterations, scores, and weights and history after 20."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from transfer_caffe.real_caffe import programs as real_caffe
 
 pytestmark = pytest.mark.skipif(
     real_caffe.program() is None,
-    reason="no real Caffe here: run `make caffe`; tests/test_engine_solvers.py holds the engine to its numbers anyway",
+    reason="there is no real Caffe (`make caffe`); tests/engine/test_engine_solvers.py compares with recorded numbers",
 )
 
 
@@ -20,7 +20,7 @@ def test_losses_scores_weights_and_histories_are_real_caffes(case, tmp_path):
         solver_suite.prepare(tmp_path / name, case)
         logs.append(run(tmp_path / name, *FINETUNE))
     ours, real = (np.array(solver_suite.losses(log)) for log in logs)
-    # numbers are displayed with 6 digits: one unit of the last is up to 1e-5
+    # numbers are displayed with 6 digits: one unit in the last digit is up to 1e-5
     np.testing.assert_allclose(ours[:20], real[:20], rtol=1.01e-5)
     np.testing.assert_allclose(ours, real, rtol=1e-3)
     np.testing.assert_allclose(*(solver_suite.scores(log) for log in logs), rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The layers that read, beside real Caffe: the same batches of Data, ImageData, HDF5Data, MemoryData and the others."""
+"""Compare data layers with real Caffe: the same batches from Data, ImageData, HDF5Data, MemoryData and the others."""
 
 import cv2
 import h5py
@@ -17,7 +17,7 @@ pytestmark = needs_real_caffe
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Databases of raw, encoded and float records, images with a list, HDF5 files, a mean image."""
+    """A folder with databases of raw, encoded and float records, an image list, HDF5 files and a mean image."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.RandomState(1)
     images = draw.randint(0, 256, (7, 9, 8, 3)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""data_prep.archives and data_prep.devkit: archives that are damaged, hostile, or others than ImageNet's."""
+"""Tests of data_prep.archives and data_prep.devkit: damaged, hostile and wrong archives."""
 
 # ruff: noqa: F401, F811 - fixtures come from small_ilsvrc
 
@@ -91,7 +91,7 @@ def test_only_plain_files_of_the_expected_names_come_out_of_an_archive(tmp_path,
     assert shown in text
     assert not os.path.exists(f"/tmp/evil_{name}")
     assert not [path for path in out.rglob("*") if path.is_file() and b"evil" in path.read_bytes()]
-    # nothing of the archive that is wrong
+    # nothing from the wrong archive
     assert not (out / {"class": "train/n01440764", "val": "val", "train": "train"}[where]).exists() or (
         where == "train" and not list((out / "train").iterdir())
     )
@@ -146,7 +146,7 @@ def test_a_class_archive_that_ends_early_is_named(tmp_path, mini, out, capsys):
         (b"BZh9" + bytes(600), "compressed (bzip2)"),
         (b"PK\3\4" + bytes(600), "compressed (zip)"),
         (tar([]), "the archive is empty"),
-        (tar([("readme.txt", b"x")]), "holds 'readme.txt', where"),
+        (tar([("readme.txt", b"x")]), "contains 'readme.txt', but"),
     ],
 )
 @pytest.mark.parametrize("name", [TRAIN, VAL])
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_such_archive_is_one_line(tmp_path, mini, out, capsys,
 def test_swapped_archives_are_told(tmp_path, mini, out, capsys):
     folder = mini.write(tmp_path / "a")
     text = error_of(capsys, "--train", folder / VAL, "--val", folder / TRAIN, "--devkit", folder / KIT, "--out", out)
-    assert "holds 'ILSVRC2012_val_00000001.JPEG', where class archives nXXXXXXXX.tar were expected" in text
+    assert "contains 'ILSVRC2012_val_00000001.JPEG', but class archives nXXXXXXXX.tar were expected" in text
 
 
 def test_missing_archives_are_named_with_their_options(tmp_path, out, capsys):
@@ -176,13 +176,13 @@ def test_missing_archives_are_named_with_their_options(tmp_path, out, capsys):
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
-        ("2\n1\n3\n", "knows 3 images, and not ILSVRC2012_val_00000004.JPEG"),
-        ("2\n1\n3\n2\n1\n", "knows 5 images, but 4 are there"),
-        ("2\n1\n4\n2\n", "line 3: ID 4 is none of the 3 classes"),
-        ("2\n0\n3\n2\n", "line 2: ID 0 is none"),
-        ("2\n\n3\n2\n", "line 2: '' is no ILSVRC2012_ID"),
-        ("2\n1\nx\n2\n", "line 3: 'x' is no"),
-        ("", "line 1: '' is no"),
+        ("2\n1\n3\n", "lists 3 images, without ILSVRC2012_val_00000004.JPEG"),
+        ("2\n1\n3\n2\n1\n", "lists 5 images, but the folder has 4"),
+        ("2\n1\n4\n2\n", "line 3: ID 4 is not one of the 3 classes"),
+        ("2\n0\n3\n2\n", "line 2: ID 0 is not one"),
+        ("2\n\n3\n2\n", "line 2: '' is not an ILSVRC2012_ID"),
+        ("2\n1\nx\n2\n", "line 3: 'x' is not an"),
+        ("", "line 1: '' is not an"),
         ("²\n1\n3\n2\n", "line 1: "),
     ],
 )

@@ -1,4 +1,4 @@
-"""data_prep.folders: lists of any folder of class folders."""
+"""Tests of data_prep.folders: image lists from a tree of class folders."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def tree(root, *paths):
 
 @pytest.fixture
 def images(tmp_path):
-    """Three classes with 3, 4 and 5 images."""
+    """Make three classes with 3, 4 and 5 images."""
     return tree(
         tmp_path / "my images", *(f"{name}/{i}.png" for name, n in (("b", 3), ("a", 4), ("C", 5)) for i in range(n))
     )
@@ -106,7 +106,7 @@ def test_endings_count_in_any_case_and_other_files_are_counted_and_named(tmp_pat
     both = read_list(tmp_path / "out/train.txt") + read_list(tmp_path / "out/val.txt")
     assert sorted(path for path, _ in both) == sorted(f"c/{n}.{kind}" for n, kind in enumerate(kinds))
     text = capsys.readouterr().err
-    assert "4 files are no images" in text and "2 .txt" in text and "1 .gif" in text and "1 without ending" in text
+    assert "4 files are not images" in text and "2 .txt" in text and "1 .gif" in text and "1 without extension" in text
     assert "README" in text and "hidden" not in text
 
 
@@ -122,7 +122,9 @@ def test_folders_within_a_class_are_walked(tmp_path):
 
 def test_a_link_that_leads_back_is_an_error(tmp_path, images, capsys):
     (images / "a/up").symlink_to(images / "a")
-    assert "a/up: this link leads back" in error_of(capsys, images, tmp_path / "out", "--val-images-per-class", 1)
+    assert "a/up: this link points to a folder that contains it" in error_of(
+        capsys, images, tmp_path / "out", "--val-images-per-class", 1
+    )
 
 
 def test_a_class_without_images_is_named(tmp_path, images, capsys):
@@ -178,8 +180,8 @@ def test_groups_make_a_class_file_that_natman_reads(tmp_path, images):
         ("a,natural\n", "first line must be name,group"),
         ("", "first line must be name,group"),
         ("name,group\na,artificial\n", "line 2: unknown group 'artificial'"),
-        ("name,group\na,natural\nx,natural\n", "line 3: 'x' is no class"),
-        ("name,group\na,natural\na,natural\n", "line 3: 'a' is there twice"),
+        ("name,group\na,natural\nx,natural\n", "line 3: 'x' is not a class"),
+        ("name,group\na,natural\na,natural\n", "line 3: 'a' is listed twice"),
         ("name,group\na,natural\n", "no group for 'C' (2 of 3"),
         ("name,group\na\n", "line 2: 1 columns"),
     ],
@@ -196,7 +198,7 @@ def test_a_wrong_group_file_is_an_error_that_says_where(tmp_path, images, capsys
     [
         ([], "--val"),
         (["--val-images-per-class", "0"], "at least 1"),
-        (["--val-images-per-class", "1", "--seed", "-1"], "a seed is a number"),
+        (["--val-images-per-class", "1", "--seed", "-1"], "the seed must be a number"),
         (["--val", "none"], "none: no such folder"),
         (["--val", "my images"], "these are the training images"),
     ],
@@ -213,12 +215,12 @@ def test_an_output_that_exists_stays_as_it_is(tmp_path, images, capsys):
 
 
 def test_an_output_among_the_images_is_an_error(tmp_path, images, capsys):
-    assert "lies within" in error_of(capsys, images, images / "lists", "--val-images-per-class", 1)
+    assert "is inside" in error_of(capsys, images, images / "lists", "--val-images-per-class", 1)
 
 
 def test_a_folder_without_classes_is_an_error(tmp_path, capsys):
     tree(tmp_path / "flat", "1.png")
-    assert "no folders here" in error_of(capsys, tmp_path / "flat", tmp_path / "out", "--val-images-per-class", 1)
+    assert "no folders there" in error_of(capsys, tmp_path / "flat", tmp_path / "out", "--val-images-per-class", 1)
     assert "no such folder" in error_of(capsys, tmp_path / "none", tmp_path / "out", "--val-images-per-class", 1)
 
 

@@ -1,4 +1,4 @@
-"""data_prep.ilsvrc: ImageNet's archives, in miniature, and folders of images to lists; stopped, twice, in part."""
+"""Tests of data_prep.ilsvrc on small archives and folders: the lists, subsets, interrupted and repeated runs."""
 
 # ruff: noqa: F401, F811 - fixtures come from small_ilsvrc
 
@@ -42,7 +42,7 @@ from transfer_caffe.data_prep.ilsvrc import main
 from transfer_caffe.formats.image_list import read_list, write_list
 from transfer_caffe.utils.errors import UserError
 
-# --- what it makes
+# --- the output
 
 
 def test_lists_are_in_caffes_order_and_labels_in_that_of_the_wordnet_ids(run, out):
@@ -100,7 +100,7 @@ def test_training_images_that_are_missing_are_counted_and_their_classes_named(ru
     mini.meta = meta_mat(counts={"n02085620": 5})
     assert run() == 0
     text = capsys.readouterr().err
-    assert "6 training images are here, ImageNet has 1281167: n02085620 (2 of 5)" in text
+    assert "found 6 training images, ImageNet has 1281167: n02085620 (2 of 5)" in text
     assert "n01440764" not in text
 
 
@@ -110,22 +110,22 @@ def test_of_a_part_of_the_classes_labels_have_no_gaps_and_other_validation_image
     assert read_list(out / "val.txt") == [("ILSVRC2012_val_00000002.JPEG", 1), ("ILSVRC2012_val_00000003.JPEG", 0)]
     assert {label for _, label in read_list(out / "train.txt")} == {0, 1}
     assert [c.name for c in read_classes(out / "classes.csv")] == ["n02085620", "n02123045"]
-    [warning] = [line for line in capsys.readouterr().err.splitlines() if "classes are here" in line]
-    assert "2 classes are here, ImageNet has 1000" in warning
+    [warning] = [line for line in capsys.readouterr().err.splitlines() if "classes, ImageNet has" in line]
+    assert "found 2 classes, ImageNet has 1000" in warning
     assert "2 validation images of other classes are left out" in warning
 
 
 def test_classes_that_are_not_imagenets_have_no_groups_and_no_class_file(run, out, mini, capsys):
     mini.train["n99999999"] = [("n99999999_1.JPEG", jpeg())]
     assert run() == 0
-    assert "n99999999: none of ImageNet's 1000 classes" in capsys.readouterr().err
+    assert "n99999999: not in ImageNet's 1000 classes" in capsys.readouterr().err
     assert (out / "classes.txt").read_text() == "0 n01440764\n1 n02085620\n2 n02123045\n3 n99999999\n"
     assert not (out / "classes.csv").exists()
 
 
 def test_validation_images_of_absent_classes_alone_are_an_error(fails, mini):
     mini.train = {"n99999999": [("n99999999_1.JPEG", jpeg())]}
-    assert "no validation image is of one of the 1 classes" in fails()
+    assert "no validation image belongs to the 1 classes" in fails()
 
 
 # --- folders instead of archives
@@ -146,7 +146,7 @@ def test_unpacked_folders_are_linked_and_nothing_is_copied(tmp_path, out, mini, 
     assert all((out / "val" / name).is_file() for name, _ in val)
     assert everything(images) == before
     assert ("class folders" in capsys.readouterr().err) == sort_val
-    assert main(argv + kit) == 0  # and again; of sorted folders the kit says the same
+    assert main(argv + kit) == 0  # again: for class folders the kit gives the same classes
 
 
 def test_folders_in_the_output_itself_are_used_as_they_are(out, mini):
@@ -176,7 +176,7 @@ def test_caffes_own_list_takes_the_place_of_the_development_kit(tmp_path, run, o
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x.JPEG 0\n", "line 1: 'x.JPEG' is not named"),
+        ("x.JPEG 0\n", "line 1: 'x.JPEG' is not a name"),
         ("ILSVRC2012_val_00000001.JPEG 1000\n", "line 1: label 1000"),
         ("ILSVRC2012_val_00000001.JPEG 1\n" * 2, "line 2: .*twice"),
     ],
@@ -225,7 +225,7 @@ def moved_into_class(images, wnid, move):
         (lambda images: emptied(images / "train"), "no class folders"),
         (val_for_train, "no class folders"),
         (lambda images: emptied(images / "val"), "no validation images"),
-        (lambda images: moved_into_class(images, "n01440764", shutil.copy), "have one name"),
+        (lambda images: moved_into_class(images, "n01440764", shutil.copy), "have the same name"),
         (lambda images: moved_into_class(images, "n02123045", os.rename), "the class of this image is n01440764"),
         (lambda images: os.remove(images / "ILSVRC2012_devkit_t12/data/meta.mat"), "no data/meta.mat and"),
     ],
@@ -249,7 +249,7 @@ def test_a_folder_of_class_archives_is_told_from_one_of_images(tmp_path, out, mi
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars/n01440764.tar").write_bytes(tar([]))
     images = mini.unpack(tmp_path / "i", sort_val=True)
-    assert "holds class archives" in error_of(
+    assert "contains class archives" in error_of(
         capsys, "--train", tmp_path / "tars", "--val", images / "val", "--out", out
     )
 
@@ -271,7 +271,7 @@ def test_other_images_than_those_in_the_output_are_refused(tmp_path, run, out, m
     assert not (out / "train").is_symlink()
 
 
-# --- twice, stopped, killed, two at once
+# --- repeated, interrupted, killed and concurrent runs
 
 
 def test_a_second_run_changes_nothing_and_looks_at_nothing(run, out, monkeypatch, capsys):
@@ -296,7 +296,7 @@ def test_lists_that_are_others_are_the_users_and_stay(run, out, fails):
 @pytest.mark.parametrize("stop_after", range(1, 6))
 def test_stopped_anywhere_it_goes_on_with_the_classes_that_are_missing(run, out, mini, monkeypatch, stop_after):
     calls = iter(range(100))
-    mini.train["n01440764"][0] = (NAMES["n01440764"][0], b"")  # an oddity of a class that a stopped run unpacked
+    mini.train["n01440764"][0] = (NAMES["n01440764"][0], b"")  # an oddity in a class that an interrupted run unpacked
 
     def interrupted(data, look_at=ilsvrc_images.look_at):
         if next(calls) == 4 + stop_after:  # after the validation images
@@ -335,7 +335,7 @@ def test_two_at_once_wait_for_each_other_with_one_line(run, out, capsys):
         thread = threading.Thread(target=run)
         thread.start()
         text = ""
-        while "is at work on it; waiting" not in text:
+        while "is using it; waiting" not in text:
             time.sleep(0.01)
             text += capsys.readouterr().out
         assert not out.exists()

@@ -1,4 +1,4 @@
-"""data_prep.image_headers: oddities of image files, and that what is said of them is what OpenCV and real Caffe do."""
+"""Tests of data_prep.image_headers: the oddities of image files, and their effects in OpenCV and real Caffe."""
 
 import io
 import struct
@@ -29,7 +29,7 @@ from transfer_caffe.tools.images import BrokenImage, Settings, image_record
 
 PICTURE = Image.fromarray(
     np.stack(np.meshgrid(np.arange(0, 240, 5), np.arange(0, 160, 5)), 2).repeat(2, 2)[..., :3].astype(np.uint8)
-)  # 32 x 48, another colour everywhere
+)  # 32 x 48, each pixel with another colour
 
 
 def saved(picture=PICTURE, kind="JPEG", **options):
@@ -45,7 +45,7 @@ def turned(orientation, picture=PICTURE):
 
 
 def exif(orientation, order="<", start=b"Exif\0\0"):
-    """An EXIF segment with three entries, the orientation the second."""
+    """Return an EXIF segment with three entries, the second of which is the orientation."""
     entries = b"".join(
         struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
         for tag, value in ((0x100, 9), (0x112, orientation), (0x128, 2))
@@ -59,7 +59,7 @@ def segment(marker, content):
 
 
 def spliced(*segments, jpeg=None):
-    """A JPEG with more segments behind its first marker."""
+    """Return a JPEG with additional segments after its first marker."""
     plain = jpeg or saved()
     return plain[:2] + b"".join(segments) + plain[2:]
 
@@ -140,7 +140,7 @@ def test_what_is_odd_is_named(name):
 
 
 def record(tmp_path, data) -> Any:
-    """The pixels that tools.build_lmdb stores, height x width x channels; None where it stops."""
+    """Return the pixels that tools.build_lmdb stores, height x width x channels; None if it stops."""
     (tmp_path / "x.JPEG").write_bytes(data)
     try:
         return decode_datum(image_record(str(tmp_path / "x.JPEG"), 0, Settings())[0], "x")[0].transpose(1, 2, 0)
@@ -175,7 +175,7 @@ def test_images_are_turned_as_is_said(tmp_path, orientation, turn):
 
 
 def caffe_takes(tmp_path, data) -> Any:
-    """The pixels that real Caffe's convert_imageset stores for an image; None where it leaves the image out."""
+    """Return the pixels that real Caffe's convert_imageset stores for an image; None if it leaves the image out."""
     (tmp_path / "x.JPEG").write_bytes(data)
     (tmp_path / "list.txt").write_text("x.JPEG 0\n")
     program = real_caffe.program("convert_imageset")

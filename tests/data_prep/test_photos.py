@@ -1,4 +1,4 @@
-"""The embedded dataset: its classes, its files, and that the same seed gives the same bytes."""
+"""Tests of the embedded dataset: its classes, its files, and that the same seed gives the same bytes."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ def make(out, seed=3, train=COUNTS["train"], val=COUNTS["val"]):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A small dataset, in a folder whose path has a space."""
+    """Make a small dataset in a folder whose path has a space."""
     out = tmp_path_factory.mktemp("with space") / "photos"
     make(out)
     return out
@@ -131,7 +131,7 @@ def test_the_first_examples_stay_the_same_when_more_are_made(made, tmp_path):
 def test_no_validation_image_is_a_training_image_and_no_image_comes_twice(made):
     images = [bytes_ for file, bytes_ in contents(made).items() if file.endswith(".png")]
     assert len(images) == len(set(images)) == 500
-    # the validation draws are other draws, not the training ones with other noise
+    # the validation examples are other samples, not the training examples with other noise
     part = photos.surroundings(np.arange(200 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(200, 200, 3),
                                photos.Window("x", "natural", "x", 100, 100, 60, "x"))  # fmt: skip
     silent = photos.Variation(noise=0, drowned=0)
@@ -140,7 +140,7 @@ def test_no_validation_image_is_a_training_image_and_no_image_comes_twice(made):
 
 
 def test_examples_show_their_window():
-    """Without variation an example is the window, seen small."""
+    """Return an example without variation, which is the window at a reduced size."""
     window = next(window for window in photos.windows() if window.name == "mission_patch")
     photo = photos.read_photograph(photos.photograph_paths()[window.photograph])
     still = photos.Variation(0, 1, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -150,7 +150,7 @@ def test_examples_show_their_window():
     x, y, half = window.x, window.y, window.side // 2
     cut = cv2.resize(photo[y - half : y + half, x - half : x + half], (32, 32), interpolation=cv2.INTER_AREA)
     gray = cut.mean(2)
-    # colours vary between gray and full by the saturation alone, and half of the examples are mirrored
+    # only the saturation of the colours varies, and half of the examples are mirrored
     errors = [(np.abs(e.mean(2) - gray).mean(), np.abs(e[:, ::-1].mean(2) - gray).mean()) for e in seen]
     assert all(min(pair) < 6 for pair in errors)
     assert {pair[0] < pair[1] for pair in errors} == {True, False}
@@ -159,7 +159,7 @@ def test_examples_show_their_window():
 def test_a_quarter_of_the_examples_are_nothing_but_noise():
     part = np.full((288, 288, 3), 90, np.uint8)
     draw = photos.examples(part, 16, np.random.default_rng(0), photos.Variation())
-    # in noise that deep nearly every pixel is black or white, half of them each
+    # with noise this strong nearly every pixel is black or white, with equal frequency
     extreme = [np.isin(example, (0, 255)).mean() for example in (next(draw) for _ in range(400))]
     assert sum(part > 0.9 for part in extreme) / 400 == pytest.approx(0.25, abs=0.05)
     assert sum(part < 0.5 for part in extreme) / 400 == pytest.approx(0.75, abs=0.05)

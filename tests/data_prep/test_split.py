@@ -1,4 +1,4 @@
-"""data_prep.split and data_prep.lists: halves, reduced lists, image lists and class files."""
+"""Tests of data_prep.split, image lists and class files: halves, reduced lists, malformed files."""
 
 import hashlib
 
@@ -20,7 +20,7 @@ def write(path, text):
 
 @pytest.fixture
 def lists(tmp_path):
-    """Five classes: three training images each, one for validation."""
+    """Write lists of five classes, each with three training images and one validation image."""
     train = "".join(f"c{i % 5}/{i}.png {i % 5}\n" for i in range(15))
     val = "".join(f"v/{i}.png {i}\n" for i in range(5))
     return ["--train", write(tmp_path / "train.txt", train), "--val", write(tmp_path / "val.txt", val)]
@@ -166,7 +166,7 @@ def test_one_class_cannot_be_cut_in_two(tmp_path, capsys):
         ("a.png 1.5\n", "not a whole number"),
         ("a.png ²\n", "not a whole number"),
         ("a.png\t3\n", "relative/path label"),
-        ("a.png 99999999999\n", "above"),
+        ("a.png 99999999999\n", "larger than"),
     ],
 )
 def test_a_malformed_image_list_is_an_error_that_says_where(tmp_path, text, message):

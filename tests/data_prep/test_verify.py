@@ -1,4 +1,4 @@
-"""data_prep.verify: image lists beside the checksums of the paper's authors."""
+"""Tests of data_prep.verify: image lists compared with the checksums of the paper's authors."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from transfer_caffe.data_prep import verify
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with three lists of the table, the table made to match them, and one list that is not made."""
+    """Make a folder with three lists, and a table that matches them and has one list that does not exist."""
     texts = {"train.txt": "a 0\nb 1\n", "random0/A/val.txt": "c 0\n", "natman/B/train.txt": "d 0\n"}
     rows = []
     for name, text in texts.items():
@@ -40,8 +40,8 @@ def test_lists_that_are_the_authors_match_and_others_are_not_made(folder, capsys
     [
         (b"a 0\n", "1 lines, 2 expected"),
         (b"a 0", "1 lines, 2 expected"),
-        (b"b 1\na 0\n", "2 lines, 2 expected; another order, other paths or labels"),
-        (b"a 0\r\nb 1\r\n", "2 lines, 2 expected; its line ends are those of Windows"),
+        (b"b 1\na 0\n", "2 lines, 2 expected; another order, other paths or other labels"),
+        (b"a 0\r\nb 1\r\n", "2 lines, 2 expected; it has Windows line endings"),
         (b"", "0 lines, 2 expected"),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_table_has_each_list_of_the_paper_once():
     assert files == ["train.txt", "val.txt", *expected, *reduced]
     digests = {row[0]: row[1] for row in rows}
     assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in digests.values())
-    # two files alone have one checksum: the reduction to 1300 images is none
+    # only two files have the same checksum: reducing to 1300 images changes nothing
     assert len(set(digests.values())) == len(files) - 1
     assert digests["train.txt"] == digests["reduced1300/train.txt"]
 

@@ -1,4 +1,4 @@
-"""data_prep.wordnet: groups from WordNet's tree, on small noun files written here, and on WordNet where it is."""
+"""Tests of data_prep.wordnet: groups from WordNet's hierarchy, with small noun files and, if installed, WordNet."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from transfer_caffe.utils.errors import UserError
 
 VERSION_LINE = "  14 WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.  \n"
 
-# key: (words, pointers: symbol and key); artifact comes second, and at its place in WordNet 3.0
+# key: (words, pointers: symbol and key); artifact is second and has its byte offset of WordNet 3.0
 SYNSETS = {
     "entity": ("entity", []),
     "artifact": ("artifact artefact", [("@", "entity"), ("~", "boat")]),
@@ -44,7 +44,7 @@ SYNSETS = {
 
 
 def noun_text(synsets=SYNSETS, version=VERSION_LINE):
-    """The text of a noun file, and the id of each key."""
+    """Return the text of a noun file, and the id of each key."""
 
     def line(key):
         words, pointers = synsets[key]
@@ -53,7 +53,7 @@ def noun_text(synsets=SYNSETS, version=VERSION_LINE):
         fields += [f"{symbol} {places[other]:08d} n 0000" for symbol, other in pointers]
         return " ".join(fields) + ' | what it is; "@ 00000000 n | 0000"  \n'
 
-    places = dict.fromkeys(synsets, 0)  # the length of a line does not depend on them
+    places = dict.fromkeys(synsets, 0)  # the length of a line does not depend on the offsets
     sizes = {key: len(line(key)) for key in synsets}
     first = int(ARTIFACT[1:]) - sizes["entity"]
     header = "  1 This software and database is being provided to you  \n  2   \n" + version
@@ -70,7 +70,7 @@ TEXT, ID = noun_text()
 
 @pytest.fixture
 def wordnet(tmp_path, monkeypatch):
-    """A folder with the small data.noun, named by WORDNET."""
+    """Make a folder with the small data.noun, and set WORDNET to it."""
     folder = tmp_path / "word net"
     folder.mkdir()
     (folder / "data.noun").write_bytes(TEXT.encode())
@@ -80,7 +80,7 @@ def wordnet(tmp_path, monkeypatch):
 
 @pytest.fixture
 def files(tmp_path, wordnet):
-    """(class file to be, function that writes a file of ids)."""
+    """Return (path of the new class file, function that writes a file of ids)."""
 
     def write(text):
         (tmp_path / "ids.txt").write_bytes(text.encode())
@@ -193,9 +193,9 @@ def test_ids_of_a_folder_are_its_subfolders_by_name_but_no_files_and_no_hidden_o
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no WordNet ids here"),
-        ("\n \n", "no WordNet ids here"),
-        ("n00000001\n\nn00000002\n", "line 2: '' is no id"),
+        ("", "no WordNet ids there"),
+        ("\n \n", "no WordNet ids there"),
+        ("n00000001\n\nn00000002\n", "line 2: '' is not the id"),
         ("n00000001\nn0000002\n", "line 2: 'n0000002'"),
         ("N00000001\n", "line 1"),
         ("n000000012 cat\n", "line 1"),
@@ -203,8 +203,8 @@ def test_ids_of_a_folder_are_its_subfolders_by_name_but_no_files_and_no_hidden_o
         ("v00000001\n", "line 1"),
         ("n00000001/n00000001_1.JPEG 0\n", "line 1: 'n00000001/"),
         ("wnid,words\nn00000001,cat\n", "line 1: 'wnid,words'"),
-        ("n00000001 a\nn00000002 b\nn00000001 c\n", "line 3: n00000001 comes a second time"),
-        ("index,name,words,group\n0,cat,cat,natural\n", "class 0: 'cat' is no id"),
+        ("n00000001 a\nn00000002 b\nn00000001 c\n", "line 3: n00000001 is listed twice"),
+        ("index,name,words,group\n0,cat,cat,natural\n", "class 0: 'cat' is not the id"),
     ],
 )
 def test_malformed_ids_are_an_error_that_says_where(tmp_path, text, message):
@@ -215,7 +215,7 @@ def test_malformed_ids_are_an_error_that_says_where(tmp_path, text, message):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no WordNet ids here"):
+    with pytest.raises(UserError, match="no WordNet ids there"):
         read_ids(tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_a_file_of_ids_that_is_not_there_is_an_error(files, tmp_path, capsys):
 
 def test_ids_that_wordnet_has_not_are_named_and_nothing_is_written(files, capsys):
     out, write = files
-    inside = f"n{int(ID['cat'][1:]) + 1:08d}"  # a place in the middle of a line
+    inside = f"n{int(ID['cat'][1:]) + 1:08d}"  # a byte offset in the middle of a line
     ids = write("".join(f"{i}\n" for i in [ID["cat"], inside, "n99999999", *(f"n9000000{i}" for i in range(5))]))
     text = error_of(capsys, "--ids", ids, "--out", out)
     assert f"{inside}, n99999999, n90000000, n90000001, n90000002 and 2 more of 8 ids" in text
@@ -268,9 +268,9 @@ def test_the_papers_exceptions_go_with_the_papers_rule_only(files, capsys):
         ("", "first line must be wnid,words,group"),
         ("n00000001,a,natural\n", "first line must be wnid,words,group"),
         ("wnid,words,group\nn00000001,a,natural\nn00000002,natural\n", "line 3: 2 columns"),
-        ("wnid,words,group\nn1,a,natural\n", "line 2: 'n1' is no id"),
+        ("wnid,words,group\nn1,a,natural\n", "line 2: 'n1' is not the id"),
         ("wnid,words,group\nn00000001,a,artificial\n", "line 2: unknown group 'artificial'"),
-        ("wnid,words,group\nn00000001,a,natural\nn00000001,a,man-made\n", "line 3: n00000001 comes a second time"),
+        ("wnid,words,group\nn00000001,a,natural\nn00000001,a,man-made\n", "line 3: n00000001 is listed twice"),
     ],
 )
 def test_a_malformed_file_of_exceptions_is_an_error_that_says_where(tmp_path, text, message):
@@ -301,7 +301,7 @@ def test_words_that_are_not_those_of_the_synset_are_noted(files, capsys):
     out, write = files
     ids = write(f"{ID['cat']} boat\n{ID['boat']} Water Craft, ship\n{ID['hen']}\n{ID['many']} cat\n")
     assert main(["--ids", ids, "--out", str(out)]) == 0
-    assert f"note: 2 have other words than their synsets: {ID['cat']}, {ID['many']};" in capsys.readouterr().err
+    assert f"note: 2 have no word in common with their synsets: {ID['cat']}, {ID['many']};" in capsys.readouterr().err
 
 
 def test_a_class_file_that_exists_stays_as_it_is(files, capsys):
@@ -396,7 +396,7 @@ def test_without_wordnet_the_error_says_how_to_get_it(tmp_path, monkeypatch, cap
 
 
 def refusal(tmp_path, data):
-    """Why the noun file with these bytes is refused, at once or when all of its synsets are asked for."""
+    """Return the error for a noun file with these bytes, from reading the file or from parsing all its synsets."""
     (tmp_path / "data.noun").write_bytes(data)
     with pytest.raises(UserError) as caught:
         nouns = Nouns(tmp_path / "data.noun")
@@ -448,7 +448,7 @@ def place(key):
         (TEXT.replace(ID["cat"][1:] + " 05", f"{place('cat') + 1:08d} 05"), place("cat")),
         (TEXT[: place("crab")] + TEXT[place("egg") :], place("crab")),
         (TEXT[: place("crab")] + "\n" + TEXT[place("crab") :], place("crab")),
-        (TEXT[:-20], place("many")),  # cut short
+        (TEXT[:-20], place("many")),  # truncated
     ],
 )
 def test_a_file_in_which_something_was_added_or_lost_is_refused_where_it_shows(tmp_path, data, where):
@@ -493,9 +493,9 @@ def test_the_exceptions_that_come_along_are_classes_of_imagenet_under_their_word
 
 @pytest.fixture(scope="module")
 def real():
-    """WordNet 3.0's nouns; a test that needs them is skipped where neither WORDNET is set nor the package installed."""
+    """Return WordNet 3.0's nouns; skip the test if WORDNET is not set and the package is not installed."""
     if not os.environ.get("WORDNET") and not Path(INSTALLED, "data.noun").exists():
-        pytest.skip("no WordNet here: install wordnet-base, or set WORDNET to the folder with data.noun")
+        pytest.skip("WordNet is not installed: install wordnet-base, or set WORDNET to the folder with data.noun")
     return Nouns(noun_file())
 
 

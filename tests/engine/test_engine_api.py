@@ -1,4 +1,4 @@
-"""Net and Solver as a library: values in and out as arrays, and nothing else of the process touched."""
+"""Net and Solver as a library: arrays in and out, without side effects on the process."""
 
 import os
 import signal
@@ -70,7 +70,7 @@ def test_weights_that_do_not_fit_are_refused_in_a_line(deploy):
 def test_wrong_calls_are_not_user_errors(deploy, tiny):
     with pytest.raises(ValueError, match="TRAIN or TEST was expected"):
         Net.load(deploy, phase="VAL")
-    with pytest.raises(ValueError, match="1 or more iterations"):
+    with pytest.raises(ValueError, match="iterations must be at least 1"):
         Solver.load("solver.prototxt").step(0)
     with pytest.raises(FileNotFoundError):
         Net.load("nowhere.prototxt")

@@ -1,4 +1,4 @@
-"""The Data layer: which records a batch holds, what is cut, mirrored and subtracted, and that batches repeat."""
+"""The Data layer: which records a batch holds, crops, flips and mean subtraction, and that batches are reproducible."""
 
 import cv2
 import lmdb
@@ -48,12 +48,12 @@ def batch(made, number):
 
 
 def planes(index):
-    """Record ``index`` as channels, height, width."""
+    """Return record ``index`` as (channels, height, width)."""
     return IMAGES[index].transpose(2, 0, 1).astype(np.float32)
 
 
 def place(window, whole):
-    """Where a window was cut from, and whether it was mirrored; None if from nowhere."""
+    """Return where a window was cut from and whether it was mirrored; None if it is not in the image."""
     for top, left in np.ndindex(SIZE - CROP + 1, SIZE - CROP + 1):
         there = whole[:, top : top + CROP, left : left + CROP]
         for mirrored in (False, True):
@@ -77,7 +77,7 @@ def test_in_training_windows_are_cut_and_mirrored_at_random_with_the_mean_of_the
         images, labels = batch(made, number)
         seen += [place(2 * image, planes(index) - MEAN) for image, index in zip(images, labels, strict=True)]
     assert None not in seen
-    # all corners, rows and columns occur about equally often, and half of the images are mirrored
+    # all window positions occur about equally often, and half of the images are mirrored
     for axis in (0, 1):
         counts = np.bincount([each[axis] for each in seen])
         assert len(counts) == SIZE - CROP + 1 and counts.min() > 60
@@ -113,13 +113,13 @@ def test_gray_records_lose_the_mean_of_their_own_window():
     window = np.s_[first : first + CROP, first : first + CROP]
     for image, index in zip(images, labels, strict=True):
         gray = cv2.cvtColor(IMAGES[index], cv2.COLOR_BGR2GRAY).astype(np.float32)
-        assert np.abs(image[0] - (gray - MEAN[0])[window]).max() < 1.1  # OpenCV's decoder rounds in its own way
+        assert np.abs(image[0] - (gray - MEAN[0])[window]).max() < 1.1  # OpenCV's decoder rounds differently
 
 
 def test_a_database_too_large_to_keep_gives_the_same_batches(monkeypatch):
     transform = f'crop_size: {CROP} mirror: true mean_file: "mean.binaryproto"'
     kept = layer(transform)
-    expected = [batch(kept, number) for number in (0, 1, 2, 7, 3)]  # not always the one foreseen
+    expected = [batch(kept, number) for number in (0, 1, 2, 7, 3)]  # not always the prefetched one
     monkeypatch.setattr(data, "KEEP_BYTES", 0)
     streamed = layer(transform)
     for (images, labels), number in zip(expected, (0, 1, 2, 7, 3), strict=True):
@@ -154,7 +154,7 @@ def test_large_images_are_finished_to_the_same_bits(tmp_path, mean, crop, scale)
     windows = transformer.cut(pixels, np.arange(7), drawn)
     assert windows[0].size >= transform.LARGE
     made = transformer.finish(windows, drawn)
-    expected = transformer.finish(windows.astype(np.float32), drawn)  # as all others are
+    expected = transformer.finish(windows.astype(np.float32), drawn)  # as other windows are
     assert made.tobytes() == expected.tobytes() and made.strides == expected.strides
 
 

@@ -1,4 +1,4 @@
-"""Batches made on a device, here on the CPU in its place: the bits of the host's batches, wherever the records lie."""
+"""Batches built on a device (here the CPU in its place) are bit-identical to the host's, wherever the records are."""
 
 import gc
 import itertools
@@ -33,7 +33,7 @@ MEANS = ["", 'mean_file: "mean{}.binaryproto"', "mean_value: 100.3", "VALUES"]
 
 
 def write(name, arrays, labels=None):
-    """A database of arrays (height, width, channels); bytes, or floats."""
+    """Write a database of arrays (height, width, channels) of bytes or floats."""
     with lmdb.open(name, map_size=1 << 24) as env, env.begin(write=True) as transaction:
         for index, array in enumerate(arrays):
             label = index if labels is None else labels[index]
@@ -59,7 +59,7 @@ def _databases(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tier(monkeypatch):
-    """A function that lets batches be made on the device, the records lying where it is told."""
+    """A function that enables building batches on the device, with the records in the given place."""
 
     def choose(where: str) -> None:
         monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
@@ -93,7 +93,7 @@ def require_same(ours, expected):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("training", [True, False])
 def test_all_transformations_give_the_bits_of_the_host(tier, where, channels, training):
-    numbers = (0, 1, 2, 3, 9)  # past the end of the records, and a leap
+    numbers = (0, 1, 2, 3, 9)  # beyond the last record, and not consecutive
     cases = []
     for crop, mirror, mean, scale in itertools.product(
         ("", f"crop_size: {CROP}"), ("", "mirror: true"), MEANS, (1, 0.017)
@@ -141,7 +141,8 @@ def test_records_of_several_sizes_and_floats_are_never_kept_and_come_out_as_on_t
         made = layer(*case)
         assert not made.resident and not made.keeps_records
         require_same(batches(made, range(6)), host)
-    assert "sizes: not kept: record 2 is [3, 9, 9], another shape than the first one's" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "sizes: not kept in memory: record 2 is [3, 9, 9], not the shape of the first record" in said
 
 
 def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
@@ -149,7 +150,7 @@ def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
     tier(DEVICE)
     made = layer(source="mixed")
     made.forward([], 0)
-    with pytest.raises(UserError, match=r"layer 'd' \(Data\): mixed holds floats in a record of batch 1, bytes in the"):
+    with pytest.raises(UserError, match=r"layer 'd' \(Data\): mixed has a record of floats in batch 1, but the first"):
         made.forward([], 1)
 
 
@@ -176,9 +177,9 @@ def test_images_that_a_list_names_are_kept_too(tier, tmp_path):
 
 def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_are_read_anew(monkeypatch, capfd):
     bytes_needed = COUNT * SIZE[0] * SIZE[1] * 3
-    gc.collect()  # what tests before this one have promised
+    gc.collect()  # frees memory that earlier tests have promised
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
-    # 15 % of the total, or 8 GiB, are not for records
+    # 15% of the total, at most 8 GiB, is reserved
     for free, total, host, expected in [
         (bytes_needed + 150, 1000, 0, (True, False)),
         (bytes_needed + 149, 1000, GIB, (False, True)),
@@ -190,11 +191,11 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
         monkeypatch.setattr(resident, "available_memory", lambda host=host: host)
         made = layer()
         assert (made.resident, made.keeps_records) == expected
-        del made  # the next one would share its records
+        del made  # otherwise the next one would share its records
     said = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "decoded in" not in line]
     assert said[2] == "db3: 10 records of 8x9x3, 0.0 GiB decoded, are kept on cpu, which has room for 0.0 GiB"
     assert said[3].endswith("they are kept in the host's memory, which has room for 0.0 GiB")
-    assert "the host's memory for 0.0 GiB; each batch is decoded anew by " in said[4]
+    assert "the host's memory for 0.0 GiB; the records are decoded again for each batch, by " in said[4]
 
 
 def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second(monkeypatch, capfd):
@@ -204,7 +205,7 @@ def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second
     monkeypatch.setattr(resident, "device_memory", lambda _: (int(3.5 * size), 0))
     monkeypatch.setattr(resident, "available_memory", lambda: 0)
     train, test, other = layer(), layer(training=False), layer(source="db1")
-    other.forward([], 0)  # though it is asked first, the room was given away before
+    other.forward([], 0)  # it runs first, but the memory was assigned before
     assert not other.resident and train.resident and test.resident
     assert train._copy is test._copy
     assert capfd.readouterr().err.count("records decoded in") == 1
@@ -223,7 +224,7 @@ def test_make_gives_what_was_prepared_from_tensors_that_stay_where_they_are(tier
     made.prepare(0)
     device = made._batches()
     places = [tensor.data_ptr() for tensor in (device.drawn, device._pixels, device._labels)]
-    made.prepares = False  # as where a graph has captured `make`
+    made.prepares = False  # as if a graph had captured `make`
     got = []
     for number in (0, 1, 2, 7, 8, 3):
         made.prepare(number)
@@ -250,7 +251,7 @@ def test_a_training_with_tests_ends_with_the_bytes_that_it_has_on_the_host(tier,
 
 
 def test_nothing_on_the_device_looks_at_a_value():
-    """On the meta device there are none: whatever would wait for one there fails."""
+    """Tensors on the meta device have no values, so any operation that reads a value fails."""
     param = TransformationParameter(crop_size=CROP, mirror=True, mean_file="mean3.binaryproto", scale=0.5)
     meta = torch.device("meta")
     made = OnDevice(Transformer(param, (3, *SIZE), True, ""), meta)
@@ -291,9 +292,9 @@ def test_batches_are_made_ahead_by_several_threads_but_not_without_end_and_come_
 
     def fill(arrays, batch):
         started.append(batch)
-        if batch < most:  # the first ones end once all of them have begun
+        if batch < most:  # the first ones finish after all of them have started
             together.wait()
-            time.sleep(0.01 * (most - batch))  # and then in the opposite order, mostly
+            time.sleep(0.01 * (most - batch))  # and then mostly in reverse order
         arrays[0][:] = batch
 
     target = torch.zeros(1)
@@ -311,7 +312,7 @@ def test_an_error_is_raised_when_its_batch_is_due_and_not_before():
     ring = staging.Staging([torch.zeros(1)], fill, 4)
     ring.send(0)
     ring.send(1)
-    for _ in range(9):  # and a program that goes on is told again
+    for _ in range(9):  # and a program that continues gets the error again
         with pytest.raises(UserError, match="record 8"):
             ring.send(2)
     ring.send(3)
@@ -329,7 +330,7 @@ def test_damaged_records_and_wrong_labels_are_the_same_errors_everywhere(tier, w
         tier(where)
     made = layer(source="labels")
     made.limit_labels(3, "loss")
-    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' knows the classes 0 to 2 only"
+    expected = r"layer 'd' \(Data\): record 5 of labels has label 7, but layer 'loss' has the classes 0 to 2 only"
     with pytest.raises(UserError, match=expected):
         batches(made, range(2))
     made = layer(source="damaged")
@@ -352,7 +353,7 @@ def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd
 
         def record(self, index):
             seen.add(threading.get_ident())
-            if index < 3:  # each of the first ones ends when all of them have begun
+            if index < 3:  # each of the first ones finishes after all of them have started
                 together.wait()
             return np.full(self.shape, index, np.uint8), index
 

@@ -1,4 +1,4 @@
-"""Iterations recorded as a graph compute what they compute without one; on the CPU, a stand-in records and replays."""
+"""Iterations recorded as a graph compute the same as without one; on the CPU a stand-in records and replays."""
 
 import lmdb
 import numpy as np
@@ -36,9 +36,9 @@ MORE
 
 
 class Tape:
-    """What a CUDA graph does, by the function itself: its results, and gradients, always in the same tensors.
+    """A stand-in for a CUDA graph that calls the function: results and gradients are always in the same tensors.
 
-    Recording computes nothing: it leaves NaN in them.
+    Recording computes nothing; the tensors then hold NaN.
     """
 
     def __init__(self, net):
@@ -63,7 +63,7 @@ class Tape:
         self.seeds.append([generator.initial_seed() for generator in self.registered])
         for blob in self.blobs:
             blob.data.grad = None
-        # a graph holds what was recorded, and then it was so
+        # a graph repeats what was recorded, with the settings at that time
         images = [layer for layer in self.layers if isinstance(layer, Images)]
         drawing = [layer for layer in self.layers if isinstance(layer, Dropout)]
         for layer in images:
@@ -105,7 +105,7 @@ def solver(more="", rate="1", **settings):
 
 
 def with_graph(made):
-    """Let a solver's iterations be recorded; gives the tapes."""
+    """Let a solver's iterations be recorded, and return the tapes."""
     tapes = []
 
     def recorder():
@@ -199,11 +199,11 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     ("more", "why"),
     [
         ("force_backward: true", "force_backward is set"),
-        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) looks at values"),
+        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) reads values"),
         (
             'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } '
             'data_filler { type: "uniform" } } }',
-            "layer 'x' (DummyData) looks at values, or draws them, on the host",
+            "layer 'x' (DummyData) reads values or samples random numbers on the host",
         ),
         ('layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } } }', ""),
     ],

@@ -1,4 +1,4 @@
-"""What single layers compute; reference values are Caffe's, or its formulas written out."""
+"""What single layers compute; reference values come from Caffe or from its formulas."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ from transfer_caffe.formats.proto.caffe_pb2 import (
 from transfer_caffe.utils.errors import UserError
 
 UNIT = 2.0**-24
-"""The most by which a float32 is off, relative to it."""
+"""The largest relative rounding error of a float32."""
 
 
 def run(text, *bottoms, training=True, batch=0):
-    """The tops of one layer; bottoms that ask for gradients get them."""
+    """Run one layer and return the layer and its tops; bottoms that require gradients get them."""
     bottoms = [torch.as_tensor(bottom, dtype=torch.float32) for bottom in bottoms]
     names = "".join(f' bottom: "b{index}"' for index in range(len(bottoms)))
     tops = "" if " top:" in text else ' top: "t"'
@@ -99,7 +99,7 @@ def test_lrn_forward_and_backward_follow_the_formula():
     y.backward(toward)
     expected.backward(toward.double())
     assert x.grad is not None and z.grad is not None
-    # as many again twice for a difference of two terms, neither of which is larger than what comes from above
+    # twice as many again for a difference of two terms, neither of which is larger than the gradient from above
     np.testing.assert_allclose(x.grad, z.grad, atol=32 * UNIT * float(toward.abs().max()))
 
 
@@ -182,7 +182,7 @@ def test_the_bilinear_filler_gives_caffes_values():
         ('lr_policy: "multistep" gamma: 0.1 stepvalue: 5 stepvalue: 8', 8, 0.005),
         ('lr_policy: "poly" power: 2 max_iter: 100', 50, 0.125),
         ('lr_policy: "sigmoid" gamma: -0.1 stepsize: 10', 10, 0.25),
-        ('lr_policy: "sigmoid" gamma: 1 stepsize: 1000', 0, 0),  # e^1000 is no number
+        ('lr_policy: "sigmoid" gamma: 1 stepsize: 1000', 0, 0),  # e^1000 overflows
     ],
 )
 def test_learning_rate_policies(text, iteration, expected):
@@ -236,7 +236,7 @@ def test_bottoms_that_a_layer_cannot_work_on_are_refused_by_name(kind):
 
 
 def net_of(text):
-    """A net in TEST, of layers without data."""
+    """Build a net in the TEST phase from layers without data."""
     param = parse_text(text, NetParameter(), "test")
     return Net(param, state_of(param, caffe_pb2.TEST), 0, torch.device("cpu"))
 
@@ -254,7 +254,7 @@ def test_a_layer_starts_from_the_blobs_in_its_prototxt():
       inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }"""
     blobs = [blob.data.tolist() for blob in net_of(text).layers[1].blobs]
     assert blobs == [[[1, 2, 3], [4, 5, 6]], [7, 8]]
-    with pytest.raises(UserError, match="its prototxt gives 1 blobs; it has 2"):
+    with pytest.raises(UserError, match="its prototxt has 1 blobs, but the layer has 2"):
         net_of(text.replace("blobs { shape { dim: 2 } data: [7, 8] }", ""))
 
 
@@ -310,7 +310,7 @@ def test_a_relu_that_is_postponed_changes_no_loss_and_no_gradient(relu, pool, mo
     net = Net(parse_text(text, NetParameter(), ""), NetState(phase=caffe_pb2.TRAIN), 1, torch.device("cpu"))
     assert bool(net.relu_after) is postponed
     found = []
-    for keep in (True, False):  # with all blobs kept, nothing is postponed
+    for keep in (True, False):  # with keep, no ReLU is postponed
         for blob in net.learnable:
             blob.data.grad = None
         loss = net.forward(0, keep)[0]
@@ -335,6 +335,7 @@ def test_large_inner_products_and_their_gradients_are_pytorchs_own(transpose, bi
     made = layer.forward([x], 0)[0]
     gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     both = [[top.detach(), *torch.autograd.grad(top, inputs, gradient)] for top in (made, expected)]
-    # sums of 1024 terms in another order: roundings, up or down, add up as their root; 4 such for the largest of 3000
+    # sums of 1024 terms in another order: random rounding errors grow with the root of their number; 4 standard
+    # deviations for the largest of 3000
     for one, two in zip(*both, strict=True):
         assert float((one - two).abs().max() / two.abs().max()) < 4 * 1024**0.5 * UNIT

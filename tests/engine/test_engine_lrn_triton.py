@@ -1,6 +1,6 @@
-"""The GPU's LRN kernels, run on the CPU by Triton's interpreter, compute what the engine's LRN computes.
+"""The GPU's LRN kernels, run on the CPU by Triton's interpreter, compute the same as the engine's LRN.
 
-In a process of their own: Triton is to be told before it is imported.
+They run in a separate process, because the interpreter must be enabled before Triton is imported.
 """
 
 import importlib.util
@@ -42,7 +42,7 @@ for shape, size, beta, k, dtype, buffered, last in itertools.product(
         found.append((y.detach().float(), bottom.grad.float()))
     for one, other in zip(*found):
         difference = float((one - other).abs().max() / one.abs().max())
-        # up to 32 roundings of float32 on the way of a gradient; of bfloat16 its own one, in both
+        # up to 32 float32 roundings in the computation of a gradient; in bfloat16 one rounding in each of both
         most = 32 * 2**-24 if dtype == torch.float32 else 2 * 2**-8
         assert difference < most, (shape, size, beta, k, dtype, buffered, difference)
 print("same")

@@ -1,4 +1,4 @@
-"""The embedded engine and the weight surgery on files of Caffe before 2015: the same numbers as on today's."""
+"""The embedded engine and weight surgery on files of Caffe before 2015: the same results as with current files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ layers { name: "accuracy" type: ACCURACY bottom: "fc3" bottom: "label" top: "acc
 layers { name: "loss" type: SOFTMAX_LOSS bottom: "fc3" bottom: "label" top: "loss" }
 """
 
-# the two nets of 2013: without phases, the loss without a top, padding in layers of its own
+# the two nets in the format of 2013: without phases, the loss without a top, padding in separate layers
 V0 = """
 name: "tiny"
 layers { layer { name: "data" type: "data" DATA cropsize: 10 meanfile: "mean.binaryproto" }
@@ -88,7 +88,7 @@ def keep_signal_handlers():
 
 
 def train(solver: str = "solver.prototxt", *argv: str) -> dict[str, list[bytes]]:
-    """The final weights' bytes of a run in the current folder."""
+    """Train in the current folder and return the bytes of the final weights."""
     assert main(["train", "--solver", solver, *argv]) == 0
     return weights("snap/tiny_iter_20.caffemodel")
 
@@ -98,14 +98,14 @@ def weights(path: str) -> dict[str, list[bytes]]:
 
 
 def four_axes(blob: BlobProto) -> BlobProto:
-    """A blob as Caffe before 2015 wrote it."""
+    """Return a blob as Caffe before 2015 wrote it."""
     shape = blob_shape(blob)
     axes = dict(zip(("num", "channels", "height", "width"), (1,) * (4 - len(shape)) + shape, strict=True))
     return BlobProto(**axes, data=blob.data)
 
 
 def downgrade(path: str, form: str) -> None:
-    """Rewrite a .caffemodel in the form of 2013 (V0) or 2014 (V1)."""
+    """Rewrite a .caffemodel in the format of 2013 (V0) or 2014 (V1)."""
     today, old = read_binary(path, NetParameter()), NetParameter(name="tiny")
     kinds = {"Convolution": ("conv", "CONVOLUTION"), "InnerProduct": ("innerproduct", "INNER_PRODUCT")}
     for layer in today.layer:
@@ -142,7 +142,7 @@ def test_nets_of_2013_have_no_backend_so_that_it_is_set_after_upgrading_them(tin
     (tiny / "test.prototxt").write_text(V0_TEST)
     capsys.readouterr()
     assert main(["train", "--solver", "solver.prototxt"]) == 2
-    assert "layer 'data' (Data): only LMDB databases are read" in capsys.readouterr().err
+    assert "layer 'data' (Data): only LMDB databases are supported" in capsys.readouterr().err
     for name in ("train", "test"):
         text = to_text(read_net(f"{name}.prototxt"))
         (tiny / f"{name}.prototxt").write_text(text.replace("data_param {", "data_param { backend: LMDB"))
@@ -179,7 +179,7 @@ def test_old_weights_score_and_resume_as_todays_do(tiny: Path, capsys, form: str
     assert weights("snap/tiny_iter_10.caffemodel") == before
     assert main(score) == 0
     assert outputs(capsys) == scored and len(scored) == 8
-    # a state of real Caffe's does not say what its weights look like; ours would refuse them
+    # a state of real Caffe has no checksum of its weights file; ours has one and would reject the file
     state = read_binary("snap/tiny_iter_10.solverstate", SolverState())
     state.ClearField("learned_net_sha256")
     write_binary("snap/tiny_iter_10.solverstate", state)
@@ -210,7 +210,7 @@ def test_the_old_solver_type_is_read_and_beside_the_new_one_refused(tiny: Path, 
     (tiny / "solver.prototxt").write_text(SOLVER + 'solver_type: SGD type: "SGD"\n')
     capsys.readouterr()
     assert main(["train", "--solver", "solver.prototxt"]) == 2
-    assert "solver.prototxt: gives both type and solver_type" in capsys.readouterr().err
+    assert "solver.prototxt: has both type and its old form solver_type" in capsys.readouterr().err
 
 
 def test_a_four_axes_blob_has_the_values_of_the_flat_one() -> None:

@@ -1,4 +1,4 @@
-"""Precision: what bf16 changes in a net and what stays float32, and how it is asked for."""
+"""Precision: what bf16 changes in a net, what stays float32, and the flag --precision."""
 
 import re
 
@@ -18,9 +18,9 @@ from transfer_caffe.utils.errors import UserError
 
 CPU = torch.device("cpu")
 ROUNDING = 2.0**-8
-"""The most by which a number of bf16 is off, relative to it: its significand has 8 bits.
+"""The largest relative rounding error of bf16, whose significand has 8 bits.
 
-The bounds here are so many roundings, each of which would have to go the same way as all others.
+The bounds here are a number of roundings times this error: the worst case, in which all rounding errors add up.
 """
 
 NET = """
@@ -54,7 +54,7 @@ def losses(err):
 
 
 def write_weights(folder):
-    """Leave w.caffemodel, and a net whose layers have gradients of one order with it."""
+    """Write w.caffemodel, with which all layers of the net have gradients of the same order of magnitude."""
     net = (folder / "net.prototxt").read_text()
     (folder / "net.prototxt").write_text(net.replace("transform_param { ", "transform_param { scale: 0.015625 "))
     write_binary(folder / "w.caffemodel", solver_suite.weights("sgd_fixed"))
@@ -68,7 +68,7 @@ def test_bf16_holds_products_in_bfloat16_and_losses_weights_and_their_gradients_
     net, loss, outputs = run(torch.bfloat16)
     dtypes = {name: blob.dtype for name, blob in net.blobs.items()}
     low = {name for name, dtype in dtypes.items() if dtype == torch.bfloat16}
-    assert low == {"conv", "norm", "pool", "fc"}  # a sigmoid is not simple, labels and loss have to be exact
+    assert low == {"conv", "norm", "pool", "fc"}  # sigmoid, labels and loss stay in float32
     assert loss.dtype == outputs["loss"].dtype == torch.float32
     for blob in net.learnable:
         assert blob.data.dtype == torch.float32
@@ -77,11 +77,12 @@ def test_bf16_holds_products_in_bfloat16_and_losses_weights_and_their_gradients_
 
 def test_bf16_gives_the_losses_and_gradients_of_fp32_to_its_rounding():
     (exact, loss, _), (low, low_loss, _) = run(torch.float32), run(torch.bfloat16)
-    # on the way to a score: x, weights of conv, conv, norm, pool, the sigmoid, weights of fc, fc
+    # roundings up to a score: x, weights of conv, conv, norm, pool, the sigmoid, weights of fc, fc
     forward = 8 * ROUNDING
     assert low_loss.item() == pytest.approx(loss.item(), rel=forward)  # scores are of order 1, the loss is log 1000
     assert low_loss.item() != loss.item()
-    # and back to the weights of conv: fc's top, its bottom, pool's top, its bottom, norm's bottom, the weights
+    # and back to the weights of conv: the gradients of fc's top, fc's bottom, pool's top, pool's bottom, norm's bottom,
+    # and the weights
     for ours, theirs in zip(low.learnable, exact.learnable, strict=True):
         assert ours.data.grad is not None and theirs.data.grad is not None
         difference = (ours.data.grad - theirs.data.grad).norm() / theirs.data.grad.norm()
@@ -116,7 +117,7 @@ def test_local_responses_of_bf16_are_those_of_float32_rounded_once(region):
 
 
 def test_a_step_in_bf16_is_that_of_fp32_to_its_rounding_and_writes_the_same_kind_of_snapshots(tiny, capsys):
-    # a step from given weights, not a trajectory, in which the last bit of a sum, other on each CPU, grows and grows
+    # one step from given weights: over many steps, differences in the last bit of sums, which depend on the CPU, grow
     write_weights(tiny)
     solver = (tiny / "solver.prototxt").read_text()
     (tiny / "solver.prototxt").write_text(solver.replace("max_iter: 20", "max_iter: 1 iter_size: 8"))
@@ -129,12 +130,12 @@ def test_a_step_in_bf16_is_that_of_fp32_to_its_rounding_and_writes_the_same_kind
             assert read_binary(f"snap/tiny_iter_1.{path}", message).ByteSize()
     assert "Precision: bf16, deterministic." in logs[1]
     exact, low = (losses(log)[0] for log in logs)
-    # on the way to a score: x; weights and top of conv1, conv2 and fc3; norm1, pool2, drop3
+    # roundings up to a score: x; weights and top of conv1, conv2 and fc3; norm1, pool2, drop3
     forward = 10 * ROUNDING
     assert low != exact and low == pytest.approx(exact, rel=forward)
-    # and back to the weights of conv1: drop3, fc3, pool2, conv2, norm1, pool1, the weights. As large a part of units as
-    # `forward` lies so near to where a ReLU bends, or to the next one in a pooling, that it may fall to the other side;
-    # their part in the gradient's squares is about as large
+    # and back to the weights of conv1: drop3, fc3, pool2, conv2, norm1, pool1, the weights. In addition, a fraction of
+    # units of about `forward` is so close to a ReLU's kink, or to the next maximum in a pooling, that rounding may move
+    # them to the other side; their share of the gradient's squares is about as large
     most = forward + 7 * ROUNDING + forward**0.5
     for ours, theirs in zip(steps[1], steps[0], strict=True):
         assert ours.dtype == theirs.dtype == np.float32
@@ -149,7 +150,7 @@ def test_training_in_bf16_stopped_and_resumed_ends_with_the_same_bytes(tiny):
 
 
 def test_test_and_time_take_a_precision(tiny, capsys):
-    write_weights(tiny)  # not trained ones: their outputs may be constant, and then they are the same in bf16
+    write_weights(tiny)  # not trained weights: their outputs may be constant, and then the same in bf16
     for precision in ("fp32", "bf16"):
         command = ["test", "--model", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "4"]
         assert main([*command, "--precision", precision]) == 0
@@ -159,7 +160,7 @@ def test_test_and_time_take_a_precision(tiny, capsys):
 
 
 def test_tf32_without_a_gpu_is_refused_in_one_line():
-    with pytest.raises(UserError, match=r"^--precision tf32: only GPUs compute in it; take fp32 or bf16 here"):
+    with pytest.raises(UserError, match=r"^--precision tf32: tf32 requires a GPU; use fp32 or bf16"):
         use_precision("tf32", True, CPU)
 
 

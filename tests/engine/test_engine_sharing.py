@@ -1,4 +1,4 @@
-"""One copy of the records for several processes: who starts its holder, who ends it, and what a kill does."""
+"""One copy of the records for several processes: who starts the holder, when it ends, and what happens on a kill."""
 
 import gc
 import os
@@ -48,7 +48,7 @@ for line in sys.stdin:
 
 
 def device(where):
-    """Let batches be made "on the device", the records lying there or in the host's memory."""
+    """Let batches be built "on the device", with the records there or in the host's memory."""
     Images._made_by_device = ("cpu",)
     resident.device_memory = lambda _: ((80 << 30) * (where == "device"), 0)
 
@@ -71,7 +71,7 @@ def layer(source="db"):
 
 @pytest.fixture(autouse=True)
 def share(tmp_path, monkeypatch):
-    """The share of this process; holders that a test leaves behind are ended."""
+    """The `Share` of this process; holders that a test leaves running are ended."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
     monkeypatch.setattr(resident, "device_memory", resident.device_memory)
@@ -112,7 +112,7 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
     assert other and other.pid == holder().pid and other.room and other.on_device
     received = other.receive()
     assert not isinstance(received, str)
-    received[0][3] = 77  # the very same memory
+    received[0][3] = 77  # the same memory
     assert (made._batches()._pixels[3] == 77).all()
     del made
     time.sleep(0.5)
@@ -141,16 +141,16 @@ def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends
     users[0].kill()
     errors = users[0].communicate()[1]
     pid = own.pid
-    assert not gone(pid)  # whoever of the two has started it
+    assert not gone(pid)  # whichever of the two started it
     os.kill(pid, signal.SIGKILL)
     assert users[1].wait(timeout=PATIENCE) == 2
     last = users[1].communicate()[1]
     assert last.splitlines()[-1] == (
         f"python -m transfer_caffe.engine: error: {tmp_path}/db: process {pid}, which keeps its records on the GPU for "
-        "several networks, was ended; the same command goes on from the newest snapshot"
+        "several networks, has ended; run the same command again to resume from the newest snapshot"
     )
-    assert (errors + last).count("shares the records that process") == 1
-    # what it left behind is in nobody's way
+    assert (errors + last).count("shares the records kept by process") == 1
+    # the files it left behind do not disturb later holders
     device("device")
     assert layer().resident and holder().pid != pid
 
@@ -187,7 +187,7 @@ def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
         other.send(("allocated", 77, True, True))
         user = User(ours, Source(Path("db"), None))
         user._message = lambda answer=answer: answer
-        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*context\); --jobs 1"):
+        with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*\); use --jobs 1"):
             user.receive()
         other.close()
 
@@ -214,7 +214,8 @@ def test_records_that_are_not_alike_are_read_anew_by_each(share, capfd):
     made = layer("sizes")
     assert not made.resident
     assert torch.equal(made.forward([], 2)[0], expected)
-    assert "sizes: not kept: record 1 is [3, 9, 8], another shape than the first one's; each" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "sizes: not kept in memory: record 1 is [3, 9, 8], not the shape of the first record; the records" in said
 
 
 def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypatch):
@@ -222,7 +223,7 @@ def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypat
     device("host")
     monkeypatch.setattr(resident, "available_memory", lambda: 1 << 62)
     real = sharing.processes.environment
-    # a process may be kept from writing files, and memory files, beyond a size
+    # the size of files, and memory files, that a process may write can be limited
     monkeypatch.setattr(
         sharing.processes, "environment", lambda: real() | {"PYTHONPATH": f"{Path.cwd()}:{real()['PYTHONPATH']}"}
     )
@@ -232,7 +233,7 @@ def test_where_the_holder_gets_no_memory_each_reads_anew(share, capfd, monkeypat
     )
     made = layer()
     assert not made.keeps_records and not made.resident
-    assert "db: not kept: the memory that was free is not any more" in capfd.readouterr().err
+    assert "db: not kept in memory: there is not enough free memory any more" in capfd.readouterr().err
     assert holder().wait(PATIENCE) == 0
 
 
@@ -245,9 +246,9 @@ def test_a_database_made_anew_is_another_source():
 
 
 def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
-    gc.collect()  # what tests before this one have promised
+    gc.collect()  # frees memory that earlier tests have promised
     Images._made_by_device = ("cpu",)
-    # 15 % of 1000 for each of two; the records take 10 * 8 * 8 * 3
+    # 15% of 1000 is reserved for each of two networks; the records take 10 * 8 * 8 * 3
     for free, kept in ((1920 + 300, True), (1920 + 299, False)):
         resident.device_memory = lambda _, free=free: (free, 1000)
         made = layer()
@@ -268,5 +269,5 @@ def test_nothing_is_shared_unless_a_sweep_says_so(monkeypatch):
 def test_a_holder_that_cannot_start_is_an_error_that_names_its_log(share, monkeypatch):
     device("device")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does without"):
+    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does not need it"):
         layer()

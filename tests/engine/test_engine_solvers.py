@@ -1,4 +1,4 @@
-"""The embedded engine's solvers: real Caffe's numbers, snapshots in both formats, exact resumption, what is refused."""
+"""The embedded engine's solvers: real Caffe's numbers, both snapshot formats, exact resuming, and invalid settings."""
 
 import json
 import re
@@ -31,7 +31,7 @@ TYPES = {
 
 
 def refused(capsys, *argv):
-    """Run the engine, expect exit code 2 and one error line, and give that line."""
+    """Run the engine, expect exit code 2 and one error line, and return that line."""
     assert main(list(argv)) == 2
     log = capsys.readouterr().err
     errors = [line for line in log.splitlines() if "error: " in line]
@@ -102,7 +102,7 @@ def test_a_seed_other_than_the_states_is_said_and_followed(tmp_path):
     assert (tmp_path / "snap/tiny_iter_6.caffemodel").read_bytes() == whole
     edit(tmp_path / "solver.prototxt", "random_seed: 7", "random_seed: 8")
     other = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_3.solverstate")
-    assert "was drawn with random_seed 7: the rest is with 8" in other and "was drawn with" not in same
+    assert "was trained with random_seed 7: resuming with 8" in other and "was trained with" not in same
     assert (tmp_path / "snap/tiny_iter_6.caffemodel").read_bytes() != whole
 
 
@@ -114,7 +114,7 @@ def test_hdf5_snapshots_hold_what_binary_ones_hold(case, tmp_path):
     assert "Snapshotting to HDF5 file snap/tiny_iter_3.caffemodel.h5" in log
     assert "Snapshotting solver state to HDF5 file snap/tiny_iter_3.solverstate.h5" in log
     binary, hdf5 = solver_suite.blobs(tmp_path / "binary", 3), solver_suite.blobs(tmp_path / "hdf5", 3, ".h5")
-    # a blob that layers share stands in HDF5 under the first one only
+    # in HDF5, a blob that layers share is only stored with the first one
     assert set(binary) - set(hdf5) == ({"fc5/0", "fc5/1"} if case == "shared_sgd" else set())
     assert all(np.array_equal(binary[name], array) for name, array in hdf5.items())
 
@@ -173,7 +173,7 @@ def test_a_damaged_snapshot_is_refused_in_one_line(damage, kind, ending, tmp_pat
     monkeypatch.chdir(tmp_path)
     path = Path(f"snap/tiny_iter_1.{kind}{ending}")
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    # a state names its weights, so that damage to these is met as well
+    # a state names its weights file, so damage to that file is detected as well
     line = refused(capsys, *TRAIN, "--snapshot", f"snap/tiny_iter_1.solverstate{ending}")
     assert path.name in line
     if kind == "caffemodel":
@@ -192,7 +192,7 @@ def test_a_state_in_hdf5_that_lacks_parts_is_refused_naming_it(tmp_path, capsys,
             file.attrs["sealed"] = 0
             del file[part]
         with open(state, "r+b") as file:
-            file.truncate(len(whole) - 100)  # no seal, as in a file of real Caffe
+            file.truncate(len(whole) - 100)  # no seal, as in real Caffe's files
         assert "tiny_iter_1.solverstate.h5" in refused(capsys, *TRAIN, "--snapshot", state)
 
 
@@ -221,16 +221,16 @@ def test_a_state_of_a_solver_with_another_history_is_refused(tmp_path, capsys, m
         ('type: "Adam"', 'type: "adam"', "unknown solver type 'adam'; known: SGD, Nesterov, AdaGrad, RMSProp"),
         ('type: "Adam"', 'type: "AdaGrad"', "AdaGrad has no momentum"),
         ('type: "Adam"', 'type: "RMSProp"', "RMSProp has no momentum"),
-        ('type: "Adam"', 'type: "Adam" solver_type: ADAM', "both type and solver_type"),
+        ('type: "Adam"', 'type: "Adam" solver_type: ADAM', "both type and its old form solver_type"),
         ("momentum: 0.9", "momentum: 1", "Adam needs a momentum"),
         ('lr_policy: "fixed"', 'lr_policy: "step"', "lr_policy step needs a stepsize"),
         ('lr_policy: "fixed"', 'lr_policy: "sigmoid" gamma: 1', "lr_policy sigmoid needs a stepsize"),
         ('lr_policy: "fixed"', 'lr_policy: "exp" gamma: -1', "lr_policy exp needs a gamma of at least 0"),
-        ("test_iter: 3", "test_iter: 3 test_net: 'net.prototxt' test_net: 'net.prototxt'", "2 nets to test and 1"),
+        ("test_iter: 3", "test_iter: 3 test_net: 'net.prototxt' test_net: 'net.prototxt'", "2 test nets and 1"),
         ("test_iter: 3", "test_iter: 3 train_net: 'net.prototxt'", "more than once: net, train_net"),
         ("test_iter: 3", "test_iter: 3 test_state {} test_state {}", "2 test_state for 1 test nets"),
-        ("test_interval: 10", "", "gives test_iter, but no test_interval"),
-        ('net: "net.prototxt"', "", "gives no net to train"),
+        ("test_interval: 10", "", "sets test_iter, but no test_interval"),
+        ('net: "net.prototxt"', "", "names no training net"),
     ],
 )
 def test_settings_that_real_caffe_refuses_are_refused_in_one_line(tmp_path, capsys, monkeypatch, old, new, message):
@@ -272,7 +272,7 @@ def test_a_state_of_a_negative_iteration_is_refused(tmp_path, capsys, monkeypatc
     solver_suite.prepare(tmp_path, "sgd_fixed", iterations=1)
     write_binary(tmp_path / "x.solverstate", SolverState(iter=-5))
     monkeypatch.chdir(tmp_path)
-    assert "is of iteration -5" in refused(capsys, *TRAIN, "--snapshot", "x.solverstate")
+    assert "its iteration is -5" in refused(capsys, *TRAIN, "--snapshot", "x.solverstate")
 
 
 def test_layers_that_only_a_test_net_has_take_their_weights_too(tmp_path):
@@ -300,4 +300,4 @@ def test_a_state_takes_no_other_weights_than_those_written_with_it(ending, tiny,
     capsys.readouterr()
     arguments = ["train", "--solver", "solver.prototxt", "--snapshot", f"snap/tiny_iter_10.solverstate{ending}"]
     assert main(arguments) == 2
-    assert "is not the file of weights written with it" in capsys.readouterr().err
+    assert "is not the weights file written with it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The embedded engine as a whole: training, testing, snapshots, resuming, signals, and what it refuses."""
+"""The complete embedded engine: training, testing, snapshots, resuming, signals, and invalid input."""
 
 import os
 import re
@@ -56,7 +56,7 @@ def blobs(path):
 
 
 def refused(capsys, *argv):
-    """Run the engine, expect exit code 2 and one error line, and give that line."""
+    """Run the engine, expect exit code 2 and one error line, and return that line."""
     assert main(list(argv)) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(errors) == 1
@@ -64,12 +64,13 @@ def refused(capsys, *argv):
 
 
 def test_losses_of_twenty_iterations_and_three_test_passes_are_those_of_real_caffe(tiny, capsys):
-    # printed by Caffe 1.0 on the same files: momentum, decay, lr steps, data order and test passes all enter
+    # printed by Caffe 1.0 for the same files: depends on momentum, decay, lr steps, data order and test passes
     losses = """1.43028 1.4287 1.40835 1.41033 1.42289 1.42149 1.35561 1.39305 1.36776 1.37262 1.32617 1.38073 1.36876
     1.32487 1.34036 1.3242 1.33923 1.31903 1.33895 1.3298 1.33909"""
     (tiny / "net.prototxt").write_text(net_text(random=False))
     edit(tiny / "solver.prototxt", ("base_lr: 0.05", "base_lr: 0.002"))
-    # so much decay that it is seen; and a test pass of 15 of the 20 images, so that passes begin at different ones
+    # a weight decay large enough to matter; and test passes over 15 of the 20 images, so that they start at
+    # different images
     edit(tiny / "solver.prototxt", ("weight_decay: 0.0005", "weight_decay: 0.5"), ("test_iter: 4", "test_iter: 3"))
     write_weights("w.caffemodel")
     assert main(["train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]) == 0
@@ -143,7 +144,7 @@ def test_there_is_no_backward_below_the_lowest_layer_that_learns(tiny):
 
 
 def test_a_killed_run_leaves_whole_snapshots_and_resumes_to_the_same_bytes(tiny, capsys):
-    # the one that is killed has no end, so that it is amid its training however late the kill comes
+    # the run that is killed is endless, so that it is still training however late the kill comes
     edit(tiny / "solver.prototxt", ("max_iter: 20", "max_iter: 1000000"), ("snapshot: 5", "snapshot: 7"))
     child = subprocess.Popen([sys.executable, "-m", "transfer_caffe.engine", "train", "--solver", "solver.prototxt"],
                              stderr=subprocess.DEVNULL, env=with_project())  # fmt: skip
@@ -273,7 +274,7 @@ def test_weights_of_which_no_layer_fits_are_refused(tiny, capsys):
     param.layer.add(name="elsewhere").blobs.append(array_to_blob(np.zeros((2, 2))))
     write_binary("w.caffemodel", param)
     line = refused(capsys, "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel")
-    assert "no layer in it has the name" in line and "elsewhere" in line
+    assert "none of its layers has the name" in line and "elsewhere" in line
 
 
 def test_weights_of_another_shape_are_refused_naming_layer_and_blob(tiny, capsys):
@@ -304,14 +305,14 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
     ("old", "new", "message"),
     [
         ('type: "ReLU"', 'type: "Relu"', "unknown layer type 'Relu'"),
-        ('bottom: "pool2"', 'bottom: "pool9"', "'fc3' (InnerProduct): bottom blob 'pool9' is not made"),
+        ('bottom: "pool2"', 'bottom: "pool9"', "'fc3' (InnerProduct): bottom blob 'pool9' is not a top"),
         ("group: 2", "group: 4", "group 4 must divide"),
         ('source: "train_lmdb"', 'source: "gone_lmdb"', "gone_lmdb"),
         ("crop_size: 10", "crop_size: 20", "crop_size 20 is larger than the records (12x12)"),
         (
             "kernel_size: 3 stride: 2 pad: 1",
             "stride: 2",
-            "'conv1' (Convolution): convolution_param gives no kernel_size",
+            "'conv1' (Convolution): convolution_param has no kernel_size",
         ),
         ('type: "gaussian"', 'type: "gauss"', "unknown filler type 'gauss'"),
         ("local_size: 5", "local_size: 4", "local_size must be odd"),

@@ -1,6 +1,6 @@
-"""Figures: which networks each number is made of, pairing, gaps in the table, filters, curves, files.
+"""Figures: the networks behind each number, pairing, missing values in the table, filters, curves, files.
 
-Those of the paper's own table, and of it beside another, are in test_figures_paper.py.
+The tests of the paper's table, alone and compared with another, are in test_figures_paper.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def run(results: Path, out: Path, *more: str) -> int:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory) -> Path:
-    """The figures of `NETWORKS` and `REDUCED`, one of which has a folder."""
+    """Draw the figures of `NETWORKS` and `REDUCED`; one of the networks has a folder."""
     folder = tmp_path_factory.mktemp("figures")
     results = write_table(folder / "runs", [*NETWORKS, *REDUCED])
     add_folder(folder / "runs" / "random0-baseA-s0")
@@ -111,7 +111,7 @@ def test_networks_on_reduced_data_have_a_figure_of_their_own(out):
         ("5", "0.020000"), ("50", "0.300000"), ("50", "0.400000"), ("", "0.500000"),
     ]  # fmt: skip
     assert {row["chance"] for row in rows} == {"0.020000"}
-    assert "No better than that: k = 5." in (out / "captions.md").read_text()
+    assert "Accuracy below 1.5 times the chance level: k = 5." in (out / "captions.md").read_text()
     assert not any("reduced" in row["network"] for row in table(out / "figure3.csv"))
 
 
@@ -122,7 +122,7 @@ def test_a_table_of_reduced_data_alone_is_drawn(tmp_path):
 
 def test_the_analysis_of_reduced_data_alone_is_an_error_that_says_so(tmp_path, capsys):
     assert analysis_main(["--results", str(write_table(tmp_path, REDUCED))]) == 2
-    assert "reduced data aside" in capsys.readouterr().err
+    assert "apart from networks trained on reduced data" in capsys.readouterr().err
 
 
 def test_a_network_on_no_images_is_an_error_that_names_it(tmp_path, capsys):
@@ -227,7 +227,7 @@ def test_captions_lie_beside_the_figures_and_name_their_files(out):
     text = (out / "captions.md").read_text()
     for path in out.iterdir():
         assert path.name in ("captions.md", "table1.csv", "table1.md") or path.name in text
-    assert "the one after the last iteration" in text
+    assert "the test accuracy after the last iteration" in text
     assert "Yosinski" not in text  # these are not the paper's data
 
 

@@ -1,4 +1,4 @@
-"""The paper's figures from the authors' table: the markers that are drawn, the axes, and both tables in one figure."""
+"""The paper's figures from the authors' table: markers, axes, and figures that compare it with another table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS = {"base": ("#ffffff", 0.0), "BnB": ("#0000ff", -0.25), "BnB+": ("#aaaaff"
 
 
 class Shown:
-    """The figures of one run: their files, and what was drawn, by name."""
+    """The figures of one run: their files, and the drawn matplotlib figures by title."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ def both(tmp_path_factory) -> Shown:
 
 
 def authors(split: str) -> Iterator[dict[str, str]]:
-    """The rows of the authors' table with a log, of the splits that begin so."""
+    """Yield the rows of the authors' table that have a log and whose split begins with ``split``."""
     with open(PAPER, newline="") as file:
         yield from (row for row in csv.DictReader(file) if row["split"].startswith(split) and row["logged"] == "1")
 
@@ -83,7 +83,7 @@ def kind(row: dict[str, str]) -> str:
 
 
 def points(axes: Axes, face: str, marker: str = "oDhvs") -> list[tuple[float, float]]:
-    """Where markers of this colour are drawn, legend and error bars apart."""
+    """Return the positions of the markers of this face colour, without those of the legend and the error bars."""
     found = []
     for line in axes.lines:
         if str(line.get_marker()) in marker and to_hex(line.get_markerfacecolor()) == face:  # pyright: ignore
@@ -104,7 +104,7 @@ def test_table_1_lies_beside_the_papers_figures_with_the_published_numbers(paper
     assert [round(float(row["over_baseB"]), 1) for row in rows] == [1.6, 1.8, 2.1]
     assert [round(float(row["over_BnB+"]), 1) for row in rows] == [1.4, 1.4, 1.7]
     assert (
-        "| 5-7 | 2.1 (0.9 of it: easier halves) | 1.7 (1.6 of it: easier halves) |"
+        "| 5-7 | 2.1 (0.9 due to easier halves) | 1.7 (1.6 due to easier halves) |"
         in (paper.folder / "table1.md").read_text()
     )
 
@@ -167,7 +167,7 @@ def test_figure_2_bottom_goes_through_the_means_from_the_base_mean_on(paper):
 
 def test_figure_2_paired_pairs_each_network_with_its_own_base(paper):
     means = {(row["kind"], int(row["n"])): float(row["mean"]) for row in paper.table("figure2_paired")}
-    # not the paper's figure: the 0.97 points that both fine-tuned kinds gain, over n = 1 to 7
+    # not in the paper: both fine-tuned kinds gain 0.97 points on average over n = 1 to 7
     gains = {name: [] for name in ("BnB+", "AnB+")}
     for row in paper.table("figure2_top"):
         if row["kind"] in gains:
@@ -218,7 +218,7 @@ def test_the_papers_figures_say_whose_data_they_show(paper):
     for block in captions.split("\n## ")[1:]:
         title, caption = block.split("\n\n")[:2]
         assert block.startswith("Overview of the treatments") or (CREDIT in title and CREDIT in caption)
-    assert "a choice made on the test set" in captions
+    assert "selected on the test set" in captions
     for name in set(draw.NAMES) - {"figure1", "conv1_filters"}:
         for ending in ("svg", "pdf", "png"):
             data = (paper.folder / f"{name}.{ending}").read_bytes()
@@ -228,7 +228,7 @@ def test_the_papers_figures_say_whose_data_they_show(paper):
 
 
 def test_the_last_accuracies_of_the_papers_networks_fit_its_axes_too(monkeypatch, tmp_path):
-    monkeypatch.setattr(draw, "read_tests", lambda _: {})  # they take the longest
+    monkeypatch.setattr(draw, "read_tests", lambda _: {})  # drawing the curves takes the longest
     shown = Shown(tmp_path, "--results", str(PAPER))
     (axes,) = shown.axes("Figure 2, top")
     assert axes.get_ylim() == pytest.approx((0.52, 0.66))
@@ -271,7 +271,7 @@ def test_the_legend_tells_the_two_apart(both):
             legend = axes.get_legend()
             assert legend is not None
             labels = [text.get_text() for text in legend.get_texts()]
-            assert labels[-2:] == ["full: yours", "pale, hollow: the paper"]
+            assert labels[-2:] == ["full colour: yours", "pale, hollow: the paper"]
 
 
 def test_a_kind_that_only_the_paper_has_is_said_to_be_the_papers(both):
@@ -352,7 +352,9 @@ def test_nothing_of_figure_1_overlaps_or_is_cut_off(monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), original(figure, *a, **k)))
     draw_figure1(treatments_of("base,baseA,baseB,B7B+,R7,A1B"), tmp_path)
     (axes,) = drawn[0].axes
-    renderer = FigureCanvasAgg(drawn[0]).get_renderer()  # the last one to draw was the PDF's, of another size
+    renderer = FigureCanvasAgg(
+        drawn[0]
+    ).get_renderer()  # the last renderer was that of the PDF, with another resolution
     boxes = [text.get_window_extent(renderer) for text in axes.texts]
     assert all(box.x0 >= 0 and box.x1 <= 1500 and box.y0 >= 0 for box in boxes)
     for i, one in enumerate(boxes):

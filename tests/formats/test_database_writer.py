@@ -1,4 +1,4 @@
-"""transfer_caffe.formats.database_writer: whole or absent, gone on with after a stop, one writer at a time."""
+"""Tests of transfer_caffe.formats.database_writer: atomic writes, resuming, one writer at a time."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_datum import IMAGE  # one image will do
+from test_datum import IMAGE  # all records have the same image
 
 from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.database_writer import DatabaseWriter
@@ -23,11 +23,11 @@ PARTIAL = ".db.partial"
 def _small_batches(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transfer_caffe.formats.database_writer._BATCH_BYTES", 5 * 51)  # five records
-    monkeypatch.setattr("transfer_caffe.formats.database_writer._FIRST_MAP", 1 << 15)  # grows on the way
+    monkeypatch.setattr("transfer_caffe.formats.database_writer._FIRST_MAP", 1 << 15)  # so that the map must grow
 
 
 def write(count=500, stop_at=None, job=JOB, path="db"):
-    """Write ``count`` records, or break off before one of them. Gives the place it went on from."""
+    """Write ``count`` records, or stop before record ``stop_at``. Return the place from which the work was resumed."""
     with DatabaseWriter(path, job) as writer:
         first = writer.state.get("place", 0)
         for place in range(first, count):
@@ -65,7 +65,7 @@ def test_what_cannot_be_trusted_is_started_over(change, monkeypatch):
     stop(203)
     checkpoint = Path(PARTIAL, "checkpoint.json")
     found = json.loads(checkpoint.read_text())
-    if change == "boot":  # the machine was started anew since
+    if change == "boot":  # the machine was rebooted since
         checkpoint.write_text(json.dumps(found | {"boot": "another"}))
     elif change == "entries":
         for each in found["checkpoints"]:
@@ -80,7 +80,7 @@ def test_what_cannot_be_trusted_is_started_over(change, monkeypatch):
 
 
 def test_the_checkpoint_before_counts_where_the_last_was_not_committed(monkeypatch):
-    # killed between the record of a batch and the batch
+    # as if killed after the checkpoint of a batch was written and before the batch was committed
     write(path="reference")
     stop(203)
     checkpoint = Path(PARTIAL, "checkpoint.json")

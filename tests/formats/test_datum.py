@@ -1,4 +1,4 @@
-"""transfer_caffe.formats.datum: Datum records, reading and writing LMDB databases."""
+"""Tests of transfer_caffe.formats.datum and of reading and writing LMDB databases."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def write(path, count=10, key=b"%08d_x.png"):
 
 
 def test_a_raw_record_is_what_real_caffe_writes():
-    # by convert_imageset, Caffe 1.0, from IMAGE as a PNG file, label 0, and its negative, label 300
+    # written by convert_imageset of Caffe 1.0 from IMAGE as a PNG file, label 0, and its negative, label 300
     first = b'\x08\x03\x10\x02\x18\x03"\x12\x00*T~\xa8\xd2\x0e8b\x8c\xb6\xe0\x1cFp\x9a\xc4\xee(\x008\x00'
     second = b'\x08\x03\x10\x02\x18\x03"\x12\xff\xd5\xab\x81W-\xf1\xc7\x9dsI\x1f\xe3\xb9\x8fe;\x11(\xac\x028\x00'
     assert raw_datum(IMAGE, 0) == first
@@ -95,7 +95,7 @@ def test_records_are_found_by_number_and_in_order(tmp_path):
 
 @pytest.mark.parametrize("numbers", [[0, 2, 3], [1, 2, 3], [0, 1, 1, 3], [5, 6, 9]])
 def test_records_are_found_by_number_when_keys_do_not_count_lines(tmp_path, numbers):
-    # images that convert_imageset skipped leave gaps; other programs write any key
+    # images that convert_imageset skipped leave gaps in the numbers; other programs write arbitrary keys
     with DatabaseWriter(tmp_path / "db") as writer:
         for place, number in enumerate(numbers):
             writer.put(b"%08d_%d" % (number, place), raw_datum(IMAGE, place))
@@ -138,7 +138,7 @@ def test_a_path_that_is_no_database_is_an_error_that_says_what_it_is(tmp_path):
     with pytest.raises(UserError, match="LevelDB"):
         Database(tmp_path)
     (tmp_path / "data.mdb").write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match="not a sound LMDB"):
+    with pytest.raises(UserError, match="not a valid LMDB"):
         Database(tmp_path)
 
 
@@ -152,7 +152,7 @@ def test_a_database_without_records_is_an_error(tmp_path):
 def test_a_truncated_database_is_an_error_and_kills_nobody(tmp_path, left):
     file = write(tmp_path / "db", 2000) / "data.mdb"
     os.truncate(file, left if left >= 0 else file.stat().st_size + left)
-    # in a process of its own: the wrong answer is SIGBUS
+    # in a separate process, because a failure would be SIGBUS
     script = "import sys; from transfer_caffe.formats.database import Database; list(Database(sys.argv[1]))"
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "db"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -230,7 +230,7 @@ def test_a_database_can_be_opened_while_another_thread_lets_the_last_use_of_it_g
     opened: list[Database] = []
 
     class Slow:
-        """Closes as liblmdb does outside of Python's lock: others run meanwhile."""
+        """A database that closes as liblmdb does, without holding the GIL: other threads run in the meantime."""
 
         def __init__(self, real):
             self.real = real

@@ -1,4 +1,4 @@
-"""The parser of Caffe's log, on lines that real Caffe 1.0 wrote."""
+"""Tests of the parser of Caffe's log, with lines that real Caffe 1.0 wrote."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_a_whole_run_gives_a_row_a_test():
 
 def test_times_leave_out_intervals_with_tests_and_snapshots_and_the_rates_that_caffe_prints():
     log = parse_log(HEAD + START + MIDDLE + END)
-    # 0 -> 5 and 5 -> 10 took half a second each, 20 -> 40 took 0.7 s; 10 -> 20 held a snapshot and a test
+    # 0 -> 5 and 5 -> 10 took half a second each, 20 -> 40 took 0.7 s; 10 -> 20 contains a snapshot and a test
     assert [round(seconds, 6) for seconds in log.display_seconds] == [0.1, 0.1, 0.035]
     assert round(log.seconds_per_iteration or 0, 6) == 0.1
     assert [round(seconds, 6) for seconds in log.test_seconds] == [0.2, 0.6, 0.2]

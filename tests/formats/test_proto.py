@@ -1,4 +1,4 @@
-"""Caffe's messages: the generated classes are those of caffe.proto, and files come back as they were written."""
+"""Tests of Caffe's messages: the generated classes match caffe.proto, and files are read back as they were written."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ PROTO = Path(proto.__file__).with_name("caffe.proto").read_text()
 
 
 def fields_of(text):
-    """(message, label, type, field, number) of every field in a .proto."""
+    """Return (message, label, type, field, number) of every field in a .proto."""
     message = ""
     for line in text.splitlines():
         if start := re.fullmatch(r"message (\w+) \{", line):

@@ -1,4 +1,4 @@
-"""Seals: what they see."""
+"""Tests of seals: the damage that they detect."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_a_file_without_a_seal_is_read_as_it_is(tmp_path):
 
 
 def test_a_file_that_another_program_has_written_anew_has_no_seal(sealed):
-    # protobuf keeps the fields it does not know, and writes them behind all others
+    # protobuf keeps unknown fields and writes them after all others
     net = caffe_pb2.NetParameter.FromString(sealed.read_bytes())
     net.name = "another"
     sealed.write_bytes(net.SerializeToString())

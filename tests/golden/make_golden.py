@@ -1,7 +1,7 @@
-"""Make layers.npz and networks.json: what real Caffe computes for the cases and networks of tests/conformance.
+"""Write layers.npz and networks.json: real Caffe's results for the cases and networks of tests/conformance.
 
 PYTHONPATH=tests python tests/golden/make_golden.py             (needs real Caffe: `make caffe`)
-PYTHONPATH=tests python tests/golden/make_golden.py resnet      only networks.json, and in it only these networks
+PYTHONPATH=tests python tests/golden/make_golden.py resnet      updates only these networks in networks.json
 """
 
 import json
@@ -25,20 +25,21 @@ from transfer_caffe.real_caffe import programs as real_caffe
 HERE = Path(__file__).parent.resolve()
 
 STEADY = (2e-5, 2e-3)
-"""How far real Caffe's losses (of the first 20 iterations, of the 100th) may lie from its own, when it starts from
-weights that are moved by one unit of the last place: a fifth of what the engine is allowed. A network starts from the
-first seed where that holds; elsewhere rounding decides, which no other program, and no other CPU, can follow. Our
-engine has no say in it.
+"""The largest accepted spread of real Caffe's losses (of the first 20 iterations, of the 100th): how far they change if
+the initial weights are changed by one unit in the last place. It is a fifth of the engine's tolerance. Each network
+starts from the first seed for which this holds. With other seeds, rounding decides the course of training, which no
+other program or CPU can reproduce. The choice does not depend on our engine.
 """
 
 UPSETS = (30, 4)
-"""So many draws, each of which moves the weights by so many units of the last place, must leave real Caffe's blobs and
-gradients within the tolerance of its own: no unit lies so near to 0 that rounding sends it to the other side of a ReLU.
+"""Number of samples, and the number of units in the last place by which each of them changes the weights. Real Caffe's
+blobs and gradients must stay within the tolerance in all of them, which shows that no unit is so close to 0 that
+rounding moves it to the other side of a ReLU.
 """
 
 
 def make_layers() -> None:
-    """All arrays of all cases in one flat array, with an index: a list a case, of its name and [array, shape]."""
+    """Write all arrays of all cases as one flat array, with an index: for each case, its name and [array, shape]."""
     index, arrays = [], []
     names, cases = zip(*recorded_cases(), strict=True)
     for name, outcome in zip(names, compare(cases), strict=True):
@@ -50,7 +51,7 @@ def make_layers() -> None:
 
 
 def losses() -> np.ndarray:
-    """Real Caffe's losses of the solver and the weights in the current folder."""
+    """Train with real Caffe from the solver and weights in the current folder, and return the losses."""
     argv = [str(real_caffe.program()), "train", "--solver", "solver.prototxt", "--weights", "w.caffemodel"]
     environment = {**os.environ, "GLOG_logtostderr": "1", "OMP_NUM_THREADS": "1"}
     log = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True).stderr
@@ -59,7 +60,7 @@ def losses() -> np.ndarray:
 
 
 def steady_weights(name: str, param: NetParameter) -> tuple[int, list[float], dict[str, np.ndarray], np.ndarray]:
-    """The first seed from which real Caffe is steady, its spread, its weights and losses."""
+    """Return the first seed from which real Caffe is stable (`STEADY`, `UPSETS`), its spread, weights and losses."""
     for seed in range(1, 20):
         weights, runs = seeded_weights(param, seed), []
         for values in (weights, *(nudged(weights, nudge) for nudge in range(3))):
@@ -71,11 +72,11 @@ def steady_weights(name: str, param: NetParameter) -> tuple[int, list[float], di
         print(f"{name}: seed {seed}, spread {spread}, {blobs:.2g}", flush=True)
         if spread[0] <= STEADY[0] and spread[1] <= STEADY[1] and blobs <= TOLERANCE:
             return seed, spread, weights, runs[0]
-    raise SystemExit(f"{name}: real Caffe is steady from no seed; lower its base_lr in conformance/networks.py")
+    raise SystemExit(f"{name}: real Caffe is not stable from any seed; lower base_lr in conformance/networks.py")
 
 
 def spread_of_blobs(param: NetParameter, weights: dict[str, np.ndarray]) -> float:
-    """The largest difference of any of real Caffe's blobs and gradients in the first iteration, as compare has it."""
+    """Return the largest difference of real Caffe's blobs and gradients in the first iteration, as in `compare`."""
     draws = (weights, *(nudged(weights, nudge, UPSETS[1]) for nudge in range(UPSETS[0])))
     first, *others = (outcome.reference for outcome in compare([Case(param, "TRAIN", values) for values in draws]))
     keys = [key for key in first if key.startswith(("data/", "diff/", "grad/"))]
@@ -83,7 +84,7 @@ def spread_of_blobs(param: NetParameter, weights: dict[str, np.ndarray]) -> floa
 
 
 def make_networks(names: list[str]) -> None:
-    """Losses of the first 20 iterations and of the 100th, and the norms of all blobs and gradients before them."""
+    """Write the losses of iterations 0 to 19 and 100, and the norms of all initial blobs and gradients."""
     golden = json.loads((HERE / "networks.json").read_text()) if names else {}
     for name in names or NETWORKS:
         with tempfile.TemporaryDirectory() as temporary:

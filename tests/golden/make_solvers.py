@@ -1,9 +1,9 @@
-"""Write solvers.json: what real Caffe's solvers print and compute in 20 iterations, for tests where there is none.
+"""Write solvers.json: what real Caffe's solvers log and compute in 20 iterations, for tests without real Caffe.
 
 python tests/golden/make_solvers.py       needs real Caffe (`make caffe`)
 
-Of each case of tests/support/solver_suite.py: the displayed losses, the numbers of its test passes, and of each
-weight and history blob after 20 iterations the sum and the sum of absolute values.
+It holds, for each case of tests/support/solver_suite.py, the displayed losses, the test outputs, and the sum and the
+sum of absolute values of each weight and history blob after 20 iterations.
 """
 
 import json
@@ -21,13 +21,13 @@ from transfer_caffe.utils.files import write_text  # noqa: E402
 
 
 def digest(array: np.ndarray) -> list[float]:
-    """Sum and sum of absolute values, to 8 digits."""
+    """Return the sum and the sum of absolute values, with 8 digits."""
     values = array.astype(np.float64)
     return [float(f"{values.sum():.8g}"), float(f"{np.abs(values).sum():.8g}")]
 
 
 def golden(case: str, folder: Path) -> dict:
-    """What real Caffe makes of a case."""
+    """Run real Caffe on a case and return what is recorded."""
     solver_suite.prepare(folder, case, iterations=20)
     log = solver_suite.run_real(folder, *solver_suite.FINETUNE)
     blobs = {name: digest(array) for name, array in solver_suite.blobs(folder, 20).items()}

@@ -1,10 +1,10 @@
-"""Let real Caffe upgrade the old files of tests/golden/upgrade, once: the tests then need no Caffe.
+"""Upgrade the old files in tests/golden/upgrade by running real Caffe, so that the tests do not need it.
 
     python tests/golden/make_upgrade.py
 
-NAME.prototxt, written by hand, gives NAME.upgraded.prototxt: by upgrade_solver_proto_text where NAME begins with
-`solver`, by upgrade_net_proto_binary where it ends with `weights` (both forms are written as text here, the tool sees
-a .caffemodel), by upgrade_net_proto_text for all others.
+NAME.prototxt, written manually, is upgraded to NAME.upgraded.prototxt: with upgrade_solver_proto_text if NAME begins
+with `solver`, with upgrade_net_proto_binary if it ends with `weights` (both files are stored as text; the tool gets a
+.caffemodel), and with upgrade_net_proto_text otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transfer_caffe.real_caffe import programs as real_caffe  # noqa: E402
 
 
 def ask(path: Path, folder: Path) -> str:
-    """What real Caffe makes of one of the files, as text."""
+    """Upgrade one of the files with real Caffe and return the result as text."""
     kind = kind_of(path)
     old, new = path, folder / "new"
     if kind == "net_binary":
@@ -39,7 +39,7 @@ def ask(path: Path, folder: Path) -> str:
 def main() -> None:
     """Write all upgraded files."""
     if real_caffe.program(KINDS["net_text"][0]) is None:
-        raise SystemExit("no real Caffe here: set CAFFE, or put it on the PATH")
+        raise SystemExit("there is no real Caffe: set CAFFE, or add it to the PATH")
     for path in sorted((HERE / "upgrade").glob("*.prototxt")):
         if not path.name.endswith(".upgraded.prototxt"):
             with tempfile.TemporaryDirectory() as folder:

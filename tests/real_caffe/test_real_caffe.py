@@ -1,4 +1,4 @@
-"""Which Caffe is taken for real Caffe, and what is said where there is none."""
+"""Which program is used as real Caffe, and the errors if there is none."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def make(path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _nowhere(tmp_path, monkeypatch):
-    """A machine without Caffe."""
+    """Simulate a machine without Caffe."""
     monkeypatch.delenv("CAFFE", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.setattr(real_caffe, "INSTALLED", tmp_path / "project" / ".caffe" / "bin")
@@ -38,7 +38,7 @@ def test_the_variable_comes_before_the_path_and_that_before_what_make_caffe_made
 def test_a_variable_that_names_no_program_is_an_error_and_no_other_caffe_is_taken(tmp_path, monkeypatch):
     make(tmp_path / "path/caffe")
     monkeypatch.setenv("CAFFE", str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"CAFFE=.*nothing: there is no such program"):
+    with pytest.raises(UserError, match=r"CAFFE=.*nothing: no such program"):
         real_caffe.program()
 
 

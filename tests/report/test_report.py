@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what the table says, and shows nothing unescaped."""
+"""The report: a self-contained page with the numbers of the results table, in which all text is escaped."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def runs(tmp_path) -> Path:
 
 @pytest.fixture
 def no_figures(monkeypatch) -> None:
-    """For what is not about figures: drawing takes seconds."""
+    """Skip the figures, which take seconds to draw, in tests that do not need them."""
     monkeypatch.setattr(report, "draw_figures", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> str:
-    """The page of `make_runs`, with figures."""
+    """Return the page of `make_runs`, with figures."""
     folder = tmp_path_factory.mktemp("report")
     return page_of(make_runs(folder), folder / "out")
 
 
 def detail_of(page: str, name: str) -> str:
-    """The page of one network, unpacked."""
+    """Return the page of one network, unpacked."""
     packed = re.search(rf'<template data-network="{re.escape(html.escape(name))}">([^<]*)</template>', page)
     assert packed
     return gzip.decompress(base64.b64decode(packed[1])).decode()
@@ -69,9 +69,10 @@ def test_the_summary_gives_base_accuracies_and_paired_effects(page):
     text = text_of(page)
     assert "half B 70.0%" in text and "man-made 50.0%, natural 65.0%" in text and "all classes: 50.0%" in text
     # seed 0: B3A -0.03, A3B -0.04; seed 1: B3A -0.04; each against its own target's base
-    assert "Frozen transfer : frozen layers of the other half against the base (AnB − base): −3.75 points" in text
-    assert "(95%: −6.93 to −0.57; 2 seeds of one split, 3 differences); clearly not zero at n = 3 (−3.75)" in text
-    assert "Random features, all classes" in text and "−30.00 points on average over n = 3 (1 difference" in text
+    assert "compared with the base network (AnB − base): −3.75 points" in text
+    assert "(95% confidence interval −6.93 to −0.57; 2 seeds of one split, 3 paired differences)" in text
+    assert "interval excludes zero at n = 3 (−3.75)" in text
+    assert "Random weights, all classes" in text and "−30.00 points on average over n = 3 (1 paired difference" in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -79,14 +80,14 @@ def test_a_single_split_and_seed_is_said_to_give_no_interval(tmp_path):
     folder = tmp_path / "runs"
     write_table(folder, [each for each in NETWORKS if each[2] == 0])
     text = text_of(page_of(folder, tmp_path / "out"))
-    assert "one split and one seed: no interval" in text and "95%: " not in text
-    assert "impossible random: luck of one training" in text
+    assert "only one split and one seed" in text and "(95% confidence interval" not in text
+    assert "impossible random: variation between seeds" in text
 
 
 def test_a_table_of_effects_has_intervals_what_they_rest_on_and_the_papers_number(tmp_path):
     (analysis,) = analyse(read_results(write_table(tmp_path, NETWORKS)))
     causes = effects_tables(analysis, paper=False)[0]
-    assert causes.columns[1] == ("specificity", "AnB − BnB")
+    assert causes.columns[1] == ("representation specificity", "AnB − BnB")
     (n, (lost, specific, _, frozen)), *_ranges = causes.rows
     assert n == "3" and lost and specific and frozen
     assert (lost.mean, lost.interval, lost.counts, lost.verdict) == ("−1.50", "", "2", "unknown")
@@ -103,18 +104,21 @@ def test_over_a_range_the_papers_number_is_of_the_same_n(tmp_path):
     rows = dict(effects_tables(analysis, paper=False)[0].rows)
     single = [rows[n][0] for n in ("5", "7")]
     assert rows["1-7"][0] and all(single)
-    mean = sum(float(each.paper.replace("−", "-")) for each in single if each) / 2  # of all n it is -0.73
+    mean = sum(float(each.paper.replace("−", "-")) for each in single if each) / 2  # over all n it is -0.73
     assert float(rows["1-7"][0].paper.replace("−", "-")) == pytest.approx(mean, abs=0.011)
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
     text = text_of(page_of(Path("paper"), tmp_path / "out", "--metric", "top10"))
-    assert "AnB+ is +1.38 points above BnB+; +1.38 of it come from the halves" in text
+    assert "AnB+ is +1.38 points above BnB+; +1.38 points of this are due to" in text
     assert "confounded random: AnB+ - BnB+ (as published)" in text
     assert "148 networks of the paper's authors" in text
-    assert "No better than guessing at the end" in text  # R3, and five on few images
-    assert "about features: nolearn_1_3, reduced-0005, reduced-0010, reduced-0025, reduced-0050 and 1 more." in text
+    assert "is at chance level" in text  # R3, and five networks on few images
+    assert (
+        "transferability of features: nolearn_1_3, reduced-0005, reduced-0010, reduced-0025, reduced-0050 and 1 more."
+        in text
+    )
 
 
 def test_planned_networks_without_a_result_are_counted_and_named(page):
@@ -138,7 +142,7 @@ def test_settings_machine_versions_and_times_are_shown(page):
     text = text_of(page)
     assert "base_lr: 0.02" in text and "Abacus 3000" in text and "torch 9.9" in text
     assert "5 min 0 s (15 networks)" in text
-    assert "from the first start to the last end 10 min 0 s" in text
+    assert "from the first start to the last finish 10 min 0 s" in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -199,11 +203,11 @@ def test_a_networks_page_has_its_training_layers_settings_origin_and_log(runs, t
     write_done(runs, "random0-A3B-s0", base_sha256="feedbeef")
     detail = detail_of(page_of(runs, tmp_path / "out"), "demo/random0-A3B-s0")
     text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", detail)).split())
-    assert "Layers 1 to 3 are copied and frozen, from the network trained on half A of random0 (transfer)" in text
-    assert "base of its own half 0.7000 difference to it −4.00 points" in text
-    assert "selffer of its own half 0.6800 difference to it −2.00 points" in text
+    assert "layers 1 to 3 are copied from the base network of half A of random0 and frozen" in text
+    assert "accuracy of its own base network 0.7000 difference from its own base −4.00 points" in text
+    assert "of the same target 0.6800 difference from that selffer network −2.00 points" in text
     assert "conv1 copied from random0-baseA-s0 frozen 0, 0 12 × 3 × 5 × 5; 12" in text
-    assert "fc8 random values learns 1, 2 50 × 128; 50" in text
+    assert "fc8 random learns 1, 2 50 × 128; 50" in text
     assert "base_lr: 0.125" in text and "Abacus 3000" in text and "base_sha256 feedbeef" in text
     assert "first line & <b>" in text and "the last line" in text and "<b>" not in detail
 
@@ -213,7 +217,7 @@ def test_a_networks_training_is_drawn_over_the_papers_of_the_same_treatment(runs
     write_network(runs / "random0-A3B-s0")
     detail = detail_of(page_of(runs, tmp_path / "out"), "demo/random0-A3B-s0")
     (svg,) = re.findall(r"<svg.*?</svg>", detail, re.S)
-    assert "paper: A3B, random0 (450,000 iterations, drawn to the same length)" in svg
+    assert "paper: A3B, random0 (450,000 iterations, rescaled to the same length)" in svg
     assert "random0-A3B-s0: from 0.020 to 0.660 at iteration 1,000" in svg
     own, theirs = (re.findall(rf'<path class="{look}" d="M[\d.]+,([^"]*)"', svg)[0] for look in ("own", "paper"))
     assert len(own.split()) == 3 and len(theirs.split()) == 90

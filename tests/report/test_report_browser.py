@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens without errors or requests, tables sort, a network's page opens and closes."""
+"""The report in a browser: no errors and no requests, sorting of the table, opening and closing a network's page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def page_file(tmp_path_factory) -> Path:
 
 
 class Opened:
-    """The report in a tab of its own; remembers what went wrong and what it asked for."""
+    """The report in a new browser tab; records console errors and requests."""
 
     def __init__(self, browser, path: Path, fragment: str = "", **options):
         self.tab = browser.new_context(**options).new_page()

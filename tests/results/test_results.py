@@ -1,4 +1,4 @@
-"""The results table: what is written is read back, and what is wrong is named with its line."""
+"""The results table: a written table is read back unchanged, and errors name the line."""
 
 import json
 from pathlib import Path
@@ -118,7 +118,7 @@ def write_done(runs: Path, folder: str, **other: object) -> None:
 
 def test_networks_that_are_done_are_collected_in_the_order_of_the_recipe(tmp_path):
     write_done(tmp_path, "random0-A3B+-s0")
-    write_done(tmp_path, "random0-A3B+-s0.old1")  # was set aside
+    write_done(tmp_path, "random0-A3B+-s0.old1")  # renamed by --restart
     write_done(tmp_path, "random0-baseA-s0", network="random0-baseA-s0", treatment="baseA", source="", n=0)
     write_done(
         tmp_path,

@@ -229,7 +229,7 @@ def test_a_file_system_without_locks_is_named_before_any_engine_starts(number, c
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert ".random0-baseA-s0.lock: this file system has no locks" in error and error.count("\n") == 1
+    assert ".random0-baseA-s0.lock: this file system does not support locks" in error and error.count("\n") == 1
     assert not (RUNS / "random0-baseA-s0").exists()
 
 

@@ -148,7 +148,7 @@ def recipe_with(watch: object) -> str:
     ("watch", "message"),
     [
         ([], "watch: a mapping"),
-        ({"after": 3}, "watch: unknown key after; known are expect"),
+        ({"after": 3}, "watch: unknown key after; known keys: expect"),
         ({"chance_after": -1}, "watch: chance_after: a whole number, 0 or more"),
         ({"chance_after": None}, "watch: chance_after: a whole number"),
         ({"expect": [0.1, 0.2]}, "watch: expect: a mapping"),

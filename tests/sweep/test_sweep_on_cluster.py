@@ -185,7 +185,7 @@ def test_a_sweep_survives_everything_that_happens_to_a_cluster(cluster: Cluster,
 
     # of two live copies, one trains and the other waits for it
     cluster.start_node(lost)
-    wait_for(lambda: "is at work on it; waiting until it ends" in log(BASE_B), lambda: f"a second copy: {jobs()}")
+    wait_for(lambda: "is using it; waiting until it ends" in log(BASE_B), lambda: f"a second copy: {jobs()}")
     release(BASE_B)
     wait_for(lambda: "finished by another process" in log(BASE_B), "the end of the second copy")
     cluster.kill_node(half_lost)

@@ -116,7 +116,7 @@ def test_a_network_comes_after_the_base_that_it_needs(recipe):
 def test_planning_580_networks_is_little_work_and_takes_no_torch(tmp_path):
     # function calls are counted instead of seconds, which depend on the machine and its load
     program = (
-        "import sys, itertools; from transfer_caffe import sweep; calls = itertools.count(); "
+        "import sys, itertools; from transfer_caffe.sweep import __main__ as sweep; calls = itertools.count(); "
         "sys.setprofile(lambda *_: next(calls)); assert sweep.main(['plan', '--recipe', 'balanced']) == 0; "
         "sys.setprofile(None); print('calls and returns:', next(calls)); "
         "sys.exit('torch' in sys.modules or 'cv2' in sys.modules)"

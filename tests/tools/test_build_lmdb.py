@@ -1,4 +1,4 @@
-"""tools.build_lmdb: records, keys and flags of convert_imageset, and what broken images do."""
+"""Tests of tools.build_lmdb: the records, keys and flags of convert_imageset, and broken images."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PHOTO = cv2.resize(np.random.RandomState(0).randint(0, 256, (6, 6, 3)).astype(np
 
 @pytest.fixture
 def images(tmp_path, monkeypatch):
-    """A folder img with a.png, b.png, `sub dir/c d.jpg` and lists of them; the current folder is its parent."""
+    """Make a folder img with a.png, b.png, `sub dir/c d.jpg` and lists of them; the current folder is its parent."""
     monkeypatch.chdir(tmp_path)
     os.makedirs("img/sub dir")
     cv2.imwrite("img/a.png", IMAGE)
@@ -138,7 +138,7 @@ def test_shuffle_follows_from_the_seed_and_is_recorded(images):
 
 
 def break_image(images, how):
-    """Put a broken image in the place of line 2 of three.txt."""
+    """Replace the image of line 2 of three.txt by a broken one."""
     file = images / "img/sub dir/c d.jpg"
     data = file.read_bytes()
     if how == "missing":
@@ -163,7 +163,7 @@ def test_a_broken_image_is_left_out_named_and_counted_on_demand(images, capsys, 
     said = capsys.readouterr()
     assert "2 records, 1 images left out" in said.out
     assert "left out: img/sub dir/c d.jpg (three.txt, line 2)" in said.err
-    # the number in the key is the place in the list, as real Caffe has it
+    # the number in the key is the position in the list, as in real Caffe
     assert [key for key, _ in records()] == [b"00000000_a.png", b"00000002_b.png"]
     [skipped] = json.loads((images / "db/build.json").read_text())["skipped"]
     assert (skipped["line"], skipped["path"]) == (2, "sub dir/c d.jpg")
@@ -175,7 +175,7 @@ def test_a_list_of_nothing_but_broken_images_makes_no_database(images, capsys):
 
 
 def test_damage_that_the_decoder_only_mentions_is_named(images):
-    # in a process of its own, as libjpeg writes to file descriptor 2 itself
+    # in a separate process, because libjpeg writes to file descriptor 2 itself
     cv2.imwrite("img/photo.jpg", np.random.RandomState(1).randint(0, 256, (64, 64, 3)).astype(np.uint8))
     data = bytearray((images / "img/photo.jpg").read_bytes())
     data[-2:-2] = b"stray bytes"
@@ -186,7 +186,7 @@ def test_damage_that_the_decoder_only_mentions_is_named(images):
         argv, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
     assert done.returncode == 0
-    assert done.stderr.startswith("warning: img/photo.jpg (list.txt, line 2): stored, but its decoder says: Corrupt")
+    assert done.stderr.startswith("warning: img/photo.jpg (list.txt, line 2): stored, but its decoder reports: Corrupt")
     [warning] = json.loads((images / "db/build.json").read_text())["warnings"]
     assert warning["path"] == "photo.jpg"
 
@@ -196,7 +196,7 @@ def test_damage_that_the_decoder_only_mentions_is_named(images):
     [
         ("-check_size", "40x48x3, but img/a.png has 2x3x3"),
         ("-encoded -check_size", "40x48x3, but img/a.png has 2x3x3"),
-        ("-resize_height=8", "go together"),
+        ("-resize_height=8", "belong together"),
         ("-resize_height=-8 -resize_width=-8", "negative"),
         ("-backend leveldb", "only lmdb"),
         ("-shuffle=maybe", "true or false"),
@@ -232,7 +232,7 @@ def test_an_existing_database_is_refused_and_stays_as_it_is(images, capsys):
 
 
 def many(images, count=300, broken=(), odd=()):
-    """list.txt with so many photographs; some broken, some odd: their decoder complains, but decodes them."""
+    """Write list.txt with ``count`` photographs; some are broken, and for some the decoder only gives a warning."""
     data = (images / "img/sub dir/c d.jpg").read_bytes()
     for number in range(count):
         content = data[: len(data) // 2] if number in broken else data
@@ -266,7 +266,7 @@ def test_what_decoders_say_is_told_of_the_right_images_among_many(images, jobs):
     made = json.loads((images / "db/build.json").read_text())
     assert [each["line"] for each in made["warnings"]] == [4, 151, 152, 300]
     assert [each["line"] for each in made["skipped"]] == [5, 153]
-    assert done.stderr.count("stored, but its decoder says") == 4
+    assert done.stderr.count("stored, but its decoder reports") == 4
 
 
 def test_a_build_that_failed_on_an_image_goes_on_when_that_is_repaired(images, capsys, monkeypatch):
@@ -278,11 +278,11 @@ def test_a_build_that_failed_on_an_image_goes_on_when_that_is_repaired(images, c
     broken.write_bytes(b"")
     assert main(["--shuffle", "img/", "list.txt", "db"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said[-2] == "db: not complete; what is done is kept in .db.partial: the same command goes on"
+    assert said[-2] == "db: not complete; the finished part is in .db.partial: the same command resumes it"
     assert "the file is empty" in said[-1] and not os.path.exists("db")
     broken.write_bytes(content)
     assert main(["--shuffle", "--on_error=skip", "img/", "list.txt", "db"]) == 0
-    assert "db: going on after the first" in capsys.readouterr().err
+    assert "db: resuming after the first" in capsys.readouterr().err
     assert (images / "db/data.mdb").read_bytes() == (images / "whole/data.mdb").read_bytes()
     assert sorted(os.listdir("db")) == ["build.json", "data.mdb", "data.mdb.sha256"]
 
@@ -295,7 +295,7 @@ def test_unfinished_work_of_another_list_or_of_other_flags_is_started_over(image
     if change == "list":
         (images / "list.txt").write_text("a.png 0\nb.png 0\n")
     assert main([*["--gray", "--on_error=skip"] * (change == "flags"), "img/", "list.txt", "db"]) == 0
-    assert "db: unfinished work is there, but from another list or other settings" in capsys.readouterr().err
+    assert "db: the unfinished build there has another list or other settings" in capsys.readouterr().err
     assert len(records()) == (2 if change == "list" else 299)
 
 
@@ -329,7 +329,7 @@ def test_an_image_listed_twice_and_a_label_without_images_are_told_of(images, ca
     (images / "list.txt").write_text("a.png 0\nb.png 3\na.png 0\na.png 0\n")
     assert main(["img/", "list.txt", "db"]) == 0
     said = capsys.readouterr().err
-    assert "warning: list.txt: line 3 is the image of line 1 once more (2 such lines)" in said
+    assert "warning: list.txt: line 3 repeats the image of line 1 (2 such lines)" in said
     assert "warning: list.txt: no image has the label 1 (2 of the labels 0 to 3 have none)" in said
     assert len(records()) == 4
 
@@ -363,7 +363,7 @@ def test_scaled_decoding_takes_the_smallest_size_that_is_large_enough(images, si
     np.testing.assert_array_equal(
         read_image("img/photo.jpg", settings)[0], cv2.resize(expected, (stored[1], stored[0]))
     )
-    # what is no JPEG has no smaller sizes
+    # only JPEGs can be decoded at a smaller size
     np.testing.assert_array_equal(read_image("img/photo.png", settings)[0], cv2.resize(photo, (stored[1], stored[0])))
 
 
@@ -378,5 +378,5 @@ def test_the_quality_of_encoded_images_is_chosen_and_recorded(images):
 
 def test_a_list_through_a_pipe_and_an_empty_name_are_errors(images, capsys):
     os.mkfifo("pipe")
-    assert "pipe: not a file" in error_of(capsys, "img/", "pipe", "db")
-    assert "'' is no name for a database" in error_of(capsys, "img/", "two.txt", "")
+    assert "pipe: not a regular file" in error_of(capsys, "img/", "pipe", "db")
+    assert "'' is not a valid name for a database" in error_of(capsys, "img/", "two.txt", "")

@@ -1,4 +1,4 @@
-"""tools.compute_mean: the mean image, bit for bit as compute_image_mean's, and what it refuses."""
+"""Tests of tools.compute_mean: the mean image, bit for bit as compute_image_mean's, and its errors."""
 
 import os
 
@@ -14,7 +14,7 @@ from transfer_caffe.tools.compute_mean import main, mean_image, mean_images
 from transfer_caffe.utils.files import require_checksum
 
 IMAGE = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14
-# by Caffe 1.0's compute_image_mean from IMAGE, IMAGE and 255 - IMAGE
+# written by Caffe 1.0's compute_image_mean from IMAGE, IMAGE and 255 - IMAGE
 CAFFE_MEAN = bytes.fromhex(
     "08011003180220032a480000aa420000c6420000e2420000fe4200000d4300001b435555b3425555cf425555eb42abaa0343abaa1143abaa1f43"
     "abaabc42abaad842abaaf442555508435555164355552443"
@@ -99,7 +99,7 @@ def test_leveldb_is_refused(capsys):
 
 
 def many(count=100):
-    """A database whose sums do not fit into float32 exactly, and three views of it that overlap."""
+    """Build a database whose sums are not exact in float32, and three overlapping views of it."""
     draw = np.random.RandomState(0)
     write("whole", draw.randint(0, 256, (count, 5, 7, 3)).astype(np.uint8) | 1)
     whole = Database("whole")
@@ -118,7 +118,7 @@ def test_means_of_many_views_in_one_pass_are_those_of_each_alone(monkeypatch, jo
     monkeypatch.setattr(Database, "raw_in_order", lambda db, first=0: passes.append(db) or real(db, first))
     names = ["a", "whole", "b", "c", "back"]
     together = mean_images([open_records(name) for name in names], jobs)
-    assert len(passes) == 1  # and the view in another order by itself
+    assert len(passes) == 1  # the view in another order is read separately
     for name, mean in zip(names, together, strict=True):
         total = np.zeros((3, 5, 7), np.float32)
         for _, image, _ in open_records(name):
@@ -127,7 +127,7 @@ def test_means_of_many_views_in_one_pass_are_those_of_each_alone(monkeypatch, jo
 
 
 def test_the_order_of_the_sums_is_that_of_the_records(monkeypatch):
-    # float32 holds whole numbers up to 2^24 only: behind that each sum is rounded, and the order counts
+    # float32 represents integers exactly up to 2^24 only: beyond that each sum is rounded, and the order matters
     images = [np.full((1, 1, 1), value, np.uint8) for value in [255] * 70000 + [1] * 1000]
     write("whole", images)
     whole = Database("whole")
@@ -148,8 +148,8 @@ def test_several_means_are_written_by_one_command(folder, capsys):
         assert (folder / f"{name}.mean").read_bytes() == (folder / f"{name}.alone").read_bytes()
         require_checksum(f"{name}.mean")
     capsys.readouterr()
-    assert "databases and files come in pairs" in error_of(capsys, "a", "x", "b")
-    assert "named twice" in error_of(capsys, "a", "x", "b", "./x")
+    assert "databases and files must be given in pairs" in error_of(capsys, "a", "x", "b")
+    assert "given twice" in error_of(capsys, "a", "x", "b", "./x")
     assert "exists already" in error_of(capsys, "a", "x", "b", "b.mean")
     assert not (folder / "x").exists()
 

@@ -1,4 +1,4 @@
-"""tools.contact_sheet: images of any kind as thumbnails, with captions."""
+"""Tests of tools.contact_sheet: thumbnails of all kinds of images, with captions."""
 
 import cv2
 import numpy as np

@@ -1,7 +1,7 @@
-"""tools.build_lmdb under bad luck: killed, interrupted, out of disk, two at once, things in the place of images.
+"""Fault tests of tools.build_lmdb: kills, interrupts, full disks, concurrent builds, other things in place of images.
 
-Whatever happens, the database is there whole or not at all, the same command ends with the bytes of an undisturbed
-one, errors are one line and exit code 2, and images and lists stay as they are.
+In all cases the database is complete or absent, the same command then produces the bytes of an uninterrupted build,
+errors are one line with exit code 2, and images and lists are not changed.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from transfer_caffe.tools.build_lmdb import main
 from transfer_caffe.utils.files import require_checksum
 
 COUNT, SIDE = 300, 100  # of records, and of their images: 10 MB
-BATCH = 1 << 20  # of records in one transaction: several are needed
+BATCH = 1 << 20  # size of the records in one transaction: several transactions are needed
 FLAGS = ["--shuffle", "--seed=5", f"--resize_height={SIDE}", f"--resize_width={SIDE}"]
 BUILDER = f"""
 import sys
-from transfer_caffe import database_writer
+from transfer_caffe.formats import database_writer
 from tools.build_lmdb import main
 assert database_writer._BATCH_BYTES > {BATCH}
 database_writer._BATCH_BYTES = {BATCH}
@@ -37,7 +37,7 @@ ERROR = "python -m tools.build_lmdb: error: "
 
 
 def write_images(folder):
-    """COUNT images, links to a few different ones, and their list."""
+    """Make COUNT images, links to a few different ones, and their list."""
     (folder / "img").mkdir()
     draw = np.random.RandomState(0)
     for i in range(COUNT):
@@ -53,7 +53,7 @@ def digest(file):
 
 
 def undisturbed(folder, image_list, flags):
-    """Build a database in peace; gives the digest of its data.mdb."""
+    """Build a database without interruption; return the digest of its data.mdb."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("transfer_caffe.formats.database_writer._BATCH_BYTES", BATCH)
@@ -63,7 +63,7 @@ def undisturbed(folder, image_list, flags):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """The folder of images and list, and the digest and size of an undisturbed database of them."""
+    """Return the folder of images and list, and the digest and size of an uninterrupted database of them."""
     folder = tmp_path_factory.mktemp("source")
     write_images(folder)
     whole = undisturbed(folder, "list.txt", FLAGS)
@@ -71,7 +71,7 @@ def source(tmp_path_factory):
 
 
 class World:
-    """A folder with images and a list, where builders run, and what is right for it."""
+    """A folder with images and a list, in which builders run, and the expected database."""
 
     def __init__(self, folder, whole, size, root):
         self.folder, self.whole, self.size = folder, whole, size
@@ -90,12 +90,12 @@ class World:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # a shell starts what runs in the background with SIGINT ignored, and children would inherit that
+            # a shell starts background commands with SIGINT ignored, and children would inherit that
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *flags, **arguments):
-        """Run to the end; gives (exit code, lines of standard error)."""
+        """Run to the end; return (exit code, lines of standard error)."""
         return self.end(self.start(*flags, **arguments))
 
     def end(self, process):
@@ -108,7 +108,7 @@ class World:
         return process.returncode, text.splitlines()
 
     def wait_until(self, process, condition):
-        """Whether ``condition`` came true before the process ended."""
+        """Return whether ``condition`` became true before the process ended."""
         while process.poll() is None:
             if condition():
                 return True
@@ -116,17 +116,17 @@ class World:
         return False
 
     def written(self):
-        """The bytes of data.mdb of the database that is being made."""
+        """Return the size of data.mdb of the database that is being built."""
         sizes = [0]
         for file in self.out.glob(".db.*/data.mdb"):
             try:
                 sizes.append(file.stat().st_size)
-            except FileNotFoundError:  # it has its name now
+            except FileNotFoundError:  # the database has its final name now
                 sizes.append(self.size)
         return max(sizes)
 
     def look(self):
-        """What lies at the target is a whole database or nothing; gives which."""
+        """Check that the target is a complete database or does not exist; return whether it exists."""
         assert {path.name for path in self.out.glob("[!.]*")} <= {"db"}
         if not os.path.lexists(self.db):
             return False
@@ -142,7 +142,7 @@ class World:
 
 
 def everything(folder):
-    """All that is the user's: names, kinds, times and contents."""
+    """Return the names, kinds, times and contents of all of the user's files."""
     found = {}
     for path in sorted([*folder.glob("*.txt"), *(folder / "img").rglob("*")]):
         status = path.lstat()
@@ -162,7 +162,7 @@ def world(source, tmp_path, pytestconfig):
 
 
 def is_error(answer, message):
-    """Exit code 2, and one line that says ``message``, after what else there is to say."""
+    """Check for exit code 2 and a last line that is an error with ``message``; other lines may come before."""
     code, lines = answer
     assert code == 2 and lines[-1].startswith(ERROR) and message in lines[-1]
     assert not [line for line in lines[:-1] if "error" in line.lower() or "Traceback" in line]
@@ -206,7 +206,7 @@ def test_interrupted_the_same_command_ends_with_the_same_bytes(world, number, co
     if number == signal.SIGINT:
         assert lines[-1] == "python -m tools.build_lmdb: interrupted"
     code, lines = world.run()
-    assert code == 0 and world.is_whole() and "going on after the first" in lines[0]
+    assert code == 0 and world.is_whole() and "resuming after the first" in lines[0]
 
 
 CHANGES = {
@@ -249,7 +249,7 @@ def test_of_two_builders_at_once_the_second_is_refused_and_the_first_ends_well(w
 
 
 def kinds_of_no_image(folder):
-    """Things in the place of an image, by name."""
+    """Make things in place of an image, by name."""
     (folder / "directory.png").mkdir()
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("no image")
@@ -269,7 +269,7 @@ def test_what_is_no_image_is_left_out_and_named(world):
     for number, name in enumerate(names, 2):
         [line] = [line for line in lines if name in line]
         assert line.startswith(f"left out: img/{name} (bad.txt, line {number}): ")
-        # what can be read without an end must not be read at all
+        # files that can be read endlessly must not be read at all
         assert name not in ("pipe.png", "device.png") or line.endswith(": not a file")
     with lmdb.open(str(world.db), readonly=True, lock=False) as env, env.begin() as transaction:
         keys = list(transaction.cursor().iternext(values=False))
@@ -356,7 +356,7 @@ def test_a_file_that_may_not_grow_is_an_error_and_with_room_the_work_goes_on(wor
 
 
 def mounts():
-    """How to run a script that may mount, in a world of its own that goes with it; nothing where that is forbidden."""
+    """Return the command that runs a script in a private mount namespace; nothing if namespaces are not permitted."""
     for prefix in (["unshare", "-rm"], ["unshare", "-m"]):
         tried = [*prefix, "sh", "-c", "mount -t tmpfs -o size=1m none /mnt"]
         try:
@@ -374,7 +374,7 @@ def in_mounts():
         pytest.skip("mounting is not allowed here")
 
     def run(world, script, *argv):
-        """Run a script, where "$@" is the builder; gives [(exit code, lines of standard error)] by `say $?` in it."""
+        """Run a script, in which "$@" is the builder; return the [(exit code, standard error)] of its `say $?`."""
         say = 'say() { cat err; echo "=$1"; }\nset -u\n'
         answer = subprocess.run(
             [*prefix, "sh", "-c", say + script, "-", *argv],
@@ -399,7 +399,7 @@ def in_mounts():
 
 
 def test_a_disk_that_fills_up_is_an_error_and_with_room_the_work_goes_on(world, in_mounts):
-    # sizes that are not known before: it fills up half way
+    # the size of the database is not known in advance: the disk fills up halfway
     flags = ["--encoded", "--encode_type=bmp", *FLAGS]
     whole = undisturbed(world.folder, "list.txt", flags)
     script = """

@@ -1,4 +1,4 @@
-"""tools.image_type: types of image files, and the quality of JPEGs, from their first bytes."""
+"""Tests of tools.image_type: the types of image files, and the quality of JPEGs, from their first bytes."""
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""tools.inspect: what it tells of databases of all kinds, damaged ones too, and its contact sheets."""
+"""Tests of tools.inspect: its output for databases of all kinds, including damaged ones, and its contact sheets."""
 
 import json
 import os
@@ -20,14 +20,14 @@ PHOTO = cv2.resize(np.random.RandomState(0).randint(0, 256, (6, 6, 3)).astype(np
 
 
 def write(path, records):
-    """A database of {key: record}, as another program than ours would leave it."""
+    """Write a database of {key: record}, as a program other than this project's would."""
     with lmdb.open(str(path), map_size=1 << 26) as env, env.begin(write=True) as transaction:
         for key, record in records.items():
             transaction.put(key, record)
 
 
 def plain(labels, size=(4, 4)):
-    """Records of one colour each: its blue is the number of the record."""
+    """Return records of one colour each, whose blue is the number of the record."""
     return {
         b"%08d_%d.png" % (i, i): raw_datum(np.full((*size, 3), (i, 100, 200), np.uint8), label)
         for i, label in enumerate(labels)
@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def told(capfd):
-    """Run the command; gives {title: the lines under it}."""
+    """Run the command; return {title: the lines under it}."""
 
     def run(*argv, code=0):
         assert main(list(argv)) == code
@@ -68,7 +68,7 @@ def error_of(capfd, *argv):
 
 
 def on_sheet(path="sheet.png", number=None):
-    """The blue in the middle of each picture of a sheet, row by row."""
+    """Return the blue in the middle of each picture of a sheet, row by row."""
     image = cv2.imread(str(path))
     assert image is not None
     columns = (image.shape[1] - 10) // 138
@@ -88,8 +88,8 @@ def test_a_database_of_ours_tells_how_it_was_made(folder, told):
     answer = told("db")
     size = os.path.getsize("db/data.mdb")
     assert answer["database"] == ["db"] and answer["kind"] == ["LMDB"] and answer["records"] == ["3"]
-    assert answer["size"] == [f"data.mdb has {size:,} bytes, {size / 3:,.0f} a record"]
-    assert answer["checksum"] == ["compared, and right"]
+    assert answer["size"] == [f"data.mdb has {size:,} bytes, {size / 3:,.0f} per record"]
+    assert answer["checksum"] == ["checked, correct"]
     assert answer["made by"] == ["tools.build_lmdb (build.json)"]
     assert answer["list"] == ["list.txt: 5 images, images under img/"]
     assert answer["resized"] == ["7 x 9 (height x width)"]
@@ -101,8 +101,8 @@ def test_a_database_of_ours_tells_how_it_was_made(folder, told):
     assert answer["stored as"] == ["raw bytes"]
     assert answer["labels"] == [
         "0 to 3: 2 classes",
-        "records a class: min 1, median 1.5, max 2",
-        "labels between that no record has: 2 (1 to 2)",
+        "records per class: min 1, median 1.5, max 2",
+        "labels between them without records: 2 (1 to 2)",
     ]
     assert len(answer["first keys"]) == 3 and answer["first keys"][0].startswith("0000000")
     assert answer["twice"] == ["no path"] and answer["damaged"] == ["none"]
@@ -113,7 +113,7 @@ def test_an_order_that_is_the_lists_and_sizes_that_stay_are_told(folder, told):
     (folder / "list.txt").write_text("a.png 0\n")
     assert build_lmdb.main(["--seed=6", "", "list.txt", "db"]) == 0
     answer = told("db")
-    assert answer["order"] == ["that of the list"] and answer["resized"] == ["no"]
+    assert answer["order"] == ["as in the list"] and answer["resized"] == ["no"]
     assert answer["list"] == ["list.txt: 1 images"]
     assert "left out" not in answer and "warnings" not in answer
 
@@ -125,22 +125,22 @@ def test_images_whose_decoder_complained_are_told_of(folder, told):
     (folder / "list.txt").write_text("a.jpg 0\n")
     assert build_lmdb.main(["", "list.txt", "db"]) == 0
     warnings = told("db")["warnings"]
-    assert warnings[0] == "1 images whose decoder complained"
+    assert warnings[0] == "1 images with warnings of the decoder"
     assert warnings[1].startswith("line 1: a.jpg: Corrupt JPEG data")
 
 
 @pytest.mark.parametrize(
     ("labels", "order"),
     [
-        ([0, 0, 1, 5], "not shuffled: labels ascend from record to record"),
-        ([0, 1, 0, 0], "unknown; 2 times the next record has another label"),
+        ([0, 0, 1, 5], "not shuffled: the labels are in ascending order"),
+        ([0, 1, 0, 0], "unknown; the label changes 2 times from one record to the next"),
         ([4, 4, 4], "unknown; all labels are the same"),
     ],
 )
 def test_without_build_json_the_labels_tell_of_the_order(told, labels, order):
     write("db", plain(labels))
     answer = told("db")
-    assert answer["made by"] == ["unknown: no build.json; by convert_imageset or another program"]
+    assert answer["made by"] == ["unknown: no build.json; convert_imageset or another program"]
     assert answer["order"] == [order]
     assert answer["checksum"] == ["none beside data.mdb"]
 
@@ -159,7 +159,7 @@ def test_a_damaged_build_json_is_told_and_the_rest_goes_on(folder, told, text):
     write("db", plain([0, 1]))
     (folder / "db/build.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     answer = told("db")
-    assert answer["made by"][0].startswith("build.json cannot be used: ")
+    assert answer["made by"][0].startswith("build.json cannot be read: ")
     assert answer["records"] == ["2"] and answer["order"][0].startswith("not shuffled")
 
 
@@ -168,16 +168,16 @@ def test_a_build_json_of_another_database_is_told(folder, told):
     (folder / "db/build.json").write_text(json.dumps({"records": 7, "skipped": "?", "warnings": [3]}))
     answer = told("db")
     assert "left out" not in answer and answer["warnings"][0].startswith("1 images")
-    assert answer["list"][1] == "build.json tells of 7 records: it belongs to another database"
+    assert answer["list"][1] == "build.json describes 7 records: it belongs to another database"
 
 
 def test_a_checksum_of_a_database_too_large_to_compare_is_told_as_such(folder, told, monkeypatch):
     write("db", plain([0]))
     (folder / "db/data.mdb.sha256").write_text("0" * 64 + "  data.mdb\n")
-    for module in (inspect, sys.modules["transfer_caffe.formats.datum"]):
+    for module in (inspect, sys.modules["transfer_caffe.formats.database"]):
         monkeypatch.setattr(module, "CHECKED_BYTES", 100)
     [line] = told("db")["checksum"]
-    assert line.startswith("there, not compared") and "sha256sum -c" in line
+    assert line.startswith("not checked") and "sha256sum -c" in line
 
 
 def test_several_sizes_are_counted(told):
@@ -186,7 +186,7 @@ def test_several_sizes_are_counted(told):
     assert told("db")["shapes"] == [
         "4 different ones (channels x height x width)",
         "smallest 3 x 5 x 1, largest 3 x 3 x 9",
-        "most often 3 x 2 x 3: 2 records",
+        "most frequent 3 x 2 x 3: 2 records",
     ]
 
 
@@ -208,7 +208,7 @@ def test_labels_lists_them_all(capfd):
 
 def test_the_labels_that_no_record_has_are_named_in_ranges(told):
     write("db", plain([0, 2, 6, 7, 2**31 - 1]))
-    assert told("db")["labels"][2] == "labels between that no record has: 2,147,483,643 (1, 3 to 5, 8 to 2147483646)"
+    assert told("db")["labels"][2] == "labels between them without records: 2,147,483,643 (1, 3 to 5, 8 to 2147483646)"
     write("many", plain(range(0, 30, 2)))
     assert told("many")["labels"][2].endswith("14 (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...)")
 
@@ -217,7 +217,7 @@ def test_paths_that_are_there_twice_are_counted_and_named(told):
     paths = [b"a.png", b"b.png", b"a.png", b"c.png", b"a.png", b"b.png"]
     write("db", {b"%08d_%s" % (i, path): raw_datum(PHOTO, 0) for i, path in enumerate(paths)})
     assert told("db")["twice"] == [
-        "paths that several records have: 2, in 5 records",
+        "paths of several records: 2, in 5 records",
         *(f"record {i}: {i:08d}_{paths[i].decode()}" for i in (0, 1, 2, 4, 5)),
     ]
 
@@ -237,7 +237,7 @@ def test_what_does_not_print_is_escaped(told):
 DAMAGES = {
     "garbage": (b"\xff\xff", "does not parse"),
     "empty": (b"", "0x0x0"),
-    "too few pixels": (caffe_pb2.Datum(channels=3, height=2, width=2, data=b"1").SerializeToString(), "holds 1 values"),
+    "too few pixels": (caffe_pb2.Datum(channels=3, height=2, width=2, data=b"1").SerializeToString(), "with 1 values"),
     "no image": (encoded_datum(b"no image", 1), "cannot be decoded"),
     "16 bits": (encoded_datum(cv2.imencode(".png", PHOTO.astype(np.uint16))[1].tobytes(), 1), "8 bits"),
 }
@@ -275,7 +275,7 @@ def test_a_record_that_the_decoder_complains_about_is_named(told, capfd):
     write("db", records | {b"00000066_66.jpg": encoded_datum(bytes(spoilt), 0)})
     answer = told("db", "--sheet", "s.png")
     [count, named] = answer["complaints"]
-    assert count == "records that the decoder complains about: 1"
+    assert count == "records with messages of the decoder: 1"
     assert named.startswith("record 00000066_66.jpg: Corrupt JPEG data")
     assert answer["damaged"] == ["none"] and not capfd.readouterr().err
 
@@ -284,18 +284,18 @@ def test_quick_reads_some_records_spread_over_all(told, monkeypatch):
     monkeypatch.setattr(inspect, "QUICK", 4)
     write("db", plain([0] * 4 + [1] * 4 + [2] * 4 + [9] * 4))
     answer = told("db", "--quick", "--sheet", "s.png", "--images", "16")
-    assert answer["read"] == ["4 records, evenly spread: all below is of these"]
-    assert answer["labels"] == ["0 to 9: 4 classes", "records a class: 1"]
+    assert answer["read"] == ["4 records, evenly spaced; all below is about these"]
+    assert answer["labels"] == ["0 to 9: 4 classes", "records per class: 1"]
     assert "twice" not in answer and answer["records"] == ["16"]
     assert on_sheet("s.png") == list(range(16))
-    assert told("db")["labels"][2] == "labels between that no record has: 6 (3 to 8)"
+    assert told("db")["labels"][2] == "labels between them without records: 6 (3 to 8)"
     write("small", plain([0, 1, 2, 3]))
     assert told("small", "--quick")["read"] == ["all records"]
 
 
 @pytest.fixture
 def whole(folder):
-    """A database of 6 images by build_lmdb, and the list of a split of it."""
+    """Build a database of 6 images with build_lmdb, and the list of a split of it."""
     for i in range(6):
         cv2.imwrite(f"{i}.png", np.full((4, 4, 3), (i, 100, 200), np.uint8))
     (folder / "all.txt").write_text("".join(f"{i}.png {i}\n" for i in range(6)) + "lost.png 7\n")
@@ -308,13 +308,13 @@ def test_a_view_is_told_of_with_its_own_labels(whole, told):
     assert split_lmdb.main(["--view", "whole", "half.txt", "view"]) == 0
     answer = told("view", "--sheet", "s.png")
     assert answer["database"] == ["view"] and answer["kind"] == ["view of whole"] and answer["records"] == ["3"]
-    assert answer["labels"][:2] == ["70 to 71: 2 classes", "records a class: min 1, median 1.5, max 2"]
-    assert answer["made by"] == ["tools.split_lmdb (view.json), out of that database"]
+    assert answer["labels"][:2] == ["70 to 71: 2 classes", "records per class: min 1, median 1.5, max 2"]
+    assert answer["made by"] == ["tools.split_lmdb (view.json), from that database"]
     assert answer["list"] == ["half.txt: 4 images"]
-    assert answer["order"] == ["that of the whole database: shuffled, seed 3"]
+    assert answer["order"] == ["as in the complete database: shuffled, seed 3"]
     assert answer["left out"] == ["1 images that could not be read", "line 3: lost.png"]
     assert answer["size"][0].endswith(" of its 6") and answer["size"][1].startswith("the view has ")
-    assert answer["checksum"] == ["compared, and right"] and answer["read"] == ["all records"]
+    assert answer["checksum"] == ["checked, correct"] and answer["read"] == ["all records"]
     order = [i for i in whole if i in (1, 2, 4)]
     assert on_sheet("s.png", 3) == order
     assert [key[9:] for key in answer["first keys"]] == [f"{i}.png" for i in order]
@@ -326,8 +326,8 @@ def test_a_copy_of_a_part_tells_of_what(whole, told):
     assert split_lmdb.main(["whole", "half.txt", "copy"]) == 0
     answer = told("copy")
     assert answer["kind"] == ["LMDB"] and answer["records"] == ["3"]
-    assert answer["made by"] == ["tools.split_lmdb (build.json), out of whole"]
-    assert answer["order"] == ["that of the whole database: shuffled, seed 3"]
+    assert answer["made by"] == ["tools.split_lmdb (build.json), from whole"]
+    assert answer["order"] == ["as in the complete database: shuffled, seed 3"]
 
 
 def test_a_damaged_record_under_a_view_is_named_by_its_key(folder, told):
@@ -337,8 +337,8 @@ def test_a_damaged_record_under_a_view_is_named_by_its_key(folder, told):
     answer = told("view", "--sheet", "s.png", code=2)
     assert answer["damaged"][1].startswith("record '00000001_1.png': damaged")
     assert answer["first keys"] == ["00000001_1.png", "00000002_2.png"]
-    assert answer["labels"] == ["6 to 6: 1 classes", "records a class: 1"]
-    assert answer["order"] == ["that of the whole database: unknown"] and "resized" not in answer
+    assert answer["labels"] == ["6 to 6: 1 classes", "records per class: 1"]
+    assert answer["order"] == ["as in the complete database: unknown"] and "resized" not in answer
 
 
 def test_a_sheet_has_64_images_spread_evenly_over_the_records(told):
@@ -400,8 +400,8 @@ def test_captions_are_the_label_and_the_number_in_the_key():
         (["db", "--sheet", "x.png", "--label", "7"], "no record has the label 7"),
         (["db", "--sheet", "x.png", "--images", "0"], "1 to 400"),
         (["db", "--sheet", "x.png", "--images", "401"], "1 to 400"),
-        (["db", "--sheet", "x.png", "--seed", "-1"], "a seed is"),
-        (["db", "--sheet", "x.png", "--label", "1", "--quick"], "leave out --quick"),
+        (["db", "--sheet", "x.png", "--seed", "-1"], "the seed must be"),
+        (["db", "--sheet", "x.png", "--label", "1", "--quick"], "omit --quick"),
         (["db", "--label", "1"], "give --sheet"),
         (["db", "--images", "5"], "give --sheet"),
         (["db", "--seed", "0"], "give --sheet"),

@@ -1,4 +1,4 @@
-"""`make caffe`: where packages come from, what it says where it cannot work, and that nothing half done looks done."""
+"""Tests of `make caffe`: the source of packages, the errors, and that an incomplete installation is not used."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """A folder as /etc/apt; MIRROR is not set."""
+    """Make a folder like /etc/apt; MIRROR is not set."""
     monkeypatch.delenv("MIRROR", raising=False)
     (tmp_path / "sources.list.d").mkdir()
     return tmp_path
@@ -50,7 +50,7 @@ def sources(tmp_path, monkeypatch):
 
 @pytest.fixture
 def able(monkeypatch):
-    """A machine on which nothing is missing."""
+    """Simulate a machine that meets all requirements."""
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
@@ -58,7 +58,7 @@ def able(monkeypatch):
 
 
 def run_main(monkeypatch, capsys, *arguments):
-    """(exit code, standard error) of the command."""
+    """Return (exit code, standard error) of the command."""
     monkeypatch.setattr(sys, "argv", ["install_caffe.py", *map(str, arguments)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     return install_caffe.main(), capsys.readouterr().err
@@ -116,8 +116,8 @@ def test_mirror_that_is_no_address_is_told(sources, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("platform.machine", lambda: "aarch64"), "x86-64, and this is Linux aarch64"),
-        (("platform.system", lambda: "Darwin"), "x86-64, and this is Darwin x86_64"),
+        (("platform.machine", lambda: "aarch64"), "x86-64, but this is Linux aarch64"),
+        (("platform.system", lambda: "Darwin"), "x86-64, but this is Darwin x86_64"),
         (("shutil.which", lambda name: None), "needs apt-get"),
         (("shutil.which", lambda name: None if name == "dpkg-deb" else "/x"), "needs dpkg-deb"),
         (("shutil.disk_usage", lambda path: SimpleNamespace(free=5 * 10**6)), "MB of free space and has 5"),
@@ -140,7 +140,7 @@ def test_a_mirror_without_the_packages_is_told_in_one_line(able, tmp_path, monke
     monkeypatch.setattr("subprocess.run", fake)
     code, error = run_main(monkeypatch, capsys, tmp_path / "caffe")
     assert (code, error.count("\n")) == (2, 1)
-    assert "http://mirror.example/debian does not give" in error and error.endswith("E: no Release file\n")
+    assert "http://mirror.example/debian does not have" in error and error.endswith("E: no Release file\n")
     assert "secret" not in error
     assert [path.name for path in (tmp_path / "caffe").iterdir()] == [install_caffe.LOCK]
 
@@ -164,7 +164,7 @@ def test_a_second_call_asks_neither_mirror_nor_tools(able, tmp_path, monkeypatch
         (dest / "bin" / name).chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert run_main(monkeypatch, capsys, dest) == (0, "")
-    assert not (dest / "new-1").exists()  # what a killed install left
+    assert not (dest / "new-1").exists()  # left by a killed installation
 
 
 @pytest.mark.parametrize("lost", ["bin/caffe", "bin/caffe-python", "root/MANIFEST"])
@@ -182,19 +182,19 @@ def test_half_a_caffe_does_not_pass_for_one(tmp_path, lost):
 def test_a_folder_with_other_files_is_left_alone(able, tmp_path, monkeypatch, capsys):
     (tmp_path / "bin").mkdir()
     code, error = run_main(monkeypatch, capsys, tmp_path)
-    assert code == 2 and "holds other files" in error
+    assert code == 2 and "contains other files" in error
     assert os.listdir(tmp_path) == ["bin"]
 
 
 @pytest.mark.parametrize("name", ["a:b", "a;b", "a$b"])
 def test_a_path_that_the_loader_would_cut_is_refused(able, tmp_path, monkeypatch, capsys, name):
     code, error = run_main(monkeypatch, capsys, tmp_path / name)
-    assert code == 2 and "must not hold any of" in error
+    assert code == 2 and "must not contain" in error
     assert not (tmp_path / name).exists()
 
 
 def new_and_old(folder: Path) -> tuple[Path, Path]:
-    """A finished work folder, and a DEST with an older Caffe."""
+    """Make a finished work folder, and a DEST with an older Caffe."""
     dest, work = folder / "caffe", folder / "caffe" / "new-1"
     for parent, text in ((dest, "old"), (work, "new")):
         for name in ("root", "bin"):
@@ -228,7 +228,7 @@ def test_stopped_between_two_renames_no_program_is_there(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("name", [*PROGRAMS, "caffe-python"])
 def test_scripts_start_programs_where_the_folder_lies_and_pass_arguments_on(tmp_path, name):
-    # in place of the loader a script that prints its arguments
+    # a script that prints its arguments replaces the loader
     dest = tmp_path / "it's a place"
     loader = dest / "root/lib64/ld-linux-x86-64.so.2"
     loader.parent.mkdir(parents=True)

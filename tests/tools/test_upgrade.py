@@ -1,4 +1,4 @@
-"""Old nets and solvers in today's form: as real Caffe printed it, and as real Caffe prints it where there is one."""
+"""Tests of the upgrade of old nets and solvers, against recorded output of real Caffe, and against it if installed."""
 
 from __future__ import annotations
 
@@ -105,22 +105,22 @@ V0_RELU = 'layers { layer { name: "r" type: "relu" } bottom: "d" top: "d" }'
 REFUSED = {
     # real Caffe refuses these too, with a stack trace
     "layers { name: 'a' type: RELU } layer { name: 'b' type: 'ReLU' }": "has both `layer` and `layers`",
-    "layers { layer { name: 'c' type: 'conv' } bottom: 'f' }": "layer 'c': bottom blob 'f' is not made by any layer",
-    PAD + "layers { layer { name: 'r' type: 'relu' } bottom: 'e' }": "layer 'r': is of type 'relu', above padding",
-    PAD + "layers { layer { name: 'q' type: 'padding' } bottom: 'e' }": "layer 'q': is of type 'padding', above",
-    PAD + "layers { layer { name: 'c' type: 'conv' } bottom: 'e' bottom: 'd' }": "layer 'c': takes 2 blobs",
+    "layers { layer { name: 'c' type: 'conv' } bottom: 'f' }": "layer 'c': bottom blob 'f' is not the top of any layer",
+    PAD + "layers { layer { name: 'r' type: 'relu' } bottom: 'e' }": "layer 'r': has type 'relu', above padding",
+    PAD + "layers { layer { name: 'q' type: 'padding' } bottom: 'e' }": "layer 'q': has type 'padding', above",
+    PAD + "layers { layer { name: 'c' type: 'conv' } bottom: 'e' bottom: 'd' }": "layer 'c': has 2 bottoms",
     PAD.replace('top: "e"', 'top: "e" top: "g"') + "layers { layer { name: 'c' type: 'conv' } bottom: 'e' }": (
-        "padding layer 'p': it takes one blob and makes one"
+        "padding layer 'p': it must have one bottom and one top"
     ),
     PAD.replace('bottom: "d"', "") + "layers { layer { name: 'c' type: 'conv' } bottom: 'e' }": (
-        "padding layer 'p': it takes one blob and makes one"
+        "padding layer 'p': it must have one bottom and one top"
     ),
 }
 WRONG_IN_CAFFE = {
     # real Caffe reads from beyond the end of the list
     'input: "a" input: "b" input_dim: 1 input_dim: 2 input_dim: 3 input_dim: 4': "2 input fields need 8 input_dim, ",
     'input: "a" input: "b" input_shape { dim: 1 }': "2 input fields need 2 input_shape; there are 1",
-    # real Caffe loses the layer in today's form
+    # real Caffe loses the layer in the current format
     'input: "d" layer { name: "new" type: "ReLU" bottom: "d" top: "d" }' + V0_RELU: "has both `layer` and `layers`",
 }
 
@@ -163,7 +163,7 @@ def test_todays_form_is_returned_itself() -> None:
 
 def test_a_solver_with_both_type_and_solver_type_is_refused() -> None:
     solver = parse_text('type: "SGD" solver_type: SGD', SolverParameter(), "test")
-    with pytest.raises(UserError, match=r"^s\.prototxt: gives both type and solver_type"):
+    with pytest.raises(UserError, match=r"^s\.prototxt: has both type and its old form solver_type"):
         upgrade_solver(solver, "s.prototxt")
 
 
@@ -195,7 +195,7 @@ def test_where_something_was_left_out_the_command_writes_the_file_says_so_and_ex
         ("net_binary", "", "old: the file is empty"),
         ("net_binary", "text", "old: damaged or truncated"),
         ("solver_text", "solver_type: ADAMS", "old: not a valid SolverParameter prototxt"),
-        ("solver_text", "solver_type: ADAM type: 'Adam'", "old: gives both type and solver_type"),
+        ("solver_text", "solver_type: ADAM type: 'Adam'", "old: has both type and its old form solver_type"),
     ],
 )
 def test_a_file_that_cannot_be_upgraded_gives_one_line_and_exit_code_2(tmp_path, capsys, kind, text, message) -> None:

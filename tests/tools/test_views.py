@@ -1,4 +1,4 @@
-"""transfer_caffe.formats.views and tools.split_lmdb: a split out of a whole database, as an index or as a copy."""
+"""Tests of transfer_caffe.formats.views and tools.split_lmdb: a split of a database, as an index or as a copy."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COUNT = 60
 
 @pytest.fixture(autouse=True)
 def _whole(tmp_path, monkeypatch):
-    """Images 0.png ... of 6 classes, a whole database of them, shuffled, and half.txt: those of odd classes."""
+    """Make images 0.png ... of 6 classes, a shuffled database of all, and half.txt: the images of the odd classes."""
     monkeypatch.chdir(tmp_path)
     os.mkdir("img")
     draw = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def error_of(capsys, *argv):
 
 
 def order():
-    """The odd images in the order of the whole database."""
+    """Return the odd images in the order of the complete database."""
     return [number for number in np.random.RandomState(5).permutation(COUNT).tolist() if number % 2]
 
 
@@ -116,7 +116,7 @@ def test_a_view_of_a_database_that_was_built_anew_is_refused():
     assert take("--view", "view") == 0
     shutil.rmtree("whole")
     build("img/", "all.txt", "whole", Settings(shuffle=True, seed=6))
-    with pytest.raises(UserError, match=r"view: a view of .*whole, which was built anew since"):
+    with pytest.raises(UserError, match=r"view: a view of .*whole, which was rebuilt since"):
         open_records("view")
     shutil.rmtree("whole")
     with pytest.raises(UserError, match=r"view: a view of another database, and .*no such database"):
@@ -172,7 +172,7 @@ def test_images_that_the_whole_left_out_are_left_out_and_named(capsys):
 def test_an_image_twice_in_the_list_needs_to_be_twice_in_the_whole(capsys):
     Path("half.txt").write_text("1.png 0\n3.png 0\n1.png 0\n")
     said = error_of(capsys, "whole", "half.txt", "out")
-    assert "half.txt: line 3 is the image of line 1 once more, and whole has it once only" in said
+    assert "half.txt: line 3 repeats the image of line 1, and whole has it only once" in said
     build("img/", "half.txt", "twice", Settings())
     assert split_lmdb.main(["twice", "half.txt", "out"]) == 0
     assert [key for key, _, _ in Database("out")] == [b"00000000_1.png", b"00000001_3.png", b"00000002_1.png"]
@@ -181,10 +181,10 @@ def test_an_image_twice_in_the_list_needs_to_be_twice_in_the_whole(capsys):
 def test_what_exists_is_refused_and_a_view_of_a_view_too(capsys):
     assert take("--view", "view") == 0
     assert "exists already" in error_of(capsys, "whole", "half.txt", "view")
-    assert "is itself a view; take" in error_of(capsys, "view", "half.txt", "out")
+    assert "is itself a view; use" in error_of(capsys, "view", "half.txt", "out")
     assert "no such database" in error_of(capsys, "nothing", "half.txt", "out")
     for flags in ([], ["--view"]):
-        assert "'' is no name for a" in error_of(capsys, *flags, "whole", "half.txt", "")
+        assert "'' is not a valid name for a" in error_of(capsys, *flags, "whole", "half.txt", "")
 
 
 def test_keys_that_name_no_image_are_an_error(capsys):
@@ -208,7 +208,7 @@ def test_a_copy_that_was_stopped_goes_on(monkeypatch, capsys):
     assert take("copy") == 130
     assert not os.path.exists("copy")
     assert take("copy") == 0
-    assert "copy: going on after the first" in capsys.readouterr().err and len(calls) < 20 + COUNT // 2
+    assert "copy: resuming after the first" in capsys.readouterr().err and len(calls) < 20 + COUNT // 2
     pairs = [[Database(path).raw(i) for i in range(COUNT // 2)] for path in ("reference", "copy")]
     assert pairs[0] == pairs[1]
 
@@ -218,7 +218,7 @@ def test_a_damaged_whole_is_neither_copied_nor_viewed(capsys, flags):
     path = Path("whole/data.mdb")
     content = bytearray(path.read_bytes())
     pixels = content.index(image(1).tobytes()[:50])
-    content[pixels + 20] ^= 1  # the pages still hang together, and the record still parses
+    content[pixels + 20] ^= 1  # the pages stay consistent, and the record still parses
     path.write_bytes(content)
     assert "whole/data.mdb: damaged or replaced" in error_of(capsys, *flags, "whole", "half.txt", "out")
     assert not os.path.exists("out")

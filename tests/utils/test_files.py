@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; commands fail in one line."""
+"""Atomic file writes, checksums, and one-line errors of commands."""
 
 import errno
 import subprocess

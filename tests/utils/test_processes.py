@@ -1,4 +1,4 @@
-"""What a process has of the machine, and how it uses it."""
+"""Tests of the processors and memory that a process may use, and of how its threads wait."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 
 def machine(root, available, groups, cgroup):
-    """A root folder with a /proc/meminfo and cgroups: {folder: (limit, used, its statistics)}."""
+    """Write a root folder with /proc/meminfo and cgroups: {folder: (limit, used, statistics)}. Return it."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(f"MemTotal: 999 kB\nMemAvailable: {available >> 10} kB\nHugePages_Total: 0\n")
     (root / "proc/self/cgroup").write_text(cgroup)

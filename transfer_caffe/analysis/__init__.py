@@ -1,13 +1,15 @@
-"""What a results table says: effects with intervals, the two causes of the loss apart, and what it cannot say.
+"""Analyse a results table: paired effects with confidence intervals, and which comparisons its design supports.
 
     python -m transfer_caffe.analysis --results paper
     python -m transfer_caffe.analysis --results runs/demo/results.csv --out report/analysis
 
-The paper (Yosinski et al. 2014, section 4.1) names two causes why frozen features of another network lose accuracy:
-layers that had learned to work together are parted (BnB minus its base), and features are special to the classes they
-were learned on (AnB minus BnB). Here both are differences between networks of the same target half, split and seed;
-the paper's own way, pooled means of whatever halves there are, stands beside them as "as published". `effects` says how
-the intervals are made, `design` which comparisons the networks of a table allow at all, `costs` what they took.
+The paper (Yosinski et al. 2014, section 4.1) names two causes for the drop in accuracy of networks with frozen, copied
+layers: fragile co-adaptation between the layers that are split (BnB minus its base network), and representation
+specificity, features that are specific to the classes on which they were trained (AnB minus BnB). Here both are paired
+differences between networks of the same target half, split and seed. The paper's method, differences of means pooled
+over all available halves, is given next to them and labelled "as published". `effects` computes the differences and
+their intervals, `design` decides which comparisons the networks of a table support, `costs` sums up training times, and
+`text` writes the results as text, CSV and Markdown.
 """
 
 from __future__ import annotations
@@ -34,7 +36,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything about one recipe's networks; ``rows`` with those that have no accuracy, ``markers`` without."""
+    """The analysis of one recipe's networks.
+
+    ``rows`` are all rows of the recipe. ``markers`` are the networks that have an accuracy, without those trained on
+    reduced data.
+    """
 
     recipe: str
     metric: str
@@ -46,9 +52,10 @@ class Analysis:
 
 
 def analyse(rows: Sequence[Row], metric: str = "final") -> list[Analysis]:
-    """One `Analysis` for each recipe of the table, in the order of the table; ``metric`` is one of `cells.METRICS`.
+    """Return one `Analysis` for each recipe of the table, in the order of the table.
 
-    UserError where no network has an accuracy, one has an accuracy that is no fraction, or two are the same network.
+    ``metric`` is one of `transfer_caffe.results.markers.METRICS`. Raise UserError for an unknown metric, if no network
+    has an accuracy, if an accuracy is not a fraction, or if two rows describe the same network.
     """
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
@@ -63,7 +70,7 @@ def analyse(rows: Sequence[Row], metric: str = "final") -> list[Analysis]:
 
 
 def write_analysis(analyses: Sequence[Analysis], out: str | os.PathLike[str]) -> list[Path]:
-    """Write effects.csv, findings.csv and, where there are AnB+ networks, table1.csv and table1.md; the paths."""
+    """Write effects.csv, findings.csv and, if there are AnB+ networks, table1.csv and table1.md; return their paths."""
     texts = {
         "effects.csv": effects_csv(analyses),
         "findings.csv": findings_csv(analyses),
@@ -73,6 +80,6 @@ def write_analysis(analyses: Sequence[Analysis], out: str | os.PathLike[str]) ->
     for name, text in texts.items():
         if text:
             write_text(Path(out) / name, text)
-        else:  # of an earlier table, and not true of this one
+        else:  # a file left over from an earlier results table
             (Path(out) / name).unlink(missing_ok=True)
     return [Path(out) / name for name, text in texts.items() if text]

@@ -1,4 +1,4 @@
-"""The command that prints an analysis: `transfer_caffe.analysis.analyse`."""
+"""Print the analysis of a results table; the Python function is `transfer_caffe.analysis.analyse`."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Analyse one results table."""
+    """Run the command line: analyse one results table."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.analysis",
-        description="Print what a results table says and what it cannot say: effects with 95% intervals, the paper's "
-        "Table 1 as published and paired, confounded comparisons, times.",
+        description="Analyse a results table: paired differences with 95% confidence intervals, the paper's Table 1 as "
+        "published and with paired differences, which comparisons are confounded, and training times.",
         epilog="examples: python -m transfer_caffe.analysis --results paper --metric top10\n"
         "          python -m transfer_caffe.analysis --results runs/demo/results.csv --out report/analysis",
     )
-    parser.add_argument("--results", required=True, help="results.csv, or the word paper: the paper's own networks")
+    parser.add_argument("--results", required=True, help="results.csv, or the word paper for the paper's networks")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="folder for effects.csv, findings.csv, table1.csv and table1.md; files of these names in it are replaced",
+        help="folder for effects.csv, findings.csv, table1.csv and table1.md; existing files are replaced",
     )
     add_metric(parser)
     options = parser.parse_args(argv)
     rows = load(options.results)
     if not rows:
-        raise UserError(f"{options.results}: no networks in it; train some first: python -m transfer_caffe.sweep run")
+        raise UserError(
+            f"{options.results}: no networks in it; train networks first: python -m transfer_caffe.sweep run"
+        )
     analyses = analyse(rows, options.metric)
     if not any(analysis.markers for analysis in analyses):
         raise UserError(
-            f"{options.results}: no network has {METRICS[options.metric]}, those on reduced data aside: there is "
-            "nothing to compare; train networks first (make sweep)"
+            f"{options.results}: no network has {METRICS[options.metric]} apart from networks trained on reduced data, "
+            "so there is nothing to compare; train networks first (make sweep)"
         )
     print(report_text(analyses), end="")
     if options.out is not None:

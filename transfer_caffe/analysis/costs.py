@@ -1,8 +1,8 @@
-"""Time: seconds an iteration by the number of frozen layers, and days of all networks, from a results table.
+"""Training times from a results table: seconds per iteration by the number of frozen layers, and total days.
 
-    costs_of(load("paper")).frozen[3]       1.01 seconds an iteration with three layers frozen (paper: a Tesla K20)
+    costs_of(load("paper")).frozen[3]       1.01 seconds per iteration with three layers frozen (paper: a Tesla K20)
 
-With the first n layers frozen the backward pass stops above them: that is what the seconds show.
+With the first n layers frozen, the backward pass stops above them, so an iteration takes less time the larger n is.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.results.table import Row
 
 TEST_INTERVAL = 1000
-"""Iterations between tests in the paper's solver; tables of our own have wall_seconds and do not need it."""
+"""Iterations between tests in the paper's solver. Only used for tables without wall_seconds, such as the paper's."""
 DAY = 86400.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """``full`` and ``frozen`` (by n): median seconds an iteration, reduced data left out, where a machine was shared.
+    """The training times of a set of networks.
 
-    ``full_days``: the median of the networks that learn everywhere. ``known_days`` is the sum over the ``known``
-    networks that have times; ``all_days`` over all ``networks``, those without times at the median of those like them
-    (same number of frozen layers and iterations), None where nothing is like them.
+    ``full`` is the median number of seconds per iteration of networks in which all layers learn, and ``frozen`` the
+    same by the number of frozen layers; both exclude networks on reduced data, which were timed on shared machines.
+    ``full_days`` is the median duration of a network in which all layers learn. ``known_days`` is the total duration of
+    the ``known`` networks that have times. ``all_days`` is the estimated total of all ``networks``: a network without a
+    time counts with the median of the networks with the same number of frozen layers and iterations. It is None if
+    there is no such median for one of them.
     """
 
     full: float | None
@@ -39,10 +42,10 @@ class Costs:
 
 
 def costs_of(rows: Iterable[Row]) -> Costs:
-    """The costs of the networks of one recipe.
+    """Return the training times of the networks of one recipe.
 
-    A network's time is its wall_seconds; without these its iterations times its seconds per iteration, and a test
-    every `TEST_INTERVAL` of them.
+    A network's duration is its wall_seconds. If the table has none, it is computed from the number of iterations, the
+    seconds per iteration, and one test every `TEST_INTERVAL` iterations.
     """
     rows = list(rows)
     iterations: dict[int, list[float]] = {}

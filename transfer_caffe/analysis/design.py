@@ -1,9 +1,10 @@
-"""What a table of networks can answer and what not, however many digits its means have: `findings_of`.
+"""Decide which comparisons the networks of a results table support, and which are confounded or impossible.
 
     for finding in findings_of(rows, markers_of(rows, "final")):
         print(finding.status, finding.comparison, finding.why, finding.remedy)
 
-Only which networks there are matters here, not what came out, but where a confusion has a size it is given.
+The decision depends only on which networks have an accuracy, not on the accuracies themselves. Where the size of a
+confounding effect can be estimated, the finding states it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ SUPPORTED, CONFOUNDED, IMPOSSIBLE = "supported", "confounded", "impossible"
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison: ``status`` is supported, confounded or impossible; why; what to train to settle it, or "".
+    """What the design of the experiment allows to conclude about one comparison.
 
-    ``pairing`` is as in `effects.Effect`, "" where the finding is not about one comparison of networks.
+    ``status`` is supported, confounded or impossible, and ``why`` gives the reasons. ``remedy`` names the networks to
+    train to resolve the problem, or is "". ``pairing`` is as in `effects.Effect`; it is "" if the finding is not about
+    a comparison of two kinds of networks.
     """
 
     recipe: str
@@ -47,10 +50,10 @@ class Finding:
 
 
 def findings_of(rows: Iterable[Row], markers: Sequence[Marker]) -> list[Finding]:
-    """The findings of every recipe and family of splits, in the order of `effects.groups_of`.
+    """Return the findings for each recipe and family of splits, in the order of `effects.groups_of`.
 
-    ``markers`` are those of ``rows``; rows without an accuracy count as planned. A comparison of kinds of networks
-    of which the rows have neither is left out.
+    ``markers`` are the networks of ``rows`` that have an accuracy. Rows without an accuracy count as planned networks.
+    A comparison is left out if the rows have neither of its two kinds of networks.
     """
     planned: dict[tuple[str, str], set[str]] = {}
     for row in rows:
@@ -72,7 +75,7 @@ def findings_of(rows: Iterable[Row], markers: Sequence[Marker]) -> list[Finding]
 
 
 def _complete(members: Sequence[Marker]) -> bool:
-    """Whether every AnB+ has a BnB+ of its own target, so that nothing is to be gained from other pairs."""
+    """Return whether every AnB+ has a BnB+ of the same target; the fallback pairing "own bases" is then not needed."""
     return all(marker.control is not None for marker in members if marker.kind == "AnB+")
 
 
@@ -84,46 +87,56 @@ def _paired(recipe: str, family: str, comparison: Comparison, members: Sequence[
     if not found:
         right = [marker for marker in members if marker.kind == other]
         why = (
-            f"no network of a kind {kind} has an accuracy"
+            f"no {kind} network has an accuracy"
             if not left
-            else f"there is no {other} of any {kind} network's target, split and seed"
+            else f"no {kind} network has a base network of the same target, split and seed"
             if other == "base"
-            else f"there is no {other} at all"
+            else f"no {other} network has an accuracy"
             if not right
-            else f"no {kind} has a {other} of the same target, n, split and seed: the {len(left)} {kind} have "
-            f"{_targets(left)} as target, the {len(right)} {other} {_targets(right)}"
+            else f"no {kind} network has a {other} network of the same target, n, split and seed: "
+            f"{_sides(kind, left, other, right)}"
         )
         return Finding(recipe, family, str(comparison), pairing, IMPOSSIBLE, why, missing)
     unit, means = cluster_means(found)
     markers = [marker for marker, _ in found]
     targets = sorted({marker.treatment.target for marker in markers})
-    status, reasons = SUPPORTED, [f"{_count(len(found), 'difference')} in {_count(len(means), unit or 'split')}"]
+    status, reasons = SUPPORTED, [f"{_count(len(found), 'paired difference')} in {_count(len(means), unit or 'split')}"]
     if unit == "split":
         freedom = len(means) - 1
-        reasons[0] += f" ({_count(freedom, 'degree')} of freedom, t = {stdtrit(freedom, 0.975):.1f})"
+        reasons[0] += f" ({_count(freedom, 'degree')} of freedom, critical value t = {stdtrit(freedom, 0.975):.1f})"
     if len(found) < len(left):
-        where = "split and n" if pairing == "own bases" else "target"
-        reasons.append(f"{len(left) - len(found)} {kind} networks have no {other} of their {where}")
+        where = "split and n" if pairing == "own bases" else "target" if other == "base" else "target and n"
+        reasons.append(f"{len(left) - len(found)} {kind} networks have no {other} network of the same {where}")
     if pairing == "own bases":
-        reasons.append("the two sides may be different halves: each is minus its own base")
+        reasons.append("the two networks may have different target halves: each is compared with its own base")
     if unit == "split":
         if len(targets) == 1:
-            reasons.append(f"all targets are half {targets[0]}, which costs precision only: random halves are alike")
+            reasons.append(
+                f"all targets are half {targets[0]}; as random halves are exchangeable, this reduces the precision but "
+                "causes no bias"
+            )
         reasons += _uneven(markers)
     elif family == "random":
         status = CONFOUNDED
         reasons.append(
-            f"one split: the effect and what is peculiar to the classes of {markers[0].split} cannot be told apart; "
+            f"only one split: the effect cannot be distinguished from properties peculiar to the classes of "
+            f"{markers[0].split}; "
             + ("the interval is over seeds and says nothing about other classes" if unit else "no interval")
         )
-        missing = _joined(missing, f"the same networks in other splits than {markers[0].split}")
+        missing = _joined(missing, f"the same networks in other splits besides {markers[0].split}")
     else:
         if family == "natman" and len(targets) == 1:
             status = CONFOUNDED
-            reasons.append(f"all targets are half {targets[0]}: the effect and the direction cannot be told apart")
+            reasons.append(
+                f"all targets are half {targets[0]}: the effect cannot be distinguished from that of the direction of "
+                "transfer"
+            )
         if not unit:
             status = CONFOUNDED
-            reasons.append("one seed: the effect and the luck of single trainings cannot be told apart; no interval")
+            reasons.append(
+                "only one seed: the effect cannot be distinguished from random variation between training runs; no "
+                "interval"
+            )
             missing = _joined(missing, "the same networks with other seeds")
     return Finding(recipe, family, str(comparison), pairing, status, "; ".join(reasons), missing)
 
@@ -134,13 +147,13 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
         return None
     left = [marker for marker in members if marker.kind == "AnB+"]
     right = [marker for marker in members if marker.kind == other]
-    what = f"the {len(left)} AnB+ have {_targets(left)} as target, the {len(right)} {other} {_targets(right)}"
-    layers = other != "base"  # selffers have an n as well
+    what = _sides("AnB+", left, other, right)
+    layers = other != "base"  # selffer networks also have an n
     if _shares(left, layers) == _shares(right, layers):
         paired = Comparison("AnB+", other, "own base" if other == "base" else "same target")
         status, why = (
             _paired(recipe, family, paired, members).status,
-            f"{what}: the same halves in the same proportions, so that pooling says what pairs say",
+            f"{what}; these are the same halves in the same proportions, so pooling causes no bias",
         )
         return Finding(
             recipe,
@@ -148,25 +161,31 @@ def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) 
             f"AnB+ - {other}",
             "as published",
             status,
-            why + ("" if status == SUPPORTED else f"; that is {status} for itself"),
+            why + ("" if status == SUPPORTED else f"; the paired comparison itself is {status}"),
             "",
         )
-    why = f"the treatment and the halves{' or n' * layers} it was tried on cannot be told apart: {what}"
+    why = f"the treatment is confounded with the target halves{' or n' * layers}: {what}"
     if number.halves is not None:
+        others = "the BnB+ networks' own bases" if layers else "the pooled base networks"
         why += (
-            f"; by their own bases the halves of AnB+ are {_points(number.halves)} points easier, of a difference of "
-            f"{_points(number.difference)}; what remains is {_points(number.difference - number.halves)}"
+            f"; the AnB+ networks' own bases are {_points(number.halves)} points more accurate than "
+            f"{others}, which is part of the pooled "
+            f"difference of {_points(number.difference)} points; the remainder is "
+            f"{_points(number.difference - number.halves)} points"
         )
     pairs = half_differences(members)
     used = sorted({marker.split for marker in left} & set(pairs), key=natural)
     if used:
-        each = [f"{split} B than {split} A {_points(sum(pairs[split]) / len(pairs[split]))} points" for split in used]
-        why += f"; easier by their bases: {_few(each)}"
+        each = [f"{split} {_points(sum(pairs[split]) / len(pairs[split]))} points" for split in used]
+        why += f"; accuracy of baseB minus accuracy of baseA: {_few(each)}"
     return Finding(recipe, family, f"AnB+ - {other}", "as published", CONFOUNDED, why, to_train(members, "AnB+", other))
 
 
 def half_differences(markers: Iterable[Marker]) -> dict[str, list[float]]:
-    """Accuracy of baseB minus that of baseA by split, one number a seed: by how much half B is the easier one."""
+    """Return, for each split, the accuracy of baseB minus the accuracy of baseA, one number per seed.
+
+    A positive number means that half B is the easier one.
+    """
     bases = {marker.place: marker.accuracy for marker in markers if marker.kind == "base"}
     pairs: dict[str, list[float]] = {}
     for (recipe, split, seed, target), accuracy in sorted(bases.items()):
@@ -190,7 +209,7 @@ def _bases(recipe: str, family: str, members: Sequence[Marker]) -> Finding | Non
     needs: dict[tuple[str, int], set[Treatment]] = {}
     for split, seed, target in lonely:
         needs.setdefault((split, seed), set()).add(Treatment("", 0, target, False))
-    why = f"{sum(lonely.values())} networks are compared with nothing, as the base of their own target is missing: "
+    why = f"{sum(lonely.values())} networks cannot be compared, because the base network of their target is missing: "
     return Finding(recipe, family, "own base", "", IMPOSSIBLE, why + _few(listed), _named(needs))
 
 
@@ -199,21 +218,25 @@ def _luck(recipe: str, family: str, members: Sequence[Marker]) -> Finding | None
     if max(repeated.values()) > 1:
         return None
     spread = pooled_sd(cells_of(members, "gain").values())
-    why = "each network was trained once: how far another seed (start, order of the images) would move it is unknown"
+    why = (
+        "each network was trained with one seed only, so the variation between seeds (initial weights, order of the "
+        "images) is unknown"
+    )
     if spread:
         why += (
-            f"; within a kind and n the differences to the own base spread by {100 * spread[0]:.2f} points (standard "
-            f"deviation, {spread[1]} degrees of freedom), which is luck and differences between halves together"
+            f"; the pooled standard deviation of the differences from the own base within a kind and n is "
+            f"{100 * spread[0]:.2f} points ({spread[1]} degrees of freedom), which includes the variation between "
+            "seeds and the variation between halves"
         )
-    return Finding(
-        recipe, family, "luck of one training", "", IMPOSSIBLE, why, "at least the bases with other seeds, at best all"
-    )
+    remedy = "at least the base networks with other seeds, preferably all networks"
+    return Finding(recipe, family, "variation between seeds", "", IMPOSSIBLE, why, remedy)
 
 
 def to_train(members: Sequence[Marker], kind: str, other: str) -> str:
-    """What is missing so that ``kind`` and ``other`` are there for every split, seed, half and n in use; "" if nothing.
+    """Name the missing networks of ``kind`` and ``other`` for every split, seed, half and n in use; "" if none is.
 
-    In use are the splits and seeds of any network, and the n of these two kinds.
+    The splits and seeds in use are those of any network of ``members``. The n in use are those of the two kinds, or of
+    all networks if the two kinds have none.
     """
     numbers = sorted({marker.n for marker in members if marker.kind in (kind, other) and marker.n}) or sorted(
         {marker.n for marker in members if marker.n}
@@ -239,7 +262,7 @@ def _treatment(kind: str, n: int, target: str) -> Treatment:
 
 
 def _named(needs: dict[tuple[str, int], set[Treatment]]) -> str:
-    """Treatments by split and seed in the recipe's words: `random0, random1: A{1-7}B+; random2 seed 1: baseA`."""
+    """Return the treatments by split and seed in a recipe's notation: `random0: A{1-7}B+; random2 seed 1: baseA`."""
     where: dict[str, list[str]] = {}
     for (split, seed), treatments in sorted(needs.items(), key=lambda item: (natural(item[0][0]), item[0][1])):
         where.setdefault(patterns(treatments), []).append(split + (f" seed {seed}" if seed else ""))
@@ -247,7 +270,7 @@ def _named(needs: dict[tuple[str, int], set[Treatment]]) -> str:
 
 
 def patterns(treatments: Iterable[Treatment]) -> str:
-    """Treatments as a recipe would name them: `baseA, A{1-3,5}B+`; the inverse of `treatment.expand`."""
+    """Return the treatments in a recipe's notation, such as `baseA, A{1-3,5}B+`; the inverse of `treatment.expand`."""
     groups: dict[tuple[str, str, bool], list[int]] = {}
     for each in sorted(treatments, key=lambda each: (each.finetuned, each.source, each.target, each.n)):
         groups.setdefault((each.source, each.target, each.finetuned), []).append(each.n)
@@ -261,7 +284,7 @@ def patterns(treatments: Iterable[Treatment]) -> str:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 5 as `1-3,5`."""
+    """Return sorted numbers as ranges: 1, 2, 3, 5 gives `1-3,5`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -272,7 +295,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _uneven(markers: Sequence[Marker]) -> list[str]:
-    """That splits have other n than others, so that their means over a range of n are of other layers."""
+    """Return a reason if the splits have networks of different n, so that their means over a range of n differ in n."""
     numbers: dict[str, set[int]] = {}
     for marker in markers:
         numbers.setdefault(marker.split, set()).add(marker.n)
@@ -282,24 +305,32 @@ def _uneven(markers: Sequence[Marker]) -> list[str]:
         f"{split} n = {ranges(sorted(each))}"
         for split, each in sorted(numbers.items(), key=lambda item: natural(item[0]))
     ]
-    return [f"splits have different n, so that their means over a range are of different layers: {_few(listed)}"]
+    return [f"the splits have different n, so their means over a range of n cover different layers: {_few(listed)}"]
 
 
 def _shares(markers: Sequence[Marker], layers: bool) -> dict[tuple, float]:
-    """How large a part of the networks each target is, each n of it apart if ``layers``."""
+    """Return the share of the networks that has each target, or each target and n if ``layers``."""
     counts = Counter((marker.place, marker.n * layers) for marker in markers)
     return {place: round(count / len(markers), 9) for place, count in counts.items()}
 
 
+def _sides(kind: str, left: Sequence[Marker], other: str, right: Sequence[Marker]) -> str:
+    """Return the targets of the networks on the two sides of a comparison."""
+    return (
+        f"the targets of the {len(left)} {kind} networks are {_targets(left)}, the targets of the {len(right)} {other} "
+        f"networks are {_targets(right)}"
+    )
+
+
 def _targets(markers: Sequence[Marker]) -> str:
-    """`A (3) and B (4) of random0 and random1`."""
+    """Return the targets with their numbers of networks: `A (3) and B (4) of random0, random1`."""
     halves = Counter(marker.treatment.target or "whole" for marker in markers)
     splits = sorted({marker.split for marker in markers}, key=natural)
     return f"{' and '.join(f'{half} ({count})' for half, count in sorted(halves.items()))} of {_few(splits)}"
 
 
 def natural(split: str) -> tuple[int, str]:
-    """A key for sorting that puts random2 before random10."""
+    """Return a sort key that puts random2 before random10."""
     return len(split), split
 
 

@@ -1,20 +1,21 @@
-"""Differences between networks that share target and base, their means, and how uncertain these are.
+"""Paired differences between networks of the same target, their means, and confidence intervals.
 
     for effect in effects_of(markers_of(load("paper"), "top10")):
         print(effect.comparison, effect.n, effect.estimate, effect.low, effect.high, effect.clusters)
 
-What is independent. All networks of one half share one base, whose own luck is in every difference to it; a transfer
-network takes its layers from the other half's base, so the two halves of a split hang together as well; and all of
-them share the draw of the classes. So networks are no independent observations, splits are. Each split gives one
-number, the mean of its differences, and the interval is Student's t over these numbers: splits - 1 degrees of freedom.
-This is right for few splits, needs no guess how much networks of a split have in common, and stays valid (at 95%, if
-anything too wide) where splits hold different numbers of networks and so differ in variance (Ibragimov and Mueller,
-"t-statistic based correlation and heterogeneity robust inference", J. Business & Economic Statistics 28, 2010).
-A bootstrap over so few splits would be too narrow; a mixed model would have to estimate a variance between splits
-from four of them and then trust it.
+Clusters. The networks of one split are not independent observations. All networks of one half share one base
+network, whose random error enters every difference from it. A transfer network copies its layers from the base network
+of the other half, so the two halves of a split are correlated as well. All networks of a split share its random
+assignment of classes. Splits, in contrast, are independent, so the split is the cluster. Each split contributes one
+number, the mean of its paired differences, and the 95% confidence interval is Student's t over these numbers, with
+(number of splits - 1) degrees of freedom. This is suitable for a small number of splits, needs no model of the
+correlation within a split, and remains valid (conservative at the 95% level) if the splits have different numbers of
+networks and hence different variances (Ibragimov and Mueller, "t-statistic based correlation and heterogeneity robust
+inference", J. Business & Economic Statistics 28, 2010). A bootstrap over so few splits would give intervals that are
+too narrow. A mixed model would have to estimate the variance between splits from only four of them.
 
-A single split gives no interval about splits. Several seeds of it give one over seeds (``unit`` is "seed"), which is
-about other trainings on these very classes and about no other classes. One split and one seed give none.
+A single split gives no interval over splits. If it has several seeds, the interval is over seeds (``unit`` is "seed"):
+it describes other training runs on the same classes, not other classes. One split with one seed gives no interval.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from scipy.special import stdtrit
 from transfer_caffe.results.markers import Marker
 
 RANGES = ((1, 7), (3, 7), (5, 7))
-"""The ranges of n that the paper's Table 1 pools."""
+"""The ranges of n over which the paper's Table 1 pools networks."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A kind of network minus another (kinds as in `cells.KINDS`), and how they are paired."""
+    """A difference between two kinds of networks (see `transfer_caffe.results.markers.KINDS`), and their pairing."""
 
     kind: str
     other: str
     pairing: str
 
     def __str__(self) -> str:
-        """As in the tables: `AnB - BnB`."""
+        """Return the comparison as the tables show it, for example `AnB - BnB`."""
         return f"{self.kind} - {self.other}"
 
 
@@ -56,26 +57,29 @@ PAIRED = (
     Comparison("AnB+", "BnB+", "own bases"),
     Comparison("R", "base", "own base"),
 )
-"""The paired comparisons. Networks always share recipe, split, seed and n, and
+"""The paired comparisons. Paired networks always share recipe, split and seed, and n unless one is a base network.
 
-- own base: a network minus the base of its own target;
-- same target: a network minus the selffer of its own target;
-- targets with BnB: own base, but of the targets that have a selffer, so that the two causes add up to it;
-- own bases: the gain over the own base minus the selffers' gains over theirs, be it on another half: the halves'
-  difficulty is out, but two bases' luck is in. The second best where the same target has not both.
+- own base: a network minus the base network of its own target.
+- same target: a transfer network minus the selffer network of its own target.
+- targets with BnB: as "own base", but only for transfer networks whose target has a selffer network, so that the two
+  causes (BnB - base, AnB - BnB) add up to it.
+- own bases: the gain of a transfer network over its own base minus the mean gain of the selffer networks over their own
+  bases, which may be on the other half. The difficulty of the halves cancels, but the random errors of two base
+  networks remain. This is the fallback if no target has both a transfer and a selffer network.
 """
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The mean of one comparison at one n or over a range of n ("1-7"). Accuracies are fractions, not points.
+    """The mean difference of one comparison at one n or over a range of n ("1-7"), as a fraction (not in points).
 
-    ``family`` is random, natman or whole. ``pairing`` is that of a `Comparison` (``estimate`` is then the mean over
-    clusters of each cluster's mean), or "as published" (a difference of pooled means, of networks on whatever halves;
-    without an interval, since what it lacks is not an interval but a design). ``low`` and ``high`` are the 95% interval
-    over ``clusters`` ("split" or "seed" is the ``unit``), None where there is one cluster. ``networks`` counts the
-    differences (as published: the transfer networks), ``mean`` is their plain mean, ``naive_error`` its standard error
-    if they were independent.
+    ``family`` is random, natman or whole. ``pairing`` is either the pairing of a `Comparison`, and ``estimate`` is then
+    the mean over clusters of the cluster means; or it is "as published", and ``estimate`` is then a difference of means
+    pooled over all available halves. The latter has no interval, because the halves of its two sides may differ, which
+    no interval can account for. ``low`` and ``high`` are the limits of the 95% confidence interval over ``clusters``
+    clusters (``unit`` is "split" or "seed"); they are None if there is only one cluster. ``networks`` is the number of
+    paired differences (as published: the number of transfer networks), ``mean`` their unweighted mean, and
+    ``naive_error`` the standard error that this mean would have if the differences were independent.
     """
 
     recipe: str
@@ -94,17 +98,18 @@ class Effect:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the 95% confidence interval excludes zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
 class Published:
-    """The paper's Table 1, one number: pooled AnB+ minus the pooled ``other`` (base or BnB+) over a range of n.
+    """One number of the paper's Table 1: the pooled mean of AnB+ minus the pooled mean of ``other`` (base or BnB+).
 
-    ``halves`` is how much of the difference comes from the targets' difficulty alone: the mean accuracy of the AnB+
-    networks' own bases minus that of the others' own bases; None where one of them has no own base. What remains,
-    ``difference - halves``, is the difference of the two sides' mean gains over their own bases.
+    ``halves`` is the part of the difference that is due to the difficulty of the target halves alone: the mean accuracy
+    of the AnB+ networks' own bases minus the mean accuracy of the other networks' own bases. It is None if a network
+    has no own base. The remainder, ``difference - halves``, is the difference between the mean gains of the two sides
+    over their own bases. ``networks`` and ``others`` are the numbers of networks of the two sides.
     """
 
     other: str
@@ -117,7 +122,7 @@ class Published:
 
 
 def groups_of(markers: Iterable[Marker]) -> dict[tuple[str, str], list[Marker]]:
-    """Networks that may be pooled: by recipe and family of splits; families in the order random, natman, whole."""
+    """Group the networks that may be pooled, by recipe and family of splits (in the order random, natman, whole)."""
     groups: dict[tuple[str, str], list[Marker]] = {}
     for marker in markers:
         groups.setdefault((marker.recipe, marker.family), []).append(marker)
@@ -126,7 +131,7 @@ def groups_of(markers: Iterable[Marker]) -> dict[tuple[str, str], list[Marker]]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of Student's t about the mean of independent values; None for fewer than two."""
+    """Return the 95% confidence interval (Student's t) of the mean of independent values; None for fewer than two."""
     if len(values) < 2:
         return None
     reach = float(stdtrit(len(values) - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
@@ -135,7 +140,10 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def cluster_means(differences: Sequence[tuple[Marker, float]]) -> tuple[str, dict[str | int, float]]:
-    """The unit that is independent (split; seed where there is one split; "" where there is one of both), its means."""
+    """Return the unit of the clusters and the mean of the differences in each cluster.
+
+    The unit is "split", or "seed" if there is only one split, or "" if there is only one split and one seed.
+    """
     for unit in ("split", "seed", ""):
         clusters: dict[str | int, list[float]] = {}
         for marker, value in differences:
@@ -146,7 +154,10 @@ def cluster_means(differences: Sequence[tuple[Marker, float]]) -> tuple[str, dic
 
 
 def differences_of(markers: Sequence[Marker], comparison: Comparison) -> list[tuple[Marker, float]]:
-    """The networks of one recipe and family that have a partner, each with its difference."""
+    """Return the networks that can be paired for ``comparison``, each with its difference.
+
+    ``markers`` are the networks of one recipe and family.
+    """
     members = [marker for marker in markers if marker.kind == comparison.kind]
     if comparison.pairing == "own bases":
         return _between_gains(members, [marker for marker in markers if marker.kind == comparison.other])
@@ -170,7 +181,7 @@ def _between_gains(left: Iterable[Marker], right: Iterable[Marker]) -> list[tupl
 
 
 def effects_of(markers: Sequence[Marker]) -> list[Effect]:
-    """Every one of `PAIRED`, per n and over `RANGES`; then those of Table 1 as published, over `RANGES`."""
+    """Return the effects of all `PAIRED` comparisons for each n and each of `RANGES`, then Table 1 as published."""
     effects: list[Effect] = []
     for (recipe, family), members in groups_of(markers).items():
         for comparison in PAIRED:
@@ -208,10 +219,10 @@ def _paired(
 
 
 def published_number(markers: Sequence[Marker], other: str, first: int, last: int) -> Published | None:
-    """One number of the paper's Table 1 from the networks of one family; None where a side is empty.
+    """Compute one number of the paper's Table 1 from the networks of one family; None if one side has no networks.
 
-    The individual AnB+ networks of the range are pooled (not the means per layer); ``other`` is "base", all bases
-    of the family, or "BnB+", the selffers of the same range.
+    The individual AnB+ networks of the range of n are pooled, not the means for each n. ``other`` is "base", for all
+    base networks of the family, or "BnB+", for the selffer networks of the same range.
     """
     left = [marker for marker in markers if marker.kind == "AnB+" and first <= marker.n <= last]
     right = [marker for marker in markers if marker.kind == other and (other == "base" or first <= marker.n <= last)]

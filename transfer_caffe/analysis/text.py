@@ -1,4 +1,4 @@
-"""An analysis as plain text for people, and as CSV and Markdown: differences in percentage points."""
+"""Write an analysis as plain text, CSV and Markdown, with differences in percentage points."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 CAUSES = {
-    "lost co-adaptation": ("BnB - base", "own base"),
-    "specificity": ("AnB - BnB", "same target"),
-    "both, same networks": ("AnB - base", "targets with BnB"),
+    "fragile co-adaptation": ("BnB - base", "own base"),
+    "representation specificity": ("AnB - BnB", "same target"),
+    "both causes, same networks": ("AnB - base", "targets with BnB"),
     "all frozen transfer": ("AnB - base", "own base"),
 }
 GAINS = {
-    "selffer, all learn": ("BnB+ - base", "own base"),
-    "transfer, all learn": ("AnB+ - base", "own base"),
-    "from the other half": ("AnB+ - BnB+", "same target"),
-    "random, frozen": ("R - base", "own base"),
+    "selffer, fine-tuned": ("BnB+ - base", "own base"),
+    "transfer, fine-tuned": ("AnB+ - base", "own base"),
+    "transfer minus selffer": ("AnB+ - BnB+", "same target"),
+    "random weights, frozen": ("R - base", "own base"),
 }
+CAUSES_TITLE = "causes of the drop in accuracy"
+GAINS_TITLE = "gains from fine-tuning, and random weights"
 BESIDE_TABLE_1 = {
     "AnB+_own_base": ("AnB+ - base", "own base"),
     "BnB+_own_base": ("BnB+ - base", "own base"),
     "AnB+_BnB+_own_bases": ("AnB+ - BnB+", "own bases"),
     "AnB+_BnB+_same_target": ("AnB+ - BnB+", "same target"),
 }
-"""The columns of table1.csv beside the published numbers: comparison and pairing."""
+"""The comparison and pairing of the columns of table1.csv that follow the published numbers."""
 METRIC_WORDS = {
     "final": "after the last iteration",
-    "top10": "the mean of the ten highest tests of a training, as the paper plots: picked on the test set, so slightly "
-    "too high; where there are few tests it is the mean of much of the training, and says little",
+    "top10": "the mean of the ten highest test accuracies of a training run, as plotted in the paper; because these "
+    "are selected on the test set, it is biased slightly upwards; for a run with few tests it averages over much of "
+    "the training and is not meaningful",
 }
 
 
 def report_text(analyses: Sequence[Analysis]) -> str:
-    """The report of all recipes, ending with how to read the intervals."""
+    """Return the text report of all recipes; its last paragraph explains how to read the intervals."""
     parts = [part for analysis in analyses if analysis.markers for part in _recipe(analysis)]
     for analysis in analyses:
         if not analysis.markers:
@@ -52,12 +55,17 @@ def report_text(analyses: Sequence[Analysis]) -> str:
     intervals = sum(effect.low is not None for analysis in analyses for effect in analysis.effects)
     parts.append(
         _wrapped(
-            "How to read it: differences in percentage points, then the 95% interval, then independent splits / "
-            "differences. A network is compared with one of its own target half, split and seed. Networks of a split "
-            "share classes and bases, so that the interval counts splits (Student's t over the means of the splits), "
-            "or where there is one split its seeds (marked s: about other trainings on the same classes alone). [none] "
-            "is a single split and seed."
-            + (f" There are {intervals} intervals: about one in twenty misses." if intervals else "")
+            "How to read the tables: mean difference in percentage points, 95% confidence interval, number of "
+            "independent splits / number of paired differences. Each network is compared with a network of the same "
+            "target half, split and seed. Networks of one split share classes and base networks and are not "
+            "independent, so the interval is Student's t over the means of the splits. If there is only one split, the "
+            "interval is over its seeds (marked s) and describes other training runs on the same classes only. [none] "
+            "means that there is only one split and one seed."
+            + (
+                f" Of these {intervals} intervals, about one in twenty is expected not to contain the true difference."
+                if intervals
+                else ""
+            )
         )
     )
     return "\n\n".join(parts) + "\n"
@@ -68,12 +76,12 @@ def _recipe(analysis: Analysis) -> list[str]:
     head = f"{name}{len(analysis.markers)} networks with {METRICS[analysis.metric]} ({METRIC_WORDS[analysis.metric]})."
     reduced = sum(row.images_per_class is not None for row in analysis.rows)
     without = len(analysis.rows) - len(analysis.markers) - reduced
-    head += f" Without one: {without}." if without else ""
-    head += f" On reduced data, another experiment: {reduced}." if reduced else ""
+    head += f" Networks without an accuracy: {without}." if without else ""
+    head += f" Networks trained on reduced data, a separate experiment: {reduced}." if reduced else ""
     parts = [_wrapped(head), _base_table(analysis.markers)]
     for (_, family), _members in groups_of(analysis.markers).items():
         effects = [effect for effect in analysis.effects if effect.family == family]
-        for title, columns in (("causes of the loss", CAUSES), ("gains, and random features", GAINS)):
+        for title, columns in ((CAUSES_TITLE, CAUSES), (GAINS_TITLE, GAINS)):
             table = _effect_table(effects, columns)
             if table:
                 parts.append(f"{FAMILIES[family]}: {title}\n{table}")
@@ -89,7 +97,7 @@ def _base_table(markers: Sequence[Marker]) -> str:
         if marker.kind == "base":
             bases.setdefault(marker.split, {}).setdefault(marker.treatment.target, []).append(marker.accuracy)
     if not bases:
-        return "No base network has an accuracy: nothing can be compared with one."
+        return "No base network has an accuracy, so no network can be compared with its base."
     harder, lines = half_differences(markers), [["split", "A", "B", "B - A", "networks"]]
     for split, halves in sorted(bases.items(), key=lambda item: (item[0][0] != "r", natural(item[0]))):
         mean = {half: sum(values) / len(values) for half, values in halves.items()}
@@ -101,18 +109,24 @@ def _base_table(markers: Sequence[Marker]) -> str:
         gap = _points(sum(pairs) / len(pairs)) if pairs else ""
         lines.append([split, *cells, gap, str(sum(map(len, halves.values())))])
     random = [marker.accuracy for marker in markers if marker.kind == "base" and marker.family == "random"]
-    note = f"\nMean of the {len(random)} bases of random halves: {sum(random) / len(random):.4f}" if random else ""
-    return "Accuracy of the bases\n" + _aligned(lines) + note
+    note = ""
+    if random:
+        note = f"\nMean of the {len(random)} base networks of random halves: {sum(random) / len(random):.4f}"
+    return "Accuracy of the base networks\n" + _aligned(lines) + note
 
 
 def effect_columns(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]) -> dict[str, dict[str, Effect]]:
-    """For each title its effects by n, those there are; of two columns about the same networks only the first."""
+    """Return, for each title, the available effects by n; columns without effects are left out.
+
+    If the columns "both causes, same networks" and "all frozen transfer" cover the same networks, only the first is
+    kept.
+    """
     columns = {
         title: {e.n: e for e in effects if (e.comparison, e.pairing) == wanted} for title, wanted in titles.items()
     }
     both, everything = (
         {n: e.networks for n, e in columns.get(title, {}).items()}
-        for title in ("both, same networks", "all frozen transfer")
+        for title in ("both causes, same networks", "all frozen transfer")
     )
     if both and both == everything:
         del columns["all frozen transfer"]
@@ -120,7 +134,7 @@ def effect_columns(effects: Sequence[Effect], titles: dict[str, tuple[str, str]]
 
 
 def lines_of(columns: dict[str, dict[str, Effect]]) -> list[str]:
-    """Every n of a table of effects in its order, ranges of n last."""
+    """Return every n of a table of effects in order, with the ranges of n last."""
     return sorted({n for column in columns.values() for n in column}, key=lambda n: ("-" in n, n))
 
 
@@ -133,7 +147,7 @@ def _effect_table(effects: Sequence[Effect], titles: dict[str, tuple[str, str]])
         lines.append([n, *(_cell(column.get(n)) for column in columns.values())])
     sure = {title: [int(n) for n, e in column.items() if n.isdigit() and e.sure] for title, column in columns.items()}
     told = [f"{title} at n = {ranges(numbers)}" for title, numbers in sure.items() if numbers]
-    return _aligned(lines) + (f"\nInterval without zero: {'; '.join(told)}" if told else "")
+    return _aligned(lines) + ("\n" + _wrapped(f"95% interval excludes zero: {'; '.join(told)}") if told else "")
 
 
 def _cell(effect: Effect | None) -> str:
@@ -151,7 +165,10 @@ def _counts(effect: Effect) -> str:
 
 
 def table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
-    """One row a recipe and range of layers: the numbers as fractions, the paired ones as `Effect`; None: not there."""
+    """Return one row for each recipe and range of layers of Table 1.
+
+    A row has the published numbers as `Published` and the paired ones as `Effect`, or None where there is none.
+    """
     rows = []
     for analysis in analyses:
         members = groups_of(analysis.markers).get((analysis.recipe, "random"), [])
@@ -168,25 +185,28 @@ def table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
 
 
 def _table1_text(rows: Sequence[dict[str, Any]]) -> str:
-    pooled = [["layers", "over baseB", "by easier halves", "remains", "over BnB+", "by easier halves", "remains"]]
+    pooled = [["layers", "over baseB", "due to halves", "remainder", "over BnB+", "due to halves", "remainder"]]
     titles, pairings = zip(*BESIDE_TABLE_1.values(), strict=True)
     paired = [["layers", *titles], ["", *pairings]]
     for row in rows:
         numbers = [part for name in ("base", "selffer") for part in published_parts(row[name])]
         pooled.append([row["layers"], *(_points(each) or "-" for each in numbers)])
         paired.append([row["layers"], *(_cell(row[name]) for name in BESIDE_TABLE_1)])
-    return f"{_aligned(pooled)}\n\nThe same layers, paired\n{_aligned(paired)}"
+    return (
+        f"{_aligned(pooled)}\nDue to halves: part of the difference that is due to AnB+ having been trained on easier "
+        f"target halves.\n\nThe same layers, paired differences\n{_aligned(paired)}"
+    )
 
 
 def published_parts(number: Published | None) -> tuple[float | None, float | None, float | None]:
-    """The difference, how much of it comes from easier halves, and the rest."""
+    """Return the pooled difference, the part of it that is due to easier target halves, and the remainder."""
     if number is None or number.halves is None:
         return number and number.difference, None, None
     return number.difference, number.halves, number.difference - number.halves
 
 
 def table1_csv(analyses: Iterable[Analysis]) -> str:
-    """The paper's Table 1 and the paired numbers, points; "" where no table has AnB+ networks of random splits."""
+    """Return Table 1 as published and with paired differences, in points, as CSV; "" without AnB+ on random splits."""
     header = ["recipe", "layers"]
     header += [name + ending for name in ("over_baseB", "over_BnB+") for ending in ("", "_by_halves", "_remains")]
     header += [name + ending for name in BESIDE_TABLE_1 for ending in ("", "_low", "_high", "_clusters")]
@@ -202,13 +222,13 @@ def table1_csv(analyses: Iterable[Analysis]) -> str:
 
 
 def table1_md(analyses: Iterable[Analysis]) -> str:
-    """As `table1_csv`, for people: the boost in percent with the paper's one digit, the paired ones beside."""
+    """Return Table 1 as Markdown: published numbers with one decimal as in the paper, paired differences with two."""
     rows = table1_rows(analyses)
     if not rows:
         return ""
     columns = ["layers", "over baseB, as published", "over BnB+, as published"]
     columns += [f"{comparison} ({pairing})" for comparison, pairing in BESIDE_TABLE_1.values()]
-    lines = ["# Boost of AnB+, percentage points (the paper's Table 1)", ""]
+    lines = ["# Performance boost of AnB+ in percentage points (the paper's Table 1)", ""]
     lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     several = len({row["recipe"] for row in rows}) > 1
     for row in rows:
@@ -217,17 +237,21 @@ def table1_md(analyses: Iterable[Analysis]) -> str:
             difference, halves, _ = published_parts(row[name])
             cells.append("-" if difference is None else f"{100 * difference:.1f}")
             if halves is not None:
-                cells[-1] += f" ({100 * halves + 0.0:.1f} of it: easier halves)"
+                cells[-1] += f" ({100 * halves + 0.0:.1f} due to easier halves)"
         for name in BESIDE_TABLE_1:
             effect = row[name]
-            cells.append("no such pair" if effect is None else f"{_points(effect.estimate)} {_interval(effect)}")
+            cells.append("no pairs" if effect is None else f"{_points(effect.estimate)} {_interval(effect)}")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "In brackets: 95% intervals over splits, or over seeds where there is one split; none: one of both."]
+    lines += [
+        "",
+        "In brackets: 95% confidence interval over splits, or over seeds if there is only one split; [none] if there "
+        "is only one split and one seed.",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def effects_csv(analyses: Iterable[Analysis]) -> str:
-    """All effects, points; empty where there is no interval."""
+    """Return all effects as CSV, in points; the limits are empty if there is no interval."""
     header = ["recipe", "family", "comparison", "n", "estimate", "low", "high", "clusters", "cluster_unit", "networks"]
     lines: list[list[Any]] = [[*header, "pairing", "mean_of_networks", "error_if_independent"]]
     for analysis in analyses:
@@ -238,14 +262,14 @@ def effects_csv(analyses: Iterable[Analysis]) -> str:
 
 
 def findings_csv(analyses: Iterable[Analysis]) -> str:
-    """All findings, one a line."""
+    """Return all findings as CSV, one per line."""
     lines = [["recipe", "family", "comparison", "pairing", "status", "why", "remedy"]]
     lines += [[str(each) for each in vars(finding).values()] for analysis in analyses for finding in analysis.findings]
     return _csv(lines)
 
 
 def grouped(findings: Iterable[Finding]) -> list[tuple[list[str], Finding]]:
-    """Findings that differ in nothing but their comparison together, with the names of their comparisons."""
+    """Group the findings that differ only in their comparison; return the names of the comparisons with each group."""
     together: dict[tuple[str, str, str, str], tuple[list[str], Finding]] = {}
     for each in findings:
         name = each.comparison + (f" ({each.pairing})" if each.pairing else "")
@@ -254,16 +278,16 @@ def grouped(findings: Iterable[Finding]) -> list[tuple[list[str], Finding]]:
 
 
 def finding_words(names: Sequence[str], finding: Finding) -> str:
-    """What a finding, and those like it, say: the comparisons, why, and what would settle it."""
+    """Return a group of findings as text: the comparisons, the reasons, and what to train to resolve the problem."""
     text = f"{finding.family}: {', '.join(names)}: {finding.why}."
     if finding.remedy and finding.status != SUPPORTED:
-        remedy = textwrap.shorten(finding.remedy, 400, placeholder=" ... (findings.csv has all)")
-        text += f" To settle it, train {remedy}."
+        remedy = textwrap.shorten(finding.remedy, 400, placeholder=" ... (complete list in findings.csv)")
+        text += f" To resolve this, train {remedy}."
     return text
 
 
 def _findings(analysis: Analysis) -> str:
-    lines = ["What these networks can tell"]
+    lines = ["Which comparisons these networks support"]
     for names, finding in grouped(analysis.findings):
         text = f"{finding.status.upper()}  {finding_words(names, finding)}"
         lines.append(textwrap.fill(text, WIDTH, initial_indent="- ", subsequent_indent="  "))
@@ -271,17 +295,19 @@ def _findings(analysis: Analysis) -> str:
 
 
 def cost_words(costs: Costs) -> str:
-    """Seconds an iteration and days, as far as the table has times; "" where it has none."""
+    """Return the seconds per iteration and the total durations as text, as far as the table has times, or ""."""
     text = []
     if costs.full is not None or costs.frozen:
         frozen = ", ".join(f"{seconds:.3g} (n = {n})" for n, seconds in costs.frozen.items())
-        full = f"{costs.full:.3g} where all layers learn" if costs.full is not None else ""
-        text.append(f"Seconds an iteration: {'; '.join(filter(None, [full, frozen and f'frozen {frozen}']))}.")
+        full = f"{costs.full:.3g} with all layers learning" if costs.full is not None else ""
+        frozen = frozen and f"with the first n layers frozen {frozen}"
+        text.append(f"Median seconds per iteration: {'; '.join(filter(None, [full, frozen]))}.")
     if costs.known:
-        text.append(f"The {costs.known} networks with times took {_duration(costs.known_days)} together")
-        text[-1] += f", one that learns everywhere {_duration(costs.full_days)}" if costs.full_days else ""
+        text.append(f"The {costs.known} networks with recorded times took {_duration(costs.known_days)} in total")
+        if costs.full_days:
+            text[-1] += f"; the median for a network with all layers learning is {_duration(costs.full_days)}"
         if costs.all_days is not None and costs.known < costs.networks:
-            text[-1] += f"; all {costs.networks} would take {_duration(costs.all_days)}"
+            text[-1] += f"; the estimate for all {costs.networks} networks is {_duration(costs.all_days)}"
         text[-1] += "."
     return " ".join(text)
 

@@ -1,1 +1,1 @@
-"""Which images, which classes, which half: from photographs or ImageNet's archives to image lists and splits."""
+"""Data preparation: from photographs or ImageNet's archives to image lists, class files and splits."""

@@ -1,4 +1,4 @@
-"""Class files (classes.csv) and the class maps of halves (classes.txt): reading and writing."""
+"""Reading and writing of class files (classes.csv) and class names (classes.txt)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGENET_CLASSES = Path(__file__).parent / "classes.csv"
 
 @dataclass(frozen=True)
 class Class:
-    """A line of a class file: number, folder or WordNet id, words, group (`natural` or `man-made`)."""
+    """One line of a class file: number, folder or WordNet id, words, group (`natural` or `man-made`)."""
 
     index: int
     name: str
@@ -26,10 +26,10 @@ class Class:
 
 
 def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]:
-    """The classes of a class file, element i with index i.
+    """Return the classes of a class file; element i has index i.
 
-    The file is CSV under the header `index,wnid,words,group` (or `name` instead of `wnid`). UserError, naming file and
-    line, for anything else, for classes not numbered 0, 1, 2, ..., for a group that is neither natural nor man-made.
+    The file is CSV with the header `index,wnid,words,group` (or `name` instead of `wnid`). Raise UserError, naming file
+    and line, for another format, for classes not numbered 0, 1, 2, ..., or for a group other than natural and man-made.
     """
     rows = csv.reader(read_text(path).splitlines())
     header = next(rows, [])
@@ -41,7 +41,7 @@ def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]
         if len(row) != 4:
             raise UserError(f"{where}: {len(row)} columns; index, {header[1]}, words and group were expected")
         if row[0] != str(len(result)):
-            raise UserError(f"{where}: class {row[0]!r} where {len(result)} was expected: classes count 0, 1, 2, ...")
+            raise UserError(f"{where}: class {row[0]!r}, but {len(result)} was expected: number classes 0, 1, 2, ...")
         if row[3] not in GROUPS:
             raise UserError(f"{where}: unknown group {row[3]!r}; allowed are {' and '.join(GROUPS)}")
         result.append(Class(len(result), *row[1:]))
@@ -51,7 +51,7 @@ def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]
 
 
 def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], key: str = "name") -> None:
-    """Write a class file; ``key`` is what its header calls the names: `name`, or `wnid` for WordNet ids."""
+    """Write a class file; ``key`` is the header of the names' column: `name`, or `wnid` for WordNet ids."""
     with_header = [("index", key, "words", "group"), *((c.index, c.name, c.words, c.group) for c in classes)]
     lines = _CsvLines()
     csv.writer(lines, lineterminator="\n").writerows(with_header)
@@ -59,10 +59,13 @@ def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], key: s
 
 
 class _CsvLines(list[str]):
+    """A list of lines to which csv.writer can write."""
+
     def write(self, line: str) -> None:
+        """Append a line."""
         self.append(line)
 
 
 def write_class_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Write a line `number name` for each class, where the groups are unknown that a class file needs."""
+    """Write a line `number name` for each class, for classes whose groups are unknown (a class file needs them)."""
     write_text(path, "".join(f"{number} {name}\n" for number, name in enumerate(names)))

@@ -1,4 +1,4 @@
-"""ImageNet's images: unpacked from its archives, or found in folders, and what is odd about each.
+"""ImageNet's images: unpacking of the archives, search in folders, and the oddities of each image.
 
 oddities: Oddities = {}
 unpack_val(Path("ILSVRC2012_img_val.tar"), Path("data/ilsvrc2012/val"), oddities)
@@ -25,17 +25,17 @@ from transfer_caffe.utils.progress import track
 
 _WNID = re.compile(r"n[0-9]{8}")
 _CLASS_TAR = re.compile(r"n[0-9]{8}\.tar")
-_LOOKERS = 8  # threads that read headers: disks and networks answer several at once
+_LOOKERS = 8  # threads that read headers: disks and networks can serve several requests at once
 
-_ROOM = 1.02  # files take whole blocks on a disk: ImageNet needs 1 % more than its archives have
+_ROOM = 1.02  # files occupy whole blocks on a disk: ImageNet needs 1 % more space than its archives
 
 Oddities = dict[str, list[Oddity]]
-"""What is odd about each image that was looked at, by its path from the output folder; mostly an empty list."""
+"""The oddities of each image that was checked, by its path relative to the output folder; usually an empty list."""
 
 
 @dataclass
 class Images:
-    """The images of a folder in the order of its list: (path from the folder, class or "" where the path says none)."""
+    """The images of a folder in the order of its list: (relative path, class, or "" if not part of the path)."""
 
     folder: Path
     found: list[tuple[str, str]] = field(default_factory=list)
@@ -43,7 +43,10 @@ class Images:
 
 
 def find_train(folder: Path) -> Images:
-    """The training images of FOLDER/nXXXXXXXX/nXXXXXXXX_*.JPEG, by class and name. UserError for a class without."""
+    """Find the training images FOLDER/nXXXXXXXX/nXXXXXXXX_*.JPEG, sorted by class and name.
+
+    Raise UserError for a class without images.
+    """
     images = Images(folder)
     for wnid, is_folder in _entries(folder):
         if not (is_folder and _WNID.fullmatch(wnid)):
@@ -59,13 +62,13 @@ def find_train(folder: Path) -> Images:
             raise UserError(f"{folder / wnid}: this class has no images ({wnid}_*.JPEG); remove it, or unpack it again")
     if not images.found:
         tars = any(_CLASS_TAR.fullmatch(name) for name in images.others)
-        hint = "it holds class archives; name the archive that they came from" if tars else "is it the right folder?"
+        hint = "it contains class archives; give the archive that they came from" if tars else "is it the right folder?"
         raise UserError(f"{folder}: no class folders nXXXXXXXX with training images; {hint}")
     return images
 
 
 def find_val(folder: Path) -> Images:
-    """The validation images by name, of a flat folder or one sorted into class folders."""
+    """Find the validation images, sorted by name, in a flat folder or in class folders."""
     images = Images(folder)
     places = [("", *entry) for entry in _entries(folder)]
     for _, name, is_folder in list(places):
@@ -83,24 +86,24 @@ def find_val(folder: Path) -> Images:
     images.found.sort(key=lambda image: image[0].rpartition("/")[2])
     for (before, _), (path, _) in itertools.pairwise(images.found):
         if before.rpartition("/")[2] == path.rpartition("/")[2]:
-            raise UserError(f"{folder}: {before} and {path} have one name; remove the wrong one")
+            raise UserError(f"{folder}: {before} and {path} have the same name; remove the wrong one")
     return images
 
 
 def _entries(folder: Path) -> list[tuple[str, bool]]:
-    """Names in a folder, sorted, and whether they are folders; without hidden ones."""
+    """Return the sorted names in a folder, each with whether it is a folder; without hidden files."""
     with os.scandir(folder) as entries:
         return sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
 
 
 def refuse_link(folder: Path, archive: Path) -> None:
-    """UserError where unpacking would write into the user's own folder."""
+    """Raise UserError if unpacking would write into the user's own folder."""
     if folder.is_symlink():
         raise UserError(f"{folder} is a link to {os.readlink(folder)}; remove it to unpack {archive} there")
 
 
 def link(folder: Path, images: Path) -> None:
-    """Make ``folder`` a link to the user's ``images``, if it is not that folder already."""
+    """Make ``folder`` a link to the user's ``images``, unless it is that folder already."""
     if folder.exists() and folder.samefile(images):
         return
     if os.path.lexists(folder):
@@ -109,7 +112,7 @@ def link(folder: Path, images: Path) -> None:
 
 
 def _in_mib(pieces: Iterable[int], total: int, what: str) -> None:
-    """Work through ``pieces``, sizes in bytes of ``total``, and show how far it is."""
+    """Consume ``pieces``, which are sizes in bytes with the sum ``total``, and show the progress in MiB."""
 
     def mebibytes() -> Iterator[None]:
         done = 0
@@ -124,7 +127,7 @@ def _in_mib(pieces: Iterable[int], total: int, what: str) -> None:
 
 
 def unpack_val(archive: Path, folder: Path, oddities: Oddities) -> None:
-    """Unpack the validation images into ``folder``, whole or not at all; nothing if they are there."""
+    """Unpack the validation images into ``folder`` atomically; do nothing if they are there."""
     if folder.is_dir() and os.listdir(folder):
         return
     remove_partial(folder.parent, r"\.val\.[0-9a-f]{8}\.tmp")
@@ -140,19 +143,19 @@ def unpack_val(archive: Path, folder: Path, oddities: Oddities) -> None:
 
 
 def class_tars(archive: Path) -> dict[str, tarfile.TarInfo]:
-    """The tar of each class in the training archive, by WordNet id, in their order. UserError as `archives.members`."""
+    """Return the tar of each class in the training archive by WordNet id, in order. Errors as in `archives.members`."""
     with open(archive, "rb") as file:
         found = archives.members(str(archive), file, _CLASS_TAR, "class archives nXXXXXXXX.tar")
         return {name.removesuffix(".tar"): member for name, member in found}
 
 
 def unpack_train(archive: Path, folder: Path, oddities: Oddities) -> None:
-    """Unpack the classes that are missing in ``folder``, each whole or not at all."""
+    """Unpack the classes that are missing in ``folder``, each one atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_partial(folder, r"\.n[0-9]{8}\.[0-9a-f]{8}\.tmp")
     tars = class_tars(archive)
     if strange := [name for name, _ in _entries(folder) if _WNID.fullmatch(name) and name not in tars]:
-        raise UserError(f"{folder / strange[0]}: there is no such class in {archive}; remove it, or take another --out")
+        raise UserError(f"{folder / strange[0]}: there is no such class in {archive}; remove it, or use another --out")
     missing = {wnid: member for wnid, member in tars.items() if not (folder / wnid).exists()}
 
     def pieces() -> Iterator[int]:
@@ -169,18 +172,19 @@ def unpack_train(archive: Path, folder: Path, oddities: Oddities) -> None:
 
 
 def _train_name(wnid: str) -> re.Pattern[str]:
+    """Return the pattern of the names of a class's training images."""
     return re.compile(wnid + r"_[0-9]+\.JPEG")
 
 
 def remove_partial(folder: Path, pattern: str) -> None:
-    """Remove what a killed run left of what it was unpacking. Only under the lock."""
+    """Remove the temporary folders that a killed run left. Call this only while holding the lock."""
     for name in os.listdir(folder):
         if re.fullmatch(pattern, name):
             shutil.rmtree(folder / name)
 
 
 def require_space(out: Path, train: Path, val: Path) -> None:
-    """UserError if what is still to be unpacked does not fit on the disk."""
+    """Raise UserError if the images that are still to be unpacked do not fit on the disk."""
     need = 0
     if val.is_file() and not (out / "val").exists():
         need += val.stat().st_size
@@ -191,12 +195,12 @@ def require_space(out: Path, train: Path, val: Path) -> None:
     if need > free:
         raise UserError(
             f"{out}: {need / 1e9:.1f} GB are still to be unpacked, and the disk has {free / 1e9:.1f} GB free; "
-            "free some, or take another --out"
+            "free some space, or use another --out"
         )
 
 
 def look_at_files(part: str, images: Images, oddities: Oddities) -> None:
-    """Look at the headers of the images that were not unpacked just now."""
+    """Check the headers of the images that were not unpacked in this run."""
     paths = [path for path, _ in images.found if f"{part}/{path}" not in oddities]
 
     def look_at_file(path: str) -> list[Oddity]:
@@ -208,5 +212,5 @@ def look_at_files(part: str, images: Images, oddities: Oddities) -> None:
             for start in range(0, len(paths), 1000):
                 yield from threads.map(look_at_file, paths[start : start + 1000])
 
-    for path, found in zip(paths, track(results(), len(paths), f"{part} images looked at"), strict=True):
+    for path, found in zip(paths, track(results(), len(paths), f"{part} images checked"), strict=True):
         oddities[f"{part}/{path}"] = found

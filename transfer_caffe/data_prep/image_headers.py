@@ -1,10 +1,10 @@
-"""What is odd about an image file, from its header and its end, without decoding it.
+"""Detection of unusual image files from their header and end, without decoding them.
 
     with open("n02105855_2933.JPEG", "rb") as file:
         look(file)      # [Oddity("PNG named JPEG", "...")]
 
-What OpenCV 5 (tools/build_lmdb.py, which decodes from memory) and real Caffe 1.0 with OpenCV 4.5 (convert_imageset,
-which decodes from the file) do with each was measured: tests/test_image_headers.py asks both.
+The effects were measured with OpenCV 5 (tools/build_lmdb.py, which decodes from memory) and with real Caffe 1.0 with
+OpenCV 4.5 (convert_imageset, which decodes from the file): tests/data_prep/test_image_headers.py tests both.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from typing import BinaryIO
 
 @dataclass(frozen=True)
 class Oddity:
-    """What is odd about an image file, and what becomes of it in a database; whether it ends our data stage."""
+    """A kind of unusual image file, its effect on the stored image, and whether tools.build_lmdb stops at it."""
 
     what: str
     effect: str
     stops: bool = False
 
 
-_LEFT_OUT = "tools.build_lmdb stops and names it; Caffe's convert_imageset leaves it out, as --on_error caffe does"
+_LEFT_OUT = "tools.build_lmdb stops and reports it; Caffe's convert_imageset leaves it out, as --on_error caffe does"
 EMPTY = Oddity("empty file", _LEFT_OUT, stops=True)
 NO_IMAGE = Oddity("no image", _LEFT_OUT, stops=True)
 HEADER_CUT = Oddity("JPEG cut in its header", _LEFT_OUT, stops=True)
 NO_END = Oddity(
     "JPEG without end",
-    "no end-of-image marker; tools.build_lmdb stops and names it; Caffe's convert_imageset takes it, as --on_error "
-    "caffe does, gray where data is missing (if nothing but the marker is, with all pixels right)",
+    "no end-of-image marker; tools.build_lmdb stops and reports it; Caffe's convert_imageset stores it, as --on_error "
+    "caffe does, gray where data is missing (if only the marker is missing, all pixels are right)",
     stops=True,
 )
 _SAME = "the same pixels in tools.build_lmdb and Caffe's convert_imageset"
-_FOUR_CHANNELS = "made BGR by OpenCV's rule of thumb, without the colour profile; " + _SAME
+_FOUR_CHANNELS = "converted to BGR by OpenCV's approximation, without the colour profile; " + _SAME
 CMYK, YCCK = Oddity("CMYK JPEG", _FOUR_CHANNELS), Oddity("YCCK JPEG", _FOUR_CHANNELS)
 _GIF = "OpenCV 5 (tools.build_lmdb) decodes it; convert_imageset of a Caffe with OpenCV 4 leaves it out"
 
@@ -64,23 +64,23 @@ _SCAN, _END, _EXIF, _ADOBE = 0xDA, 0xD9, 0xE1, 0xEE
 
 
 def oriented(orientation: int, behind: bool = False) -> Oddity:
-    """The oddity of an EXIF orientation from 2 to 8; ``behind``: another APP1 segment (XMP) comes before EXIF's."""
+    """Return the oddity of an EXIF orientation from 2 to 8; ``behind``: EXIF comes after another APP1 segment (XMP)."""
     who = "by OpenCV 5 (tools.build_lmdb), not by convert_imageset of a Caffe with OpenCV 4" if behind else _SAME
     return Oddity(f"EXIF orientation {orientation}", f"{_TURNS[orientation]} when it is decoded; {who}")
 
 
 def named_jpeg(kind: str) -> Oddity:
-    """The oddity of a file of another type that is named as a JPEG."""
-    return Oddity(f"{kind} named JPEG", _GIF if kind == "GIF" else f"decoded as what it is; {_SAME}")
+    """Return the oddity of a file of another type that is named like a JPEG."""
+    return Oddity(f"{kind} named JPEG", _GIF if kind == "GIF" else f"decoded by its real type; {_SAME}")
 
 
 def look_at(data: bytes) -> list[Oddity]:
-    """As `look`, of the bytes of a file."""
+    """Do the same as `look` with the bytes of a file."""
     return look(io.BytesIO(data))
 
 
 def look(file: BinaryIO) -> list[Oddity]:
-    """What is odd about a file that is named as a JPEG, mostly nothing. Gray JPEGs are not odd."""
+    """Return the oddities of a file that is named like a JPEG; usually there are none. Gray JPEGs are normal."""
     head = file.read(16)
     if not head:
         return [EMPTY]
@@ -92,6 +92,7 @@ def look(file: BinaryIO) -> list[Oddity]:
 
 
 def _look_at_jpeg(file: BinaryIO) -> list[Oddity]:
+    """Return the oddities of a JPEG."""
     file.seek(2)
     channels = orientation = 0
     transform = b"\0"
@@ -109,7 +110,7 @@ def _look_at_jpeg(file: BinaryIO) -> list[Oddity]:
             channels = content[5]
         elif marker == _ADOBE and content.startswith(b"Adobe"):
             transform = content[11:12]
-        elif marker == _EXIF and not exif:  # of several, OpenCV takes the first
+        elif marker == _EXIF and not exif:  # OpenCV uses the first of several EXIF segments
             exif = content.startswith(b"Exif\0\0")
             orientation, behind = (_orientation(content[6:]), behind) if exif else (0, True)
     if not channels:
@@ -125,7 +126,7 @@ def _look_at_jpeg(file: BinaryIO) -> list[Oddity]:
 
 
 def _next_marker(file: BinaryIO) -> int | None:
-    """The next marker, as libjpeg finds it: what is no marker is passed over. None at the end of the file."""
+    """Return the next marker as libjpeg finds it, skipping other bytes; None at the end of the file."""
     byte = b""
     while True:
         while byte != b"\xff":
@@ -141,7 +142,7 @@ def _next_marker(file: BinaryIO) -> int | None:
 
 
 def _ends(file: BinaryIO) -> bool:
-    """Whether an end-of-image marker follows. In a scan's data the bytes FF D9 can be nothing else."""
+    """Return whether an end-of-image marker follows. In a scan's data the bytes FF D9 cannot mean anything else."""
     start = file.tell()
     if file.seek(0, io.SEEK_END) - start < 2:
         return False
@@ -153,7 +154,7 @@ def _ends(file: BinaryIO) -> bool:
 
 
 def _orientation(tiff: bytes) -> int:
-    """The orientation in the first directory of a TIFF structure; 0 if it has none, or is damaged."""
+    """Return the orientation in the first directory of a TIFF structure; 0 if it has none or is damaged."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
         return 0

@@ -1,11 +1,11 @@
-"""The embedded dataset `photos`: 100 classes, each one window of a photograph that an installed package carries.
+"""The embedded dataset `photos`: 100 classes, each a window of a photograph that comes with an installed package.
 
     python -m data_prep.photos --out data/photos --seed 0
 
-An example of a class is its window under a random shift, scale, rotation, flip, colour, contrast and noise (the idea
-of Dosovitskiy et al. 2014, "Discriminative unsupervised feature learning with convolutional neural networks"). The
-folder holds images/CLASS/NNNN.png, Caffe image lists train.txt and val.txt (a label is the class's line in
-classes.csv, counted from 0), and made.json, which says how it was made. Nothing is downloaded.
+An example of a class is its window with a random shift, scale, rotation, flip, colour, contrast and noise (following
+Dosovitskiy et al. 2014, "Discriminative unsupervised feature learning with convolutional neural networks"). The folder
+contains images/CLASS/NNNN.png, the Caffe image lists train.txt and val.txt (a label is the class's line in classes.csv,
+counted from 0), and made.json, which records how the dataset was made. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transfer_caffe.data_prep.classes import Class, write_classes
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import read_text, refuse_existing, sha256, whole_folder
 
-# Photographs by the distribution that installs them and the folder (in its package) where they lie.
+# The photographs by the distribution that installs them, its package, and their folder in the package.
 PHOTOGRAPHS = {
     ("scikit-image", "skimage", "data"): [
         "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
@@ -41,7 +41,7 @@ PHOTOGRAPHS = {
     ("matplotlib", "matplotlib", "mpl-data/sample_data"): ["grace_hopper.jpg"],
 }  # fmt: skip
 
-# The classes, in the order of their labels (by name, so that the groups mix as they do in ImageNet's order by id):
+# The classes in the order of their labels (sorted by name, so that the groups are mixed as in ImageNet's order by id):
 # name, group, photograph, centre x and y and side of the square window in the photograph's pixels, words.
 WINDOWS = """
 blood_cell         natural  cell               425  370 170  cell under the microscope
@@ -146,28 +146,28 @@ video_camera       man-made camera             295  150  80  film camera
 zipper             man-made astronaut          245  400  80  zipper of a space suit
 """
 
-# The window measures this many pixels in the copy of the photograph that examples are drawn from, the part of the
-# photograph around it included this many (enough for any shift, scale and rotation below).
+# Sides in pixels, in the copy of the photograph from which examples are sampled: of the window, and of the window with
+# its surroundings (large enough for any shift, scale and rotation below).
 _WINDOW, _AROUND = 96, 288
 
-# Deviation of the noise that an example drowns in, in gray levels: of the picture no trace is left.
+# Standard deviation, in gray levels, of the noise in examples of pure noise: nothing of the picture remains.
 _DROWNING = 3000
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How far examples differ from their window. Ranges are uniform and symmetric, deviations gaussian."""
+    """The variation of the examples of a window. Ranges are uniform and symmetric, deviations are Gaussian."""
 
-    shift: float = 0.2  # of the window's side, each way
-    scale: float = 1.35  # the window shows between 1/scale and scale times its side (uniform in the logarithm)
-    rotation: float = 20.0  # degrees, each way
-    hue: float = 0.12  # how far the hues go round, of a half turn, each way
-    saturation: float = 0.5  # between gray (0) and 1 + this
-    gain: float = 0.15  # deviation of the logarithm of the gain of each colour channel
-    contrast: float = 0.25  # deviation of the logarithm of the contrast around mid-gray
-    brightness: float = 20.0  # deviation, in gray levels
-    noise: float = 10.0  # greatest deviation of a pixel's noise, in gray levels
-    drowned: float = 0.25  # part of the examples that drown in noise: nobody can tell them
+    shift: float = 0.2  # range of the shift, as a fraction of the window's side
+    scale: float = 1.35  # the examples show 1/scale to scale times the window's side (uniform in the logarithm)
+    rotation: float = 20.0  # range of the rotation, in degrees
+    hue: float = 0.12  # range of the rotation of the hues, as a fraction of 180 degrees
+    saturation: float = 0.5  # the saturation is between 0 (gray) and 1 + this
+    gain: float = 0.15  # standard deviation of the logarithm of the gain of each colour channel
+    contrast: float = 0.25  # standard deviation of the logarithm of the contrast around mid-gray
+    brightness: float = 20.0  # standard deviation of the brightness, in gray levels
+    noise: float = 10.0  # maximum standard deviation of a pixel's noise, in gray levels
+    drowned: float = 0.25  # fraction of the examples that are pure noise and cannot be classified
 
 
 VARIATION = Variation()
@@ -190,7 +190,7 @@ class Window:
 
 
 def windows() -> list[Window]:
-    """The 100 classes, in the order of their labels."""
+    """Return the 100 classes in the order of their labels."""
     rows = (line.split(maxsplit=6) for line in WINDOWS.strip().splitlines())
     return [
         Window(name, group, photo, int(x), int(y), int(side), words) for name, group, photo, x, y, side, words in rows
@@ -198,13 +198,13 @@ def windows() -> list[Window]:
 
 
 def photograph_paths() -> dict[str, Path]:
-    """Where each photograph lies, by its name without extension. UserError if one is not installed."""
+    """Return the path of each photograph by its name without extension. Raise UserError if one is not installed."""
     paths: dict[str, Path] = {}
     for (distribution, package, folder), files in PHOTOGRAPHS.items():
         spec = importlib.util.find_spec(package)
         remedy = f"install {distribution}: pip install 'transfer_caffe[demo]'"
         if spec is None or spec.origin is None:
-            raise UserError(f"the package {distribution}, which carries {files[0]} and others, is missing; {remedy}")
+            raise UserError(f"the package {distribution} with {files[0]} and other photographs is missing; {remedy}")
         for file in files:
             path = Path(spec.origin).parent / folder / file
             if not path.is_file():
@@ -214,24 +214,24 @@ def photograph_paths() -> dict[str, Path]:
 
 
 def read_photograph(path: Path) -> np.ndarray:
-    """A photograph as height x width x 3 (BGR), 8 bits; gray ones become three equal channels."""
+    """Read a photograph as height x width x 3 (BGR), uint8; gray ones get three equal channels."""
     data = _without_profile(path.read_bytes())
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if image is None:
-        raise UserError(f"{path}: this photograph cannot be decoded; reinstall the package that carries it")
+        raise UserError(f"{path}: this photograph cannot be decoded; reinstall the package that it belongs to")
     return image
 
 
 def _without_profile(data: bytes) -> bytes:
-    """A PNG file without its colour profile: OpenCV does not use it, and libpng warns of the one in page.png."""
+    """Remove the colour profile of a PNG file: OpenCV does not use it, and libpng warns about the one in page.png."""
     at = data.find(b"iCCP", 0, 4096) if data.startswith(b"\x89PNG") else -1
     return data if at < 0 else data[: at - 4] + data[at + 8 + int.from_bytes(data[at - 4 : at], "big") :]
 
 
 def surroundings(photo: np.ndarray, window: Window) -> np.ndarray:
-    """The window and what lies around it, _AROUND pixels square, the window in the middle with _WINDOW pixels.
+    """Return a window with its surroundings, _AROUND x _AROUND pixels; the window itself has _WINDOW x _WINDOW pixels.
 
-    Beyond its border the photograph goes on mirrored.
+    The photograph is mirrored at its border.
     """
     half = round(window.side * _AROUND / _WINDOW / 2)
     padded = cv2.copyMakeBorder(photo, half, half, half, half, cv2.BORDER_REFLECT_101)
@@ -241,13 +241,14 @@ def surroundings(photo: np.ndarray, window: Window) -> np.ndarray:
 
 
 def examples(part: np.ndarray, size: int, draw: np.random.Generator, vary: Variation) -> Iterator[np.ndarray]:
-    """Endless examples, size x size x 3 (BGR, 8 bits), of a window given with its `surroundings`."""
+    """Yield random examples without end, size x size x 3 (BGR, uint8), of a window given with its `surroundings`."""
     while True:
         yield _example(part, size, draw, vary)
 
 
 def _example(part: np.ndarray, size: int, draw: np.random.Generator, vary: Variation) -> np.ndarray:
-    # twice the size first, then the mean of 2 x 2 pixels: what is too fine for the example does not alias
+    """Return one random example."""
+    # render at twice the size, then average 2 x 2 pixels, to avoid aliasing of fine detail
     double = 2 * size
     shift = draw.uniform(-vary.shift, vary.shift, 2) * _WINDOW
     step = _WINDOW / double * vary.scale ** draw.uniform(-1, 1)
@@ -265,17 +266,17 @@ def _example(part: np.ndarray, size: int, draw: np.random.Generator, vary: Varia
     )
     image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     image = (image - 128) @ _colour(draw, vary).T + 128 + np.float32(draw.normal() * vary.brightness)
-    # The drowned bound the accuracy, at 0.755 for 50 classes, and networks come close to that bound. So training on for
-    # its own sake teaches them little, as it must where one wants to see what transfer does.
+    # Examples of pure noise limit the accuracy, to 0.755 for 50 classes, and networks come close to that limit. Further
+    # training alone therefore improves them little, which is necessary for measuring the effects of transfer.
     deviation = _DROWNING if draw.uniform() < vary.drowned else draw.uniform(0, vary.noise)
     image += draw.standard_normal(image.shape, np.float32) * np.float32(deviation)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def _colour(draw: np.random.Generator, vary: Variation) -> np.ndarray:
-    """A random 3 x 3 matrix that acts on colours around mid-gray: hue, saturation, gains and contrast."""
+    """Return a random 3 x 3 matrix for colours relative to mid-gray: hue, saturation, gains and contrast."""
     gray = np.full((3, 3), 1 / 3)
-    # a rotation around the gray axis: the hues go round, gray stays
+    # a rotation around the gray axis: hues change, gray stays the same
     angle = np.deg2rad(draw.uniform(-vary.hue, vary.hue) * 180)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     hue = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * gray
@@ -294,17 +295,17 @@ def make(
     vary: Variation = VARIATION,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Write the dataset as the folder ``out``, complete or not at all; one that exists is a UserError.
+    """Write the dataset atomically as the folder ``out``. Raise UserError if it exists.
 
-    ``train`` and ``val`` count the examples of a class, ``size`` is their side in pixels. Example k of a class is the
-    same whatever the counts. The pixels of all examples depend on the arguments only; the bytes of the PNG files on
-    the version of OpenCV, too.
+    ``train`` and ``val``: numbers of examples per class. ``size``: their side in pixels. Example k of a class does not
+    depend on these numbers. The pixels of all examples depend only on the arguments; the bytes of the PNG files also
+    depend on the version of OpenCV.
     """
     out = Path(out)
     if train < 1 or val < 1 or size < 8 or seed < 0:
         raise UserError(
             f"size {size}, train {train}, val {val}, seed {seed}: the size must be at least 8, "
-            "each class needs an example of both kinds, and the seed cannot be negative"
+            "each class needs a training and a validation example, and the seed cannot be negative"
         )
     refuse_existing(out, "choose another --out, or remove it to make it again")
     classes, paths = windows(), photograph_paths()
@@ -339,16 +340,18 @@ def make(
 
 
 def is_made(out: str | os.PathLike[str], **settings: Any) -> bool:
-    """Whether ``out`` is this dataset, complete and with these settings (of `make`). UserError if it is another."""
+    """Return whether ``out`` is this dataset with these settings (of `make`). Raise UserError if it is another."""
     record = Path(out) / RECORD
     if not record.exists():
         if os.path.lexists(out):
-            raise UserError(f"{out}: this exists, but is not a dataset of this program (no {RECORD}); choose another")
+            raise UserError(
+                f"{out}: this exists, but is not a dataset of this program (no {RECORD}); choose another folder"
+            )
         return False
     try:
         made = json.loads(read_text(record))
     except json.JSONDecodeError:
-        raise UserError(f"{record}: this is damaged; remove {out} to make it again") from None
+        raise UserError(f"{record}: this file is damaged; remove {out} to make it again") from None
     for key, value in _settings(**settings).items():
         if made.get(key) != value:
             raise UserError(f"{out} was made with {key} {made.get(key)}, not {value}; remove it to make it again")
@@ -358,33 +361,37 @@ def is_made(out: str | os.PathLike[str], **settings: Any) -> bool:
 def _settings(
     seed: int = 0, size: int = SIZE, train: int = TRAIN, val: int = VAL, vary: Variation = VARIATION
 ) -> dict[str, Any]:
+    """Return the settings as they are recorded in made.json."""
     return {"dataset": "photos", "seed": seed, "size": size, "train": train, "val": val, "variation": asdict(vary)}
 
 
 def _versions() -> dict[str, str]:
+    """Return the installed versions of the packages that the dataset depends on."""
     names = ["numpy", "opencv-python-headless", *(distribution for distribution, _, _ in PHOTOGRAPHS)]
     versions = {}
     for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # another build of OpenCV, say
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # for example another build of OpenCV
             versions[name] = importlib.metadata.version(name)
     return versions
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Make the dataset."""
+    """Write the dataset from the command line."""
     parser = ArgumentParser(
         prog="python -m data_prep.photos",
         description="Make the embedded dataset: 100 classes, 50 natural and 50 man-made, from photographs that come "
         "with scikit-image, scikit-learn and matplotlib.",
         epilog="example: python -m data_prep.photos --out data/photos --seed 0",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other examples (default 0)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the new folder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random examples (default 0)")
     parser.add_argument("--size", type=int, default=SIZE, help=f"side of an image in pixels (default {SIZE})")
-    parser.add_argument("--train", type=int, default=TRAIN, help=f"training examples a class (default {TRAIN})")
-    parser.add_argument("--val", type=int, default=VAL, help=f"validation examples a class (default {VAL})")
-    parser.add_argument("--if-missing", action="store_true", help="do nothing if it is there, made with these settings")
+    parser.add_argument("--train", type=int, default=TRAIN, help=f"training examples per class (default {TRAIN})")
+    parser.add_argument("--val", type=int, default=VAL, help=f"validation examples per class (default {VAL})")
+    parser.add_argument(
+        "--if-missing", action="store_true", help="do nothing if the dataset exists with the same settings"
+    )
     args = parser.parse_args(argv)
     settings = {"seed": args.seed, "size": args.size, "train": args.train, "val": args.val}
     if args.if_missing and is_made(args.out, **settings):

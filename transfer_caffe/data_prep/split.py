@@ -1,13 +1,12 @@
-"""Cut the classes of an image list in two halves, A and B, or the images of each class down to a few.
+"""Split the classes of image lists into two halves, A and B, or reduce the number of images per class.
 
     python -m data_prep.split random --seed 1 --train train.txt --val val.txt --out random1
     python -m data_prep.split natman --train train.txt --val val.txt --out natman
     python -m data_prep.split reduced --images-per-class 100 --train train.txt --val val.txt --out reduced100
 
-`random` and `natman` write OUT/A/train.txt, OUT/A/val.txt, OUT/A/classes.txt and the same for B; labels are counted
-from 0 again in the order of the old ones, classes.txt says which became which. `reduced` and `whole` write
-OUT/train.txt, OUT/val.txt, OUT/classes.txt with their labels unchanged. The splits are those of the paper (section 4
-and supplement).
+`random` and `natman` write OUT/A/train.txt, OUT/A/val.txt, OUT/A/classes.txt and the same for B. Labels are renumbered
+from 0 in the order of the old ones; classes.txt maps old to new labels. `reduced` and `whole` write OUT/train.txt,
+OUT/val.txt, OUT/classes.txt with unchanged labels. These are the paper's splits (section 4 and supplement).
 """
 
 from __future__ import annotations
@@ -31,37 +30,38 @@ from transfer_caffe.utils.files import whole_folder
 IMAGENET_COUNT = 1000
 MAX_SEED = 2**32 - 1
 GET_LISTS = (
-    "make ImageNet's lists with `make ilsvrc ARCHIVES=FOLDER`, name your own with TRAIN= and VAL= (--train and --val), "
+    "make ImageNet's lists with `make ilsvrc ARCHIVES=FOLDER`, give your own with TRAIN= and VAL= (--train and --val), "
     "or try the demo's: `make data RECIPE=demo`, then TRAIN=data/photos/train.txt VAL=data/photos/val.txt"
 )
 
 
 def random_split(classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The class numbers of halves A and B of random split ``seed``, each sorted; of an odd number B gets one more.
+    """Return the sorted class numbers of halves A and B of random split ``seed``; B has one more if the number is odd.
 
-    For 1000 classes and seeds 0 to 3 the authors' halves. The seed is the list [seed]: RandomState(seed) draws others.
+    For 1000 classes and seeds 0 to 3 these are the authors' halves. NumPy is seeded with the list [seed], which samples
+    other classes than RandomState(seed).
     """
     if not 0 <= seed <= MAX_SEED:
-        raise UserError(f"seed {seed}: a seed is a number from 0 to {MAX_SEED}")
+        raise UserError(f"seed {seed}: the seed must be a number from 0 to {MAX_SEED}")
     numbers = np.arange(classes)
     a = np.sort(np.random.RandomState([seed]).choice(numbers, classes // 2, replace=False))
     return a, np.setdiff1d(numbers, a)
 
 
 def natman_split(classes: Sequence[Class]) -> tuple[np.ndarray, np.ndarray]:
-    """The class numbers of the man-made classes (A, as in the paper) and of the natural ones (B)."""
+    """Return the class numbers of the man-made classes (A, as in the paper) and of the natural ones (B)."""
     man_made = np.array([c.group == "man-made" for c in classes], dtype=bool)
     return np.flatnonzero(man_made), np.flatnonzero(~man_made)
 
 
 def half_lists(lines: Sequence[Line], half: np.ndarray) -> list[Line]:
-    """The lines of the classes in ``half``, in their order, with the labels counted anew in the order of ``half``."""
+    """Return the lines of the classes in ``half``, in order, with labels renumbered in the order of ``half``."""
     new = {int(old): number for number, old in enumerate(half)}
     return [(name, new[label]) for name, label in lines if label in new]
 
 
 def reduced_list(lines: Sequence[Line], images_per_class: int) -> list[Line]:
-    """The first ``images_per_class`` lines of each class (all of a class that has fewer), in their order."""
+    """Return the first ``images_per_class`` lines of each class (all lines of a class with fewer), in order."""
     seen: dict[int, int] = {}
     result = []
     for name, label in lines:
@@ -73,9 +73,9 @@ def reduced_list(lines: Sequence[Line], images_per_class: int) -> list[Line]:
 
 
 def count_classes(lists: dict[str, list[Line]], paths: dict[str, str], classes: Sequence[Class] | None) -> int:
-    """The number of classes: of the class file, or else the highest training label + 1.
+    """Return the number of classes: of the class file, or otherwise the highest training label + 1.
 
-    UserError for a label outside them, naming file and line, and for a class without a training image.
+    Raise UserError for a label outside this range, naming file and line, and for a class without a training image.
     """
     count = len(classes) if classes else max(label for _, label in lists["train"]) + 1
     source = "the class file" if classes else "the training list"
@@ -83,7 +83,7 @@ def count_classes(lists: dict[str, list[Line]], paths: dict[str, str], classes: 
         for number, (_, label) in enumerate(lines, 1):
             if label >= count:
                 raise UserError(
-                    f"{paths[part]}: line {number}: label {label}, but {source} has the classes 0 to {count - 1} only"
+                    f"{paths[part]}: line {number}: label {label}, but {source} has only the classes 0 to {count - 1}"
                 )
     used = {label for _, label in lists["train"]}
     if len(used) < count:
@@ -96,7 +96,7 @@ def count_classes(lists: dict[str, list[Line]], paths: dict[str, str], classes: 
 
 
 def write_halves(lists: dict[str, list[Line]], halves: tuple[np.ndarray, np.ndarray], out: str | Path) -> None:
-    """Write OUT/{A,B}/{train,val,classes}.txt; OUT appears whole or not at all."""
+    """Write OUT/{A,B}/{train,val,classes}.txt atomically."""
     for letter, half in zip("AB", halves, strict=True):
         if not len(half):
             raise UserError(f"half {letter} would have no classes; at least one is needed in each half")
@@ -108,7 +108,7 @@ def write_halves(lists: dict[str, list[Line]], halves: tuple[np.ndarray, np.ndar
 
 
 def write_whole(lists: dict[str, list[Line]], classes: int, out: str | Path) -> None:
-    """Write OUT/{train,val,classes}.txt with unchanged labels; OUT appears whole or not at all."""
+    """Write OUT/{train,val,classes}.txt atomically, with unchanged labels."""
     with whole_folder(out) as folder:
         for part, lines in lists.items():
             write_list(folder / f"{part}.txt", lines)
@@ -116,7 +116,7 @@ def write_whole(lists: dict[str, list[Line]], classes: int, out: str | Path) -> 
 
 
 def _require_same(out: str, make: Callable[[Path], None]) -> None:
-    """UserError unless the folder ``out``, which is there, holds just the lists that would be made."""
+    """Raise UserError unless the existing folder ``out`` contains exactly the lists that ``make`` writes."""
     with tempfile.TemporaryDirectory() as name:
         new = Path(name, "lists")
         make(new)
@@ -126,12 +126,12 @@ def _require_same(out: str, make: Callable[[Path], None]) -> None:
             path.is_file() and filecmp.cmp(path, new / part, False) for path, part in zip(there, made, strict=True)
         ):
             raise UserError(
-                f"{out} exists already; name another folder with --out, or remove it to make the split again"
+                f"{out} exists already; give another folder with --out, or remove it to make the split again"
             )
 
 
 def _class_file(given: str | None, train: str, lines: Sequence[Line]) -> str | Path:
-    """The file with the groups: --classes, or classes.csv beside the training list, or that of the ImageNet classes."""
+    """Return the class file with the groups: --classes, classes.csv beside the training list, or ImageNet's."""
     if given:
         return given
     beside = Path(train).parent / "classes.csv"
@@ -140,15 +140,17 @@ def _class_file(given: str | None, train: str, lines: Sequence[Line]) -> str | P
     if max(label for _, label in lines) + 1 == IMAGENET_COUNT:
         return IMAGENET_CLASSES
     raise UserError(
-        f"{train}: the groups of its classes are unknown; name a class file (index,name,words,group) with --classes "
+        f"{train}: the groups of its classes are unknown; give a class file (index,name,words,group) with --classes "
         "(CLASSES=)"
     )
 
 
 def _whole_number(least: int) -> Callable[[str], int]:
+    """Return an argparse ``type`` for integers >= ``least``."""
+
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and int(text) >= least):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
         return int(text)
 
     return parse
@@ -157,15 +159,15 @@ def _whole_number(least: int) -> Callable[[str], int]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m data_prep.split",
-        description="Cut the classes of image lists in two halves, or down to a few images a class.",
+        description="Split the classes of image lists into two halves, or reduce the number of images per class.",
         epilog="example: python -m data_prep.split random --seed 1 --train train.txt --val val.txt --out random1",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="random|natman|reduced|whole")
     for kind, text in (
-        ("random", "half of the classes at random to A, the rest to B; the paper's splits for seeds 0 to 3"),
-        ("natman", "the man-made classes to A, the natural ones to B"),
-        ("reduced", "the first K training images of each class; all classes, the whole validation list"),
-        ("whole", "no cut: all classes, all images"),
+        ("random", "A is a random half of the classes, B the rest; the paper's splits for seeds 0 to 3"),
+        ("natman", "A is the man-made classes, B the natural ones"),
+        ("reduced", "the first K training images of each class; all classes, the complete validation list"),
+        ("whole", "no split: all classes, all images"),
     ):
         extra = {"random": "--seed 1 ", "reduced": "--images-per-class 100 "}.get(kind, "")
         sub = kinds.add_parser(
@@ -182,12 +184,12 @@ def _parser() -> ArgumentParser:
                 type=_whole_number(1),
                 required=True,
                 metavar="K",
-                help="images kept of each class",
+                help="number of images to keep of each class",
             )
         sub.add_argument("--train", required=True, metavar="LIST", help="image list for training")
         sub.add_argument("--val", metavar="LIST", help="image list for validation")
         sub.add_argument("--classes", metavar="CSV", help="class file: index,name,words,group")
-        sub.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+        sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
     return parser
 
 
@@ -203,9 +205,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.kind == "natman":
         options.classes = _class_file(options.classes, options.train, lists["train"])
     if options.classes:
-        require_file(
-            options.classes, "CLASSES= or --classes names a class file, under the header index,name,words,group"
-        )
+        require_file(options.classes, "CLASSES= or --classes needs a class file with the header index,name,words,group")
     classes = read_classes(options.classes) if options.classes else None
     count = count_classes(lists, paths, classes)
 
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int | None:
             lists["train"] = reduced_list(lists["train"], options.images_per_class)
         make = functools.partial(write_whole, lists, count)
         what = f"{count} classes, {len(lists['train'])} training images"
-    # an empty folder may become the output, anything else that exists is the user's
+    # an existing empty folder may become the output; other existing files are the user's
     if os.path.lexists(options.out) and not (os.path.isdir(options.out) and not os.listdir(options.out)):
         _require_same(options.out, make)
         what += "; it was there already"

@@ -1,10 +1,10 @@
-"""Compare image lists of ImageNet, whole and cut, with those of the paper's authors, by their checksums.
+"""Compare image lists of ImageNet and of its splits with the lists of the paper's authors, by their checksums.
 
     python -m data_prep.verify data/ilsvrc2012
 
-Prints a table: a file, and `match`, `differs` or `not made`. Exit code 0 if none differs, 1 if one does. The checksums
-(md5) are of the lists in the authors' code release. In natman A is man-made and B natural, as in the paper's text; the
-authors' files have the letters the other way round.
+The command prints a table with `match`, `differs` or `not made` for each file. The exit code is 0 if none differs, else
+1. The checksums (MD5) are of the lists in the authors' code release. In natman, A is man-made and B natural, as in the
+paper's text; the letters are swapped in the authors' files.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 
-# file, md5, number of lines where it is known ahead of the images (of a half it depends on which classes are in it,
-# of a reduced list on how many classes have fewer images: the smallest has 732)
+# file, MD5, and the number of lines if it is known without the images. In a half it depends on the classes, in a
+# reduced list on the number of classes that have fewer images (the smallest class has 732).
 AUTHORS = """
 train.txt             3be8e5d8cbd932cc295ec175d5110921  1281167
 val.txt               b6284a7c08fba47457c2c1f6049a156e  50000
@@ -60,7 +60,7 @@ MATCH, DIFFERS, NOT_MADE = "match", "differs", "not made"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of one list of the authors: ``outcome``, and where it differs in what."""
+    """The comparison of one list: ``outcome``, and in ``detail`` how it differs."""
 
     file: str
     outcome: str
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare(folder: Path, authors: str) -> list[Comparison]:
-    """Compare the lists in ``folder`` with a table of file, md5 and number of lines, in its order."""
+    """Compare the lists in ``folder`` with a table of file, MD5 and number of lines, in the table's order."""
     result = []
     for line in authors.strip().splitlines():
         file, md5, *known = line.split()
@@ -82,15 +82,15 @@ def compare(folder: Path, authors: str) -> list[Comparison]:
             continue
         detail = f"{lines} lines" + (f", {known[0]} expected" if known else "")
         if crlf:
-            detail += "; its line ends are those of Windows"
+            detail += "; it has Windows line endings"
         elif known and int(known[0]) == lines:
-            detail += "; another order, other paths or labels"
+            detail += "; another order, other paths or other labels"
         result.append(Comparison(file, DIFFERS, detail))
     return result
 
 
 def _digest(path: Path) -> tuple[str, int, bool]:
-    """The md5 of a file, its number of lines, whether they end with CR LF."""
+    """Return the MD5 of a file, its number of lines, and whether lines end with CR LF."""
     md5 = hashlib.md5(usedforsecurity=False)
     lines, crlf, last = 0, False, b"\n"
     with open(path, "rb") as file:
@@ -104,7 +104,7 @@ def _digest(path: Path) -> tuple[str, int, bool]:
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Print the table."""
+    """Compare the lists from the command line and print the table."""
     parser = ArgumentParser(
         prog="python -m data_prep.verify",
         description="Compare image lists of ImageNet with those of the paper's authors.",

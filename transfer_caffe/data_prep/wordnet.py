@@ -1,15 +1,16 @@
-"""Man-made or natural? The groups of classes named by WordNet ids, from WordNet's own tree of nouns.
+"""Derive the groups man-made and natural of classes named by WordNet ids from WordNet's hierarchy of nouns.
 
     python -m data_prep.wordnet --ids synset_words.txt --out classes.csv
     python -m data_prep.wordnet --explain n02123045
 
-What descends from the synset artifact (n00021939) is man-made, the rest is natural, but for the exceptions in
-natman_exceptions.csv (prepared foods, bubble, ...): on the 1000 ImageNet classes these are the paper's 551 man-made and
-449 natural classes (section 4). --ids is a class file, Caffe's synsets.txt or synset_words.txt (an id a line, with or
-without words behind it), or a folder whose subfolders are named by ids, as in ImageNet's training images. The class
-file that is written goes into `python -m data_prep.split natman --classes`.
+Descendants of the synset artifact (n00021939) are man-made and all others natural, with the exceptions in
+natman_exceptions.csv (prepared foods, bubble, ...). For the 1000 ImageNet classes the result is the paper's 551
+man-made and 449 natural classes (section 4). --ids is a class file, Caffe's synsets.txt or synset_words.txt (one id per
+line, optionally followed by words), or a folder whose subfolders are named by ids, like ImageNet's training images.
+Pass the class file that is written to `python -m data_prep.split natman --classes`.
 
-It needs the noun file of WordNet 3.0, data.noun, to which ImageNet's ids belong; without root, on Debian or Ubuntu:
+The noun file of WordNet 3.0, data.noun, is needed, because ImageNet's ids refer to it. To get it without root on Debian
+or Ubuntu:
 
     apt-get download wordnet-base && dpkg-deb -x wordnet-base_*.deb wordnet    # then --wordnet wordnet
 """
@@ -30,9 +31,9 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command, requ
 from transfer_caffe.utils.files import read_text, refuse_existing
 
 ARTIFACT = "n00021939"
-VERSION = "3.0"  # of WordNet: the ids of ImageNet are places in the files of this one
-MADE = ".wordnet/usr/share/wordnet"  # by `make wordnet`, in the repository
-INSTALLED = MADE if os.path.isdir(MADE) else "/usr/share/wordnet"  # where Debian's package puts it
+VERSION = "3.0"  # the version of WordNet: ImageNet's ids are byte offsets in its files
+MADE = ".wordnet/usr/share/wordnet"  # installed by `make wordnet` in the repository
+INSTALLED = MADE if os.path.isdir(MADE) else "/usr/share/wordnet"  # installed by Debian's package
 EXCEPTIONS = Path(__file__).parent / "natman_exceptions.csv"
 ID = re.compile(r"n\d{8}", re.ASCII)
 
@@ -42,21 +43,21 @@ ID = re.compile(r"n\d{8}", re.ASCII)
 
 @dataclass(frozen=True)
 class Synset:
-    """A noun of WordNet: its id (n and its place in the file), its words, the ids of its hypernyms."""
+    """A noun of WordNet: its id (n and its byte offset in the file), its words, the ids of its hypernyms."""
 
     id: str
     words: str
     hypernyms: tuple[str, ...]
 
     def __str__(self) -> str:
-        """As messages show it."""
+        """Return the synset as text for messages."""
         return f"{self.id} {self.words}"
 
 
 def noun_file(given: str | None = None) -> Path:
-    """Where data.noun is: ``given``, or else the environment's WORDNET, or else where Debian's package puts it.
+    """Return the path of data.noun: ``given``, the environment variable WORDNET, or the folder of Debian's package.
 
-    Each may be the file, the folder with it, a folder of Princeton's WordNet-3.0, or an unpacked Debian package.
+    Each may be the file, its folder, a folder of Princeton's WordNet-3.0, or an unpacked Debian package.
     """
     place = Path(given or os.environ.get("WORDNET") or INSTALLED)
     for path in (place / "data.noun", place / "dict/data.noun", place / "usr/share/wordnet/data.noun", place):
@@ -64,20 +65,21 @@ def noun_file(given: str | None = None) -> Path:
             return path
     raise UserError(
         f"{place}: no noun file of WordNet {VERSION} (data.noun) there; run `make wordnet`, install "
-        "Debian's package wordnet-base, or name the folder of another copy with --wordnet"
+        "Debian's package wordnet-base, or give the folder of another copy with --wordnet"
     )
 
 
 class Nouns:
-    """The synsets of a noun file (format: wndb(5WN)), parsed as they are asked for.
+    """The synsets of a noun file (format: wndb(5WN)), parsed on demand.
 
-    UserError, naming the file, where it is not the one of WordNet 3.0, or damaged: each line begins with its own place
-    in the file, in bytes, so whatever was added or lost shows.
+    Raises UserError, naming the file, if it is damaged or not WordNet 3.0's. Each line starts with its own byte offset
+    in the file, so added or lost bytes are detected.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Read the file, and check the offset of each line."""
         self.path = path
-        # with line ends of two bytes no place is right
+        # with line ends of two bytes the offsets would be wrong
         data = Path(path).read_bytes().replace(b"\r\n", b"\n")
         header = re.match(rb"(?: .*\n)*", data)
         version = re.search(rb"WordNet (\d[.\d]*) Copyright", header[0] if header else b"")
@@ -85,8 +87,8 @@ class Nouns:
             raise UserError(f"{path}: not the noun file of WordNet {VERSION}, data.noun")
         if version[1].decode() != VERSION:
             raise UserError(
-                f"{path}: this is WordNet {version[1].decode()}; the ids of ImageNet are those of WordNet {VERSION}, "
-                "and in other versions other synsets or none"
+                f"{path}: this is WordNet {version[1].decode()}; ImageNet's ids belong to WordNet {VERSION}, and in "
+                f"other versions they are other synsets or none; get WordNet {VERSION} with `make wordnet`"
             )
         self._lines: dict[bytes, bytes] = {}
         self._synsets: dict[str, Synset] = {}
@@ -99,19 +101,21 @@ class Nouns:
             place += len(line)
 
     def _damaged(self, place: int | str) -> UserError:
+        """Return the error for a file that is damaged at byte ``place``."""
         return UserError(f"{self.path}: damaged at byte {int(place)}; unpack the package wordnet-base again")
 
     def __contains__(self, wnid: str) -> bool:
-        """Whether a synset has this id."""
+        """Return whether a synset has this id."""
         return wnid[:1] == "n" and wnid[1:].encode() in self._lines
 
     def __getitem__(self, wnid: str) -> Synset:
-        """The synset of an id; KeyError where there is none, UserError where its line is damaged."""
+        """Return the synset of an id. Raise KeyError if there is none, UserError if its line is damaged."""
         if wnid not in self._synsets:
             self._synsets[wnid] = self._parse(wnid, self._lines[wnid[1:].encode()])
         return self._synsets[wnid]
 
     def _parse(self, wnid: str, line: bytes) -> Synset:
+        """Parse the line of a synset. Raise UserError if it is damaged."""
         # place lex_filenum ss_type w_cnt word lex_id [word lex_id...] p_cnt [symbol place pos source/target...] | gloss
         try:
             fields = line.partition(b" | ")[0].decode().split()
@@ -128,7 +132,7 @@ class Nouns:
         return Synset(wnid, ", ".join(words).replace("_", " "), tuple(above))
 
     def ancestors(self, wnid: str) -> set[str]:
-        """The ids of a synset, its hypernyms, their hypernyms and so on."""
+        """Return the ids of a synset, its hypernyms, their hypernyms and so on."""
         found: set[str] = set()
         todo = [wnid]
         while todo:
@@ -139,7 +143,7 @@ class Nouns:
         return found
 
     def tree(self, wnid: str) -> Iterator[tuple[int, Synset, bool]]:
-        """(depth, synset, whether it came before) for a synset and all above it, depth first."""
+        """Yield (depth, synset, whether it occurred before) for a synset and all its ancestors, depth first."""
         todo, seen = [(0, wnid)], set[str]()
         while todo:
             depth, wnid = todo.pop()
@@ -154,9 +158,9 @@ class Nouns:
 
 @dataclass(frozen=True)
 class Rule:
-    """What descends from one of the synsets ``at`` is in group ``descendants``, the rest in the other.
+    """A rule for groups: descendants of a synset of ``at`` are in group ``descendants``, all others in the other group.
 
-    ``exceptions`` has the words and the group of the ids for which that does not hold.
+    ``exceptions``: the words and the group of ids to which the rule does not apply.
     """
 
     at: Sequence[str] = (ARTIFACT,)
@@ -164,19 +168,25 @@ class Rule:
     exceptions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def descends(self, nouns: Nouns, wnid: str) -> bool:
+        """Return whether an id descends from one of the synsets ``at``."""
         return not nouns.ancestors(wnid).isdisjoint(self.at)
 
     def group(self, nouns: Nouns, wnid: str) -> str:
+        """Return the group of an id."""
         if wnid in self.exceptions:
             return self.exceptions[wnid][1]
         return self.descendants if self.descends(nouns, wnid) else self.other()
 
     def other(self) -> str:
+        """Return the group of ids that do not descend from ``at``."""
         return next(group for group in GROUPS if group != self.descendants)
 
 
 def read_exceptions(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
-    """Id to words and group, of a CSV file under the header `wnid,words,group`; UserError, naming the line."""
+    """Read exceptions (id to words and group) from a CSV file with the header `wnid,words,group`.
+
+    Raise UserError, naming file and line, if it is malformed.
+    """
     rows = csv.reader(read_text(path).splitlines())
     if next(rows, []) != ["wnid", "words", "group"]:
         raise UserError(f"{path}: not a file of exceptions: its first line must be wnid,words,group")
@@ -190,33 +200,34 @@ def read_exceptions(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
         if group not in GROUPS:
             raise UserError(f"{where}: unknown group {group!r}; allowed are {' and '.join(GROUPS)}")
         if wnid in result:
-            raise UserError(f"{where}: {wnid} comes a second time")
+            raise UserError(f"{where}: {wnid} is listed twice")
         result[wnid] = words, group
     return result
 
 
 def read_ids(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Id to words ("" where there are none), in the order of the classes; for the kinds of ``path`` see the module.
+    """Read ids (id to words, or "" without words) in the order of the classes; ``path``: see --ids in the module.
 
-    UserError, naming file and line, for what is no id, and for an id that comes twice: it would be two classes.
+    Raise UserError, naming file and line, for invalid and duplicate ids.
     """
     require_file(
-        path, "--ids names a file with a WordNet id a line, as Caffe's synset_words.txt, or a folder of folders"
+        path, "--ids needs a file with one WordNet id per line, like Caffe's synset_words.txt, or a folder of folders"
     )
     result: dict[str, str] = {}
     for where, wnid, words in _entries(Path(path)):
         _require_id(wnid, where)
         if wnid in result:
-            raise UserError(f"{where}: {wnid} comes a second time")
+            raise UserError(f"{where}: {wnid} is listed twice")
         result[wnid] = words
     if not result:
-        raise UserError(f"{path}: no WordNet ids here: neither lines nor subfolders that begin like n02123045")
+        raise UserError(f"{path}: no WordNet ids there: neither lines nor subfolders that start like n02123045")
     return result
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (place for error messages, id, words) of each entry of a file or folder of ids."""
     if path.is_dir():
-        # hidden ones are no classes; others are, to whatever reads the images by folder
+        # all subfolders except hidden ones count as classes, as in programs that read images by folder
         names = sorted(child.name for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
         yield from ((f"{path}: folder {name!r}", name, "") for name in names)
         return
@@ -230,20 +241,21 @@ def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _require_id(wnid: str, where: str) -> None:
+    """Raise UserError unless ``wnid`` has the form of a WordNet noun id."""
     if not ID.fullmatch(wnid):
         shown = wnid if len(wnid) <= 40 else wnid[:37] + "..."
-        raise UserError(f"{where}: {shown!r} is no id of a WordNet noun: an n and eight digits, like n02123045")
+        raise UserError(f"{where}: {shown!r} is not the id of a WordNet noun: an n and eight digits, like n02123045")
 
 
 def classify(nouns: Nouns, ids: Mapping[str, str], rule: Rule) -> list[Class]:
-    """The classes of ``ids`` (id to words) with their groups; words that are missing come from WordNet.
+    """Return the classes of ``ids`` (id to words) with their groups; missing words are taken from WordNet.
 
-    UserError for ids that are neither in WordNet nor among the exceptions.
+    Raise UserError for ids that are neither in WordNet nor in the exceptions.
     """
     unknown = [wnid for wnid in ids if wnid not in nouns and wnid not in rule.exceptions]
     if unknown:
         raise UserError(
-            f"{_some(unknown)} of {len(ids)} ids: not in WordNet {VERSION} ({nouns.path}); correct them, or give their "
+            f"{_some(unknown)} of {len(ids)} ids: not in WordNet {VERSION} ({nouns.path}); correct them, or list their "
             "groups in a file for --exceptions (wnid,words,group)"
         )
     result = []
@@ -254,13 +266,13 @@ def classify(nouns: Nouns, ids: Mapping[str, str], rule: Rule) -> list[Class]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Up to five names, and how many more there are."""
+    """Return up to five names as text, and the number of further ones."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
 
 def strange_words(nouns: Nouns, ids: Mapping[str, str]) -> list[str]:
-    """The ids whose words share none with their synset: ids of another WordNet, or lines that have slipped?"""
+    """Return the ids that have no word in common with their synset: a sign of another WordNet or of shifted lines."""
 
     def parts(words: str) -> set[str]:
         return {word.strip().lower() for word in words.split(",")}
@@ -269,7 +281,7 @@ def strange_words(nouns: Nouns, ids: Mapping[str, str]) -> list[str]:
 
 
 def explain(nouns: Nouns, wnid: str, rule: Rule, source: str) -> str:
-    """Why a class is in its group, and the tree of its hypernyms up to entity; ``source``: the exceptions' file."""
+    """Return an explanation of a class's group, with the tree of its hypernyms; ``source``: the exceptions' file."""
     lines = []
     if wnid in rule.exceptions:
         words, group = rule.exceptions[wnid]
@@ -296,17 +308,17 @@ def explain(nouns: Nouns, wnid: str, rule: Rule, source: str) -> str:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m data_prep.wordnet",
-        description="Sort classes named by WordNet ids into man-made and natural ones, by WordNet's tree of nouns.",
+        description="Divide classes named by WordNet ids into man-made and natural by WordNet's hierarchy of nouns.",
         epilog="example: python -m data_prep.wordnet --ids synset_words.txt --out classes.csv",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--ids", help="class file, synsets.txt, synset_words.txt, or folder with subfolders named by ids")
-    what.add_argument("--explain", nargs="+", metavar="ID", help="show the hypernyms of ids, their groups, and why")
-    parser.add_argument("--out", metavar="CSV", help="class file to write")
+    what.add_argument("--explain", nargs="+", metavar="ID", help="show hypernyms and groups of ids, with the reason")
+    parser.add_argument("--out", metavar="CSV", help="the new class file")
     parser.add_argument(
         "--wordnet",
         metavar="PATH",
-        help=f"WordNet {VERSION}'s data.noun, or its folder (default: the environment's WORDNET, or {INSTALLED})",
+        help=f"WordNet {VERSION}'s data.noun, or its folder (default: environment variable WORDNET, or {INSTALLED})",
     )
     parser.add_argument(
         "--at",
@@ -316,7 +328,7 @@ def _parser() -> ArgumentParser:
         help=f"split at these synsets (default {ARTIFACT}, artifact)",
     )
     parser.add_argument(
-        "--descendants", choices=GROUPS, default="man-made", help="the group of what descends from them (man-made)"
+        "--descendants", choices=GROUPS, default="man-made", help="the group of their descendants (man-made)"
     )
     exceptions = parser.add_mutually_exclusive_group()
     exceptions.add_argument(
@@ -325,7 +337,7 @@ def _parser() -> ArgumentParser:
         help="wnid,words,group for ids to which the rule does not apply (default: the paper's, unless --at or "
         "--descendants changes the rule)",
     )
-    exceptions.add_argument("--no-exceptions", action="store_true", help="the rule alone")
+    exceptions.add_argument("--no-exceptions", action="store_true", help="apply the rule without exceptions")
     return parser
 
 
@@ -334,14 +346,14 @@ def main(argv: list[str] | None = None) -> int | None:
     """Write a class file, or explain single classes."""
     options = _parser().parse_args(argv)
     if bool(options.ids) != bool(options.out):
-        raise UserError("--ids and --out go together: the one is read, the other written")
+        raise UserError("--ids and --out belong together: --ids is read, and --out is written")
     for wnid in [*options.at, *(options.explain or ())]:
         _require_id(wnid, "--at" if wnid in options.at else "--explain")
     if options.out:
-        refuse_existing(options.out, "name another file with --out, or remove it to write it again")
+        refuse_existing(options.out, "give another file with --out, or remove it to write it again")
     ids = read_ids(options.ids) if options.ids else {}
 
-    # the paper's exceptions are exceptions to the paper's rule
+    # the paper's exceptions only apply to the paper's rule
     papers = options.at == [ARTIFACT] and options.descendants == "man-made" and not options.no_exceptions
     source = options.exceptions or (EXCEPTIONS if papers else None)
     exceptions = read_exceptions(source) if source else {}
@@ -365,7 +377,7 @@ def main(argv: list[str] | None = None) -> int | None:
     strange = strange_words(nouns, ids)
     if strange:
         print(
-            f"note: {len(strange)} have other words than their synsets: {_some(strange)}; see --explain",
+            f"note: {len(strange)} have no word in common with their synsets: {_some(strange)}; see --explain",
             file=sys.stderr,
         )
     return 0

@@ -1,4 +1,4 @@
-"""Caffe's engine on PyTorch: nets, solvers, and the command line, files and log lines of `caffe`.
+"""A Caffe-compatible engine on PyTorch: nets, solvers, and the command line, file formats and log lines of `caffe`.
 
     from transfer_caffe.engine import Net, Solver
 
@@ -10,8 +10,8 @@
     solver = Solver.load("solver.prototxt")
     loss = solver.step(100)
 
-Used like this, it takes over no signals, writes no files and no log, and leaves PyTorch's settings alone. It knows
-nothing of the experiment: with `formats` and `utils` below it, it is a Caffe library of its own.
+Used like this, it installs no signal handlers, writes no files and no log, and does not change PyTorch's settings. It
+does not depend on the experiment: together with `formats` and `utils` it can be used as a separate Caffe library.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Net", "Solver"]
 
 
 def __getattr__(name: str) -> Any:
-    # on demand: the command has to set how threads wait before PyTorch is loaded
+    # imported on demand: the command must configure how threads wait before PyTorch is imported
     if name == "Net":
         from transfer_caffe.engine.net import Net
 

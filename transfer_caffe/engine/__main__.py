@@ -1,4 +1,4 @@
-"""The embedded engine's command line: `caffe`'s commands and flags, on PyTorch.
+"""Command line of the embedded engine: the commands and flags of `caffe`, on PyTorch.
 
 python -m transfer_caffe.engine train --solver solver.prototxt [--weights init.caffemodel] [--gpu 0]
 """
@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-from transfer_caffe.engine.iteration import waiting  # noqa: F401 - first of all, since it has no effect once torch is loaded
+from transfer_caffe.engine.iteration import waiting  # noqa: F401 - first, since it has no effect once torch is imported
 
 # isort: split
 import torch
@@ -30,12 +30,12 @@ from transfer_caffe.utils.machine import keep_freed_memory
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run one of caffe's commands."""
+    """Run one of `caffe`'s commands."""
     args = _parser().parse_args(argv)
     for flag, remedy in _REMEDIES.items():
         for path in _files(given) if (given := getattr(args, flag, "")) else []:
             require_file(path, remedy)
-    keep_freed_memory()  # else page faults are a fifth of the time of small nets
+    keep_freed_memory()  # otherwise small nets spend a fifth of their time on page faults
     with glog.logging():
         return args.run(args)
 
@@ -51,19 +51,19 @@ def _parser() -> ArgumentParser:
     def add(name: str, run: Callable[[argparse.Namespace], int], summary: str, flags: str) -> None:
         sub = commands.add_parser(name, help=summary, description=summary)
         for flag in flags.split():
-            # gflags takes one dash or two
+            # gflags accepts one dash or two
             sub.add_argument(f"--{flag}", f"-{flag}", **_FLAGS[flag])
         sub.set_defaults(run=run)
 
     add(
         "train",
         train,
-        "train or finetune a net",
+        "train or fine-tune a net",
         "solver snapshot weights gpu stage level precision deterministic sigint_effect sighup_effect",
     )
     add("test", test, "score a net", "model weights iterations gpu stage level precision deterministic")
     add("time", time_net, "time a net layer by layer", "model iterations gpu stage level precision deterministic phase")
-    add("device_query", device_query, "show what is known of the GPUs", "gpu")
+    add("device_query", device_query, "show the properties of the GPUs", "gpu")
     return parser
 
 
@@ -76,18 +76,19 @@ _FLAGS: dict[str, dict] = {
         "metavar": "FILE[,FILE]",
         "help": "start from the weights in these .caffemodel or .caffemodel.h5 files",
     },
-    "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU, `all` for the first"},
+    "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU; `all` means the first one"},
     "stage": {"default": "", "metavar": "NAME[,NAME]", "help": "stages of the net state"},
     "level": {"default": 0, "type": int, "metavar": "N", "help": "level of the net state"},
     "precision": {
         "default": "fp32",
         "choices": PRECISIONS,
-        "help": "compute in it; weights stay float32 (default fp32; tf32 is of GPUs)",
+        "help": "numerical precision of the computation; weights stay float32 (default fp32; tf32 requires a GPU)",
     },
     "deterministic": {
         "default": "on",
         "choices": ("on", "off"),
-        "help": "off: let cuDNN try which algorithms are the fastest, whose sums may differ each time (default on)",
+        "help": "off: let cuDNN benchmark its algorithms and use the fastest, even if results vary between runs "
+        "(default on)",
     },
     "phase": {"default": "TRAIN", "choices": ("TRAIN", "TEST"), "help": "phase to time"},
     "iterations": {"default": 50, "type": int, "metavar": "N", "help": "batches to run (default 50)"},
@@ -99,11 +100,11 @@ _FLAGS: dict[str, dict] = {
 _GENERATE = "`python -m transfer_caffe.generate --treatment baseA` writes a solver and its net"
 _TRAIN = "`python -m transfer_caffe.engine train --solver FILE` writes weights and solver states"
 _REMEDIES = {"solver": _GENERATE, "model": _GENERATE, "weights": _TRAIN, "snapshot": _TRAIN}
-"""What makes the file that a flag names."""
+"""The command that writes the file that a flag names."""
 
 
 def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
-    """The device that --gpu names; without it the solver's mode, as far as this machine can follow."""
+    """Return the device that --gpu names; without --gpu, follow solver_mode as far as this machine allows."""
     if gpu:
         count = torch.cuda.device_count()
         index = 0 if gpu == "all" else int(gpu) if gpu.isdecimal() else -1
@@ -121,8 +122,8 @@ def _device(gpu: str, solver: SolverParameter | None = None) -> torch.device:
 
 def _use(device: torch.device) -> torch.device:
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # else pinned memory would open a context on the first GPU, too
-        # the default stream cannot be captured, and what is captured must have run on the same one before
+        torch.cuda.set_device(device)  # otherwise pinned memory would also open a context on the first GPU
+        # the default stream cannot be captured, and warm-up iterations must run on the stream that is captured
         torch.cuda.set_stream(torch.cuda.Stream(device))
         glog.info("caffe.cpp:218", f"Using GPUs {device.index}: {torch.cuda.get_device_name(device)}")
     else:
@@ -131,12 +132,12 @@ def _use(device: torch.device) -> torch.device:
 
 
 def _dtype(args: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """What nets compute in, after --precision and --deterministic have been seen to."""
+    """Apply --precision and --deterministic and return the dtype in which nets compute."""
     return use_precision(args.precision, args.deterministic == "on", device)
 
 
 def _files(given: str) -> list[str]:
-    """The files of a list as Caffe takes it: FILE[,FILE], with or without spaces."""
+    """Split a list of files as Caffe does: FILE[,FILE], with or without spaces."""
     files = [name.strip() for name in given.split(",")]
     if not all(files):
         raise UserError(f"weights {given!r}: a file name is missing before or after a comma")
@@ -148,13 +149,13 @@ def _stages(args: argparse.Namespace) -> list[str]:
 
 
 def train(args: argparse.Namespace) -> int:
-    """`caffe train`: from scratch, from --weights, or on from --snapshot."""
+    """Run `caffe train`: train from scratch, fine-tune --weights, or resume from --snapshot."""
     if args.snapshot and args.weights:
-        raise UserError("give --snapshot to resume or --weights to finetune, not both")
+        raise UserError("give --snapshot to resume or --weights to fine-tune, not both")
     param = read_solver(args.solver)
     state = read_state(args.snapshot) if args.snapshot else None
     if state and state.seed is not None and param.random_seed < 0:
-        param.random_seed = state.seed  # drawn when the run began
+        param.random_seed = state.seed  # the seed chosen when the run started
     device = _device(args.gpu, param)
     solver = Solver(param, device, _stages(args), args.level, _dtype(args, device), own_process=True)
     signals = Signals(args.sigint_effect, args.sighup_effect)
@@ -165,7 +166,7 @@ def train(args: argparse.Namespace) -> int:
             for weights in _files(given):
                 solver.finetune(weights)
     gc.collect()
-    gc.freeze()  # what is there stays: to look through it again and again took 2% of an iteration of a small net
+    gc.freeze()  # these objects live until the end: scanning them repeatedly took 2% of an iteration of a small net
     glog.info("caffe.cpp:239", "Starting Optimization")
     try:
         if solver.solve(signals):
@@ -176,7 +177,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def test(args: argparse.Namespace) -> int:
-    """`caffe test`: mean outputs over --iterations batches."""
+    """Run `caffe test`: report the mean outputs over --iterations batches."""
     if not args.weights:
         raise UserError(f"test needs --weights FILE, the weights to score; {_TRAIN}")
     net = _net(args, "TEST")
@@ -216,13 +217,13 @@ def _net(args: argparse.Namespace, phase: str) -> Net:
 
 
 def time_net(args: argparse.Namespace) -> int:
-    """`caffe time`: forward and backward of each layer, averaged over --iterations."""
+    """Run `caffe time`: report the forward and backward time of each layer, averaged over --iterations."""
     timing.time_net(_net(args, args.phase), args.iterations)
     return 0
 
 
 def device_query(args: argparse.Namespace) -> int:
-    """`caffe device_query`: the properties of the GPUs; exit code 2 where the one asked for does not exist."""
+    """Run `caffe device_query`: show the properties of the GPUs; exit code 2 if the requested GPU does not exist."""
     count = torch.cuda.device_count()
     wanted = range(count) if args.gpu in ("", "all") else [_device(args.gpu).index]
     for index in wanted:

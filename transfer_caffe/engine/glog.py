@@ -1,8 +1,8 @@
-"""Log lines as glog writes them for Caffe: what parses a real Caffe's log parses ours.
+"""Log lines in the format that glog writes for Caffe, so that parsers of real Caffe's logs can read them.
 
 I1123 07:34:13.659520 22837 solver.cpp:239] Iteration 20 (76.9 iter/s, 0.065s/5 iters), loss = 0.5
 
-The engine's command logs to standard error; nets and solvers that another program uses are silent.
+The engine's command logs to standard error. Nets and solvers that another program uses do not log.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _logging = False
 
 @contextlib.contextmanager
 def logging() -> Iterator[None]:
-    """Write the log to standard error meanwhile."""
+    """Write the log to standard error inside this context."""
     global _logging
     before, _logging = _logging, True
     try:
@@ -28,7 +28,7 @@ def logging() -> Iterator[None]:
 
 
 def info(place: str, message: str) -> None:
-    """Write one line at level I; ``place`` is the Caffe source file and line that says the same."""
+    """Write one line at level I (INFO); ``place`` is the Caffe source file and line that logs the same message."""
     if not _logging:
         return
     now = time.time()
@@ -38,5 +38,5 @@ def info(place: str, message: str) -> None:
 
 
 def number(value: float) -> str:
-    """A number as C++ streams print it: six significant digits."""
+    """Format a number as C++ streams do: with six significant digits."""
     return f"{value:g}"

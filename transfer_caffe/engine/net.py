@@ -1,4 +1,4 @@
-"""A net built from its prototxt: which layers a phase has, how they connect, what they learn (caffe/net.cpp)."""
+"""Build and run a net from its prototxt: the layers of a phase, their blobs and their weights (caffe/net.cpp)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
 AUTOMATIC = "(automatic)"
-"""The name of the top of a loss that names none."""
+"""The name of the top of a loss layer that does not name one."""
 
 
 @contextlib.contextmanager
 def _as_user_error(layer: Layer, bottoms: Sequence[Shape]) -> Iterator[None]:
-    """Bottoms that a layer cannot work on at all (without axes, say): an error that names it, not PyTorch's."""
+    """Turn PyTorch's errors about a layer's bottoms (a bottom without axes, for example) into a UserError."""
     try:
         yield
     except (IndexError, RuntimeError) as error:
@@ -37,11 +37,12 @@ def _as_user_error(layer: Layer, bottoms: Sequence[Shape]) -> Iterator[None]:
 class Net:
     """The layers of one phase, ready to run.
 
-    ``layers`` are in the order of the prototxt; ``learnable`` are all blobs once, in order (a blob shared by name
-    counts once), as Caffe's learnable_params. A net made with ``share`` uses that net's blobs by layer name.
+    ``layers`` are in the order of the prototxt. ``learnable`` holds all blobs in order (a blob shared by name once),
+    like Caffe's learnable_params. A net built with ``share`` uses the blobs of that net's layers of the same name.
 
-    To look inside: `feed` values, `forward` with ``keep``, `backward`, then `array` and `gradient` give values by the
-    blob's name (``blobs`` and ``diffs`` the tensors themselves). `weights` and `set_weights` are the weights as arrays.
+    To inspect a net, `feed` it values, run `forward` with ``keep`` and `backward`; `array` and `gradient` then return
+    values and gradients by blob name (``blobs`` and ``diffs`` hold the tensors). `weights` and `set_weights` get and
+    set the weights as arrays.
     """
 
     @classmethod
@@ -49,10 +50,10 @@ class Net:
         cls, path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, phase: str = "TEST",
         seed: int = 1, device: str = "cpu",
     ) -> Net:  # fmt: skip
-        """Build the net of a prototxt in a phase, TRAIN or TEST; weights from a .caffemodel, else from the fillers.
+        """Build the net of a prototxt in a phase, TRAIN or TEST, with the weights of a .caffemodel or the fillers.
 
-        ``seed``: of the fillers, and of whatever else is random. The paths in the prototxt start from the current
-        folder, as with Caffe. UserError for a file that cannot be used.
+        ``seed`` is the seed of the fillers and of everything else that is random. Paths in the prototxt are relative
+        to the current folder, as with Caffe. Raise UserError for a file that cannot be used.
         """
         phases = {"TRAIN": caffe_pb2.TRAIN, "TEST": caffe_pb2.TEST}
         if phase not in phases:
@@ -67,12 +68,12 @@ class Net:
         self, param: NetParameter, state: NetState, seed: int, device: torch.device, share: Net | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
-        """Build all layers; bad settings are UserErrors that name the layer. ``dtype`` as in `Context`."""
-        param = upgrade_net(param, f"net {param.name!r}")  # the nets inside a solver come as they are written
+        """Build all layers; ``dtype`` as in `Context`. Raise UserError, which names the layer, for invalid settings."""
+        param = upgrade_net(param, f"net {param.name!r}")  # a net inside a solver prototxt is not upgraded yet
         self.name: str = param.name
         self.state = state
         self.blobs: dict[str, Tensor] = {}
-        """Every blob's values after a forward pass with ``keep``."""
+        """The values of every blob after a forward pass with ``keep``."""
         self._first: dict[str, Tensor] = {}
         self._loss: Tensor | None = None
         training = state.phase == caffe_pb2.TRAIN
@@ -80,7 +81,7 @@ class Net:
         self.layers: list[Layer] = []
         self.learnable: list[Blob] = []
         self.loss_weights: list[list[tuple[str, float]]] = []
-        """Of each layer the tops that count in the loss, with their weights."""
+        """For each layer, the tops that contribute to the loss, with their loss weights."""
         self._makers: dict[str, Layer] = {}
         self._named: dict[str, Blob] = {}
         self.force_backward: bool = param.force_backward
@@ -96,13 +97,13 @@ class Net:
                 layer.key = f"{layer.name} ({before + 1})"
             for bottom in layer_param.bottom:
                 if bottom not in shapes:
-                    raise layer.error(f"bottom blob {bottom!r} is not made by any layer before it (phase {phase})")
+                    raise layer.error(f"bottom blob {bottom!r} is not a top of any earlier layer (phase {phase})")
                 unused.discard(bottom)
             bottoms = [shapes[bottom] for bottom in layer_param.bottom]
             with _as_user_error(layer, bottoms):
                 layer.setup(bottoms)
             if layer.blobs and names.count(layer.name) > 1:
-                # a weights file finds blobs by the layer's name: real Caffe copies them all into the first one
+                # weights files refer to layers by name: real Caffe would copy all blobs into the first of them
                 raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer.name!r}, one with weights")
             self._start_from(layer)
             if share:
@@ -114,7 +115,7 @@ class Net:
                 tops = layer.top_shapes(bottoms)
             for top, shape in zip(layer.top, tops, strict=True):
                 if top in shapes and top not in layer_param.bottom and top != AUTOMATIC:
-                    raise layer.error(f"top blob {top!r} is made by an earlier layer already")
+                    raise layer.error(f"top blob {top!r} is already a top of an earlier layer")
                 shapes[top] = shape
                 self._makers[top] = layer
                 if top != AUTOMATIC:
@@ -127,7 +128,7 @@ class Net:
         self.shapes = shapes
         passes.keep_overwritten(self.layers)
         self.cuts = {} if param.force_backward else passes.find_cuts(self.layers)
-        # Caffe keeps these in a std::set: outputs are listed by name
+        # Caffe keeps these in a std::set, so outputs are sorted by name
         self.outputs = sorted(unused)
         counts_in_loss = [bool(each) for each in self.loss_weights]
         self.relu_after = passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
@@ -142,16 +143,16 @@ class Net:
         return LAYERS[param.type](param, context)
 
     def _start_from(self, layer: Layer) -> None:
-        """Let a layer start from the ``blobs`` that its prototxt holds, if it does, rather than from the fillers."""
+        """Initialise a layer from the ``blobs`` in its prototxt, if there are any, instead of from the fillers."""
         given = layer.param.blobs
         if given and len(given) != len(layer.blobs):
-            raise layer.error(f"its prototxt gives {len(given)} blobs; it has {len(layer.blobs)}")
+            raise layer.error(f"its prototxt has {len(given)} blobs, but the layer has {len(layer.blobs)}")
         for index, (blob, stored) in enumerate(zip(layer.blobs, given, strict=False)):
             where = f"layer {layer.name!r}, blob {index} in the prototxt"
             copy_blob(blob, blob_to_array(stored, where), not stored.HasField("shape"), where)
 
     def _share_by_name(self, layer: Layer) -> None:
-        """Let blobs of one name in ``param {}`` be one blob, the first layer's (Net::AppendParam)."""
+        """Let blobs with the same name in ``param {}`` share the blob of the first such layer (Net::AppendParam)."""
         for index, spec in enumerate(layer.param.param[: len(layer.blobs)]):
             if not spec.name:
                 continue
@@ -169,8 +170,8 @@ class Net:
                 if not spec.HasField(what):
                     continue
                 if blob.given[place] and getattr(blob, what) != getattr(spec, what):
-                    raise layer.error(f"blob {index} shares {spec.name!r}, which has another {what}")
-                # a multiplier that the first layer leaves open is the first that one gives
+                    raise layer.error(f"blob {index} shares {spec.name!r}, which has a different {what}")
+                # a multiplier that the first layer does not set is taken from the first layer that sets it
                 setattr(blob, what, getattr(spec, what))
                 blob.given = tuple(given or place == i for i, given in enumerate(blob.given))
             blob.learned = blob.lr_mult != 0
@@ -181,16 +182,16 @@ class Net:
                 self.learnable.append(blob)
 
     def _blobs_for(self, layer: Layer) -> list[Blob]:
-        """The blobs that a layer of another net over the same weights shall use (Net::ShareTrainedLayersWith)."""
+        """Return the blobs that a layer of another net shares with this net (Net::ShareTrainedLayersWith)."""
         own = next((own for own in self.layers if own.name == layer.name), None)
         if own is None:
             return layer.blobs
         if [blob.data.shape for blob in own.blobs] != [blob.data.shape for blob in layer.blobs]:
-            raise layer.error("its blobs have other shapes in the training net than in the test net")
+            raise layer.error("the shapes of its blobs differ between the training net and the test net")
         return own.blobs
 
     def _check_labels(self, layer: Layer) -> None:
-        """Let the layer that reads refuse labels that this one cannot use: real Caffe reads past the end instead."""
+        """Let the data layer reject labels that are out of this layer's range: real Caffe would read out of bounds."""
         classes, ignore = getattr(layer, "classes", 0), getattr(layer, "ignore", None)
         if layer.label_bottom is None or not classes:
             return
@@ -202,21 +203,21 @@ class Net:
     def _loss_weights(self, layer: Layer) -> list[tuple[str, float]]:
         given = list(layer.param.loss_weight)
         if given and len(given) != len(layer.top):
-            raise layer.error(f"gives {len(given)} loss_weight for {len(layer.top)} tops")
+            raise layer.error(f"has {len(given)} loss_weight for {len(layer.top)} tops")
         weights = given or ([1.0] if layer.is_loss else [])
         return [(top, weight) for top, weight in zip(layer.top, weights, strict=False) if weight]
 
     def loss_weight(self, blob: str) -> float:
-        """The weight of an output blob in the loss; 0 for one that is no loss."""
+        """Return the loss weight of an output blob; 0 for one that does not contribute to the loss."""
         return next((weight for weights in self.loss_weights for top, weight in weights if top == blob), 0.0)
 
     @property
     def has_loss(self) -> bool:
-        """Whether any blob counts in the loss."""
+        """Whether any blob contributes to the loss."""
         return any(self.loss_weights)
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set tops of Input and MemoryData layers, by blob name: arrays in the blobs' shapes."""
+        """Set the tops of Input and MemoryData layers, by blob name, to arrays of the blobs' shapes."""
         for layer in self.layers:
             own = {name: np.asarray(values[name]) for name in layer.top if name in values}
             if own and not layer.param.bottom:
@@ -225,9 +226,9 @@ class Net:
             raise UserError(f"net {self.name!r}: {sorted(unknown)[0]!r} is not a blob that can be fed")
 
     def forward(self, batch: int = 0, keep: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run all layers on batch number ``batch``; gives the loss (one value) and the output blobs by name.
+        """Run all layers on batch number ``batch`` and return the loss (a scalar) and the output blobs by name.
 
-        ``keep`` leaves all blobs in ``blobs``, and lets `backward` find their gradients.
+        With ``keep``, all blobs are kept in ``blobs``, and `backward` computes their gradients.
         """
         blobs: dict[str, Tensor] = {}
         first: dict[str, Tensor] = {}
@@ -244,7 +245,7 @@ class Net:
             if self.force_backward and not bottoms and not layer.blobs:
                 tops = [top.detach().requires_grad_() for top in tops]
             if keep:
-                # a top that is its bottom unchanged has a gradient of its own all the same
+                # a top that is the same tensor as its bottom still needs a separate gradient
                 tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
                 for name, top in zip(layer.top, tops, strict=True):
                     if name not in first:
@@ -265,9 +266,10 @@ class Net:
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
 
     def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:
-        """Gradients of all blobs and weights, after a forward pass with ``keep``: of the loss, or of given ``diffs``.
+        """Compute the gradients of all blobs and weights, after a forward pass with ``keep``.
 
-        ``diffs`` are the gradients of tops by name, in their shapes. Weights' gradients start at zero.
+        They are gradients of the loss, or start from ``diffs``, gradients of tops by name in the tops' shapes. The
+        weights' gradients are zeroed first.
         """
         for blob in self.learnable:
             blob.data.grad = None
@@ -285,9 +287,9 @@ class Net:
 
     @property
     def diffs(self) -> dict[str, Tensor | None]:
-        """The gradient of each blob after `backward`, None where there is none.
+        """The gradient of each blob after `backward`; None where there is none.
 
-        Of a blob that layers change in place it is the gradient before the first of them, as in Caffe's buffers.
+        For a blob that layers change in place, this is the gradient below the first of them, as in Caffe's buffers.
         """
         return {name: blob.grad if blob.requires_grad else None for name, blob in self._first.items()}
 
@@ -296,13 +298,13 @@ class Net:
         return self.blobs[blob].detach().float().cpu().numpy().copy()
 
     def gradient(self, blob: str) -> np.ndarray | None:
-        """Return a copy of a blob's gradient after `backward`; None if no gradient comes to it."""
+        """Return a copy of a blob's gradient after `backward`; None if the blob gets no gradient."""
         diff = self.diffs[blob]
         return None if diff is None else diff.float().cpu().numpy().copy()
 
     @property
     def weights(self) -> dict[str, list[np.ndarray]]:
-        """Copies of the weights of each layer that has any, by the layer's name, in Caffe's shapes and order."""
+        """Copies of the weights of each layer that has any, by layer name, in Caffe's shapes and order."""
         return {
             layer.name: [blob.data.detach().cpu().numpy().copy() for blob in layer.blobs]
             for layer in self.layers
@@ -310,9 +312,9 @@ class Net:
         }
 
     def set_weights(self, weights: Mapping[str, Sequence[np.ndarray]]) -> None:
-        """Give layers other weights; layers that are not named keep theirs.
+        """Set the weights of the named layers; other layers keep theirs.
 
-        UserError for a layer that the net has not, another number of blobs, another shape, values not finite.
+        Raise UserError for an unknown layer, a wrong number of blobs, a shape mismatch, or values that are not finite.
         """
         own = {layer.name: layer for layer in self.layers if layer.blobs}
         for name, arrays in weights.items():
@@ -324,12 +326,12 @@ class Net:
                 copy_blob(blob, np.asarray(array, np.float32), False, f"layer {name!r}, blob {index}")
 
     def copy_from(self, path: str | os.PathLike[str]) -> list[str]:
-        """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.
+        """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.
 
-        Errors as of `engine.weights.copy_weights`.
+        Raise the errors of `engine.weights.copy_weights`.
         """
         return copy_weights(self.name, self.layers, path)
 
     def to_proto(self) -> NetParameter:
-        """The net with its weights, as a .caffemodel holds it (Net::ToProto)."""
+        """Return the net with its weights as the message of a .caffemodel (Net::ToProto)."""
         return to_message(self.name, self.layers, self.state.phase)

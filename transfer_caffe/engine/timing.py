@@ -1,8 +1,8 @@
-"""Time a net layer by layer, in passes that are those of training: `caffe time`.
+"""Time a net layer by layer, in the same passes as training (`caffe time`).
 
-On a CPU the passes of training have a clock of their own (`direct.Clock`); of a net in shards it tells the times of the
-shards that this process computes. Elsewhere the net runs forward as a whole and autograd runs backward as a whole, and
-a clock beside them is read whenever a layer is done. Each moment of both passes belongs to one layer.
+On a CPU, training's passes measure themselves (`iteration.direct.Clock`); for a net computed in shards, only the
+shards of this process are measured. Otherwise the complete net runs forward, autograd runs backward, and a clock is
+read whenever a layer is done. Each moment of both passes is attributed to exactly one layer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transfer_caffe.engine.net import Net
 
 
 def time_net(net: Net, iterations: int) -> None:
-    """Run ``iterations`` passes forward and backward, after one to warm up, and log each layer's mean times."""
+    """Run one warm-up pass and ``iterations`` timed passes forward and backward, and log each layer's mean times."""
     direct = direct_of(net) if net.has_loss else None
     timer = ByClock(direct) if direct else Timer(net)
     glog.info("caffe.cpp:351", "Performing Forward")
@@ -54,10 +54,10 @@ def time_net(net: Net, iterations: int) -> None:
 
 
 class ByClock:
-    """Run a net's passes as training on a CPU does; ``forward`` and ``backward`` as of `Timer`."""
+    """Run a net's passes as training on a CPU does; ``forward`` and ``backward`` as in `Timer`."""
 
     def __init__(self, direct: Direct) -> None:
-        """Take the passes of a net."""
+        """Measure the passes of ``direct``."""
         self._direct = direct
         self.reset()
 
@@ -73,10 +73,10 @@ class ByClock:
 
 
 class Timer:
-    """Run a net forward and backward; ``forward`` and ``backward`` are the seconds of each layer, summed over runs."""
+    """Run a net forward and backward; ``forward`` and ``backward`` hold each layer's seconds, summed over runs."""
 
     def __init__(self, net: Net) -> None:
-        """Put a clock behind each layer's forward function: from here on the net is for timing only."""
+        """Wrap each layer's forward function with a clock; the net can only be used for timing afterwards."""
         self._net = net
         self._device = net.layers[0].context.device
         self._since = 0.0
@@ -98,7 +98,7 @@ class Timer:
         self._since = self._now()
         loss, outputs = self._net.forward(batch)
         self.forward[self._net.layers[-1]] += self._now() - self._since
-        # a net without a loss does not train; its gradients are then those of the outputs' sums
+        # a net without a loss cannot be trained; gradients of the sums of its outputs are computed instead
         roots = [loss] if self._net.has_loss else list(outputs.values())
         roots = [root for root in roots if root.grad_fn is not None]
         if roots:
@@ -115,7 +115,7 @@ class Timer:
     def _forward(
         self, layer: Layer, forward: Callable[[list[Tensor], int], list[Tensor]], bottoms: list[Tensor], batch: int
     ) -> list[Tensor]:
-        """Run a layer's ``forward``; all the time since the layer before it ended is this layer's."""
+        """Run a layer's ``forward``; all time since the previous layer ended counts for this layer."""
         tops = forward(bottoms, batch)
         self.forward[layer] += self._now() - self._since
         for top in tops:
@@ -124,11 +124,11 @@ class Timer:
         return tops
 
     def _claim(self, top: Tensor, layer: Layer) -> None:
-        """Make the clock change to ``layer`` at each autograd node of ``top`` that no layer before it has made."""
+        """Let the clock switch to ``layer`` at each autograd node of ``top`` that no earlier layer created."""
         nodes = [top.grad_fn]
         while nodes:
             node = nodes.pop()
-            # the nodes of leaves, which add up gradients, count for the layers that these come from
+            # nodes of leaves, which accumulate gradients, count for the layers whose gradients they accumulate
             if node is None or node in self._owners or hasattr(node, "variable"):
                 continue
             self._owners[node] = layer
@@ -136,7 +136,7 @@ class Timer:
             nodes += [other for other, _ in node.next_functions]
 
     def _enter(self, layer: Layer, *_: object) -> None:
-        """Count the time since the last look at the clock for the layer at work, which from here on is ``layer``."""
+        """Count the time since the clock was last read for the current layer, then make ``layer`` the current one."""
         now = self._now()
         self.backward[self._current] += now - self._since
         self._current, self._since = layer, now

@@ -1,4 +1,4 @@
-"""A net's weights and the files that hold them: .caffemodel, binary or HDF5 (Net::CopyTrainedLayersFrom, ToProto)."""
+"""Load and save a net's weights: .caffemodel, binary or HDF5 (Net::CopyTrainedLayersFrom, Net::ToProto)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
 Stored = tuple[np.ndarray, bool]
-"""A blob in a weights file, and whether its shape is in the form of before 2015."""
+"""A blob in a weights file, and whether its shape is in the legacy format (before 2015)."""
 
 
 def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike[str]) -> list[str]:
-    """Copy the blobs of a .caffemodel into the layers of the same name; gives these layers' names.
+    """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.
 
-    As Net::CopyTrainedLayersFrom, but a file of which nothing fits, which real Caffe takes for a start from
-    scratch, is an error here; so are values that are not finite.
+    Like Net::CopyTrainedLayersFrom, except that a file without any matching layer is a UserError (real Caffe would
+    silently train from scratch), and so are values that are not finite.
     """
     path = os.fspath(path)
     stored_layers = _read_hdf5(layers, path) if path.endswith(".h5") else _read_binary(path)
@@ -36,7 +36,7 @@ def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike
             glog.info("net.cpp:746", f"Ignoring source layer {name}")
             continue
         if len(blobs) != len(target.blobs):
-            raise target.error(f"{path} has {len(blobs)} blobs for it, the net {len(target.blobs)}")
+            raise target.error(f"{path} has {len(blobs)} blobs for this layer, the net has {len(target.blobs)}")
         for index, (blob, stored) in enumerate(zip(target.blobs, blobs, strict=True)):
             if stored is not None:
                 copy_blob(blob, *stored, f"{path}: layer {name!r}, blob {index}")
@@ -44,7 +44,7 @@ def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike
             copied.append(name)
     if not copied:
         names = ", ".join(name for name, _ in stored_layers) or "no layers"
-        raise UserError(f"{path}: no layer in it has the name of a layer of the net {net_name!r}; it has {names}")
+        raise UserError(f"{path}: none of its layers has the name of a layer in net {net_name!r}; it has {names}")
     return copied
 
 
@@ -63,21 +63,21 @@ def _read_binary(path: str) -> list[tuple[str, list[Stored | None]]]:
 
 
 def _read_hdf5(layers: Sequence[Layer], path: str) -> list[tuple[str, list[Stored | None]]]:
-    """As `_read_binary`; None is a blob that another layer owns, and that stands there."""
+    """Like `_read_binary`; None stands for a shared blob, which is stored with the layer that owns it."""
     found = []
     for name, blobs in hdf5.read_weights(path).items():
         layer = next((layer for layer in layers if layer.name == name), None)
         count = len(layer.blobs) if layer else len(blobs)
         for index in set(range(count)) - set(blobs):
             if layer is None or (index in _owned(layers, layer) and blobs):
-                raise UserError(f"{path}: layer {name!r} has no blob {index}: it is of another net, or damaged")
+                raise UserError(f"{path}: layer {name!r} has no blob {index}: the file is from another net or damaged")
         if blobs or not count:
             found.append((name, [(blobs[i], False) if i in blobs else None for i in range(max(count, len(blobs)))]))
     return found
 
 
 def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
-    """The blobs of a layer, by index, that no layer before it has as well."""
+    """Return the indices of a layer's blobs that it does not share with an earlier layer."""
     before = [blob for other in layers[: layers.index(layer)] for blob in other.blobs]
     return [
         index
@@ -87,7 +87,7 @@ def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
 
 
 def owned_weights(layers: Sequence[Layer]) -> list[tuple[str, dict[int, np.ndarray]]]:
-    """Of each layer the blobs that it owns, by index: a blob that layers share is the first one's."""
+    """Return the blobs that each layer owns, by index; a shared blob belongs to the first layer that has it."""
     return [
         (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in _owned(layers, layer)})
         for layer in layers
@@ -95,9 +95,12 @@ def owned_weights(layers: Sequence[Layer]) -> list[tuple[str, dict[int, np.ndarr
 
 
 def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
-    """Copy values into a blob of the same shape; ``old``: their shape is in the form of before 2015."""
+    """Copy values into a blob of the same shape; ``old`` says that their shape is in the legacy format (before 2015).
+
+    Raise UserError for a shape mismatch or values that are not finite.
+    """
     shape = tuple(blob.data.shape)
-    # files from before 2015 give every blob four axes, the leading ones 1 (Blob::ShapeEquals)
+    # files from before 2015 give every blob four axes, padded with leading ones (Blob::ShapeEquals)
     legacy = old and values.shape == (1,) * (4 - len(shape)) + shape
     if values.shape != shape and not legacy:
         raise UserError(
@@ -112,7 +115,7 @@ def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
 
 
 def to_message(net_name: str, layers: Sequence[Layer], phase: Phase) -> NetParameter:
-    """The net with its weights, as a .caffemodel holds it (Net::ToProto)."""
+    """Return the net with its weights as the message of a .caffemodel (Net::ToProto)."""
     param = NetParameter(name=net_name)
     for layer in layers:
         copy = param.layer.add()

@@ -1,1 +1,1 @@
-"""Figures of a results table: `draw.draw_figures`, and one module a figure."""
+"""Figures of a results table: `draw.draw_figures` draws all of them; each figure has its own module."""

@@ -1,13 +1,14 @@
-"""Figures of a results table, each as PNG, SVG, PDF and, where it has numbers, CSV; captions.md says what they show.
+"""Draw the figures of a results table as PNG, SVG and PDF, with a CSV of the plotted numbers, and write captions.md.
 
     python -m transfer_caffe.figures --results runs/demo/results.csv --out report/figures
     python -m transfer_caffe.figures --results paper --metric top10 --out paper/figures
     python -m transfer_caffe.figures --results runs/demo/results.csv --compare paper --out compared
 
-figure1 (the paper's Figure 1, the treatments; needs no results), figure2_top, figure2_bottom (the paper's Figure 2),
-figure2_paired (each network minus its own base), figure3 (the paper's Figure 3), reduced (the supplement's), and from
-the networks' folders beside the table conv1_filters and curves. What the table has no networks for is left out. Beside
-them lie table1.csv and table1.md, the paper's Table 1 (its numbers are those of transfer_caffe.analysis).
+The figures are figure1 (the paper's Figure 1, the treatments; needs no results), figure2_top and figure2_bottom (the
+paper's Figure 2), figure2_paired (each network minus its own base), figure3 (the paper's Figure 3) and reduced (the
+figure of the paper's supplement). conv1_filters and curves are drawn from the networks' folders next to the table. A
+figure is left out if the table has no networks for it. The command also writes the paper's Table 1 as table1.csv and
+table1.md, with the numbers of transfer_caffe.analysis.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transfer_caffe.utils.files import write_text
 
 
 def _write_table1(rows: Sequence[Row], metric: str, folder: Path) -> list[Path]:
-    """The paper's Table 1 as table1.csv and table1.md; nothing without AnB+ networks."""
+    """Write the paper's Table 1 as table1.csv and table1.md and return their paths; none without AnB+ networks."""
 
     whole = [row for row in rows if row.images_per_class is None and accuracy_of(row, metric) is not None]
     analyses = analyse(whole, metric) if whole else []
@@ -36,17 +37,17 @@ def _write_table1(rows: Sequence[Row], metric: str, folder: Path) -> list[Path]:
     for name in ("table1.csv", "table1.md"):
         if text := texts.get(name):
             write_text(folder / name, text)
-        else:  # of an earlier table, and not true of this one
+        else:  # a file left over from an earlier results table
             (folder / name).unlink(missing_ok=True)
     return [folder / name for name, text in texts.items() if text]
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Draw the figures of one results table, of the paper's, or of both; without a table only Figure 1."""
+    """Run the command line: draw the figures of a results table, of the paper's table, or of both."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.figures",
-        description="Draw the figures of a results table: PNG, SVG and PDF, and the numbers behind each as CSV.",
+        description="Draw the figures of a results table as PNG, SVG and PDF, with the plotted numbers as CSV.",
         epilog="examples:\n"
         "  python -m transfer_caffe.figures --results runs/demo/results.csv --out report/figures\n"
         "  python -m transfer_caffe.figures --results paper --metric top10 --out paper/figures\n"
@@ -56,27 +57,27 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--results",
         metavar="CSV",
-        help="results.csv; the networks' folders are looked for beside it. The word paper: the authors' own networks. "
-        "Without it only Figure 1 is drawn",
+        help="results.csv, with the networks' folders next to it; or the word paper for the authors' networks. Without "
+        "this option only Figure 1 is drawn",
     )
     add_compare(parser)
-    parser.add_argument("--out", required=True, help="folder for the figures; those in it are replaced")
+    parser.add_argument("--out", required=True, help="folder for the figures; existing ones are replaced")
     add_metric(parser)
     parser.add_argument(
         "--treatments",
         default=TREATMENTS,
         metavar="LIST",
-        help=f"rows of Figure 1, with commas (default: {TREATMENTS}); AnB takes its n from --n",
+        help=f"rows of Figure 1, separated by commas (default: {TREATMENTS}); --n sets the n of names such as AnB",
     )
-    parser.add_argument("--n", type=int, help="layers taken over in Figure 1 (default: 3)")
-    parser.add_argument("--layers", type=int, default=LAYERS, help=f"layers of Figure 1's networks (default: {LAYERS})")
+    parser.add_argument("--n", type=int, help="number of copied layers in Figure 1 (default: 3)")
+    parser.add_argument("--layers", type=int, default=LAYERS, help=f"number of layers in Figure 1 (default: {LAYERS})")
     options = parser.parse_args(argv)
     if options.layers < 2 or options.layers > 40:
-        raise UserError(f"--layers {options.layers}: 2 to 40 can be drawn")
+        raise UserError(f"--layers {options.layers}: only networks of 2 to 40 layers can be drawn")
     treatments = treatments_of(options.treatments, options.n, options.layers)
     if options.results is None:
         if options.compare:
-            raise UserError("--compare needs --results: your table, as runs/demo/results.csv")
+            raise UserError("--compare needs --results with your own table, such as runs/demo/results.csv")
         drawn = [draw_figure1(treatments, Path(options.out), options.layers)]
         print(*drawn[0].files, sep="\n")
         return 0
@@ -100,8 +101,8 @@ def main(argv: list[str] | None = None) -> int | None:
         print(path)
     if {each.name for each in drawn} == {"figure1"}:
         raise UserError(
-            f"{options.results}: no network of a random split, of natman, on reduced data, or with random filters, and "
-            "no curves beside the table: nothing to draw but Figure 1"
+            f"{options.results}: no networks of a random split, of transfer in the split natman, on reduced data or "
+            "with random filters, and no curve.csv next to the table, so there is nothing to draw but Figure 1"
         )
     return 0
 

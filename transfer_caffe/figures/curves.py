@@ -1,4 +1,4 @@
-"""Training curves: test accuracy against iteration, a panel for each kind of network."""
+"""Training curves: test accuracy against iteration, one panel for each kind of network."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _FAMILIES = {"random": "random splits", "natman": "man-made/natural", "whole": "
 
 
 def read_tests(path: Path) -> dict[str, list[Row]]:
-    """The tests of every network of a table of curves, in its order; of a curve.csv, which names none, under "".
+    """Read the tests of every network from a table of curves, by network name.
 
-    What a column does not say is None. UserError for a file that is no such table.
+    The tests of a network's own curve.csv, which has no column of names, are under the name "". Empty or missing values
+    are None. Raise UserError if the file is not such a table.
     """
     tests: dict[str, list[Row]] = {}
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
@@ -39,15 +40,15 @@ def read_tests(path: Path) -> dict[str, list[Row]]:
                     raise KeyError
             except (KeyError, TypeError, ValueError):
                 raise UserError(
-                    f"{path}:{line}: iteration and test_accuracy were expected here; delete the file and run the "
-                    "network's driver again to have it written anew"
+                    f"{path}:{line}: expected an iteration and a test_accuracy; delete the file and run the network's "
+                    "driver again to rewrite it"
                 ) from None
             tests.setdefault(row.get("network") or "", []).append(each)
     return tests
 
 
 def curve_of(tests: Sequence[Row]) -> Curve:
-    """(iteration, test accuracy) of tests; those without a finite accuracy are left out."""
+    """Return (iteration, test accuracy) of the tests that have a finite accuracy."""
     return [
         (each.iteration, each.test_accuracy)
         for each in tests
@@ -56,12 +57,12 @@ def curve_of(tests: Sequence[Row]) -> Curve:
 
 
 def read_curve(path: Path) -> Curve:
-    """The curve of a network's curve.csv. UserError as of `read_tests`."""
+    """Read the curve of a network's curve.csv. Errors are those of `read_tests`."""
     return curve_of(read_tests(path).get("", []))
 
 
 def draw_curves(source: Source, curves: dict[str, Curve], folder: Path) -> Drawn | None:
-    """A panel a family and kind, a line a network, coloured by n. None where no network has a curve."""
+    """Draw one panel for each family and kind, with one line per network, coloured by n; None if there is no curve."""
     panels: dict[tuple[str, str], list[Marker]] = {}
     for marker in sorted(source.markers, key=lambda m: (list(_FAMILIES).index(m.family), KINDS.index(m.kind), m.n)):
         if curves.get(marker.network):
@@ -112,8 +113,9 @@ def draw_curves(source: Source, curves: dict[str, Curve], folder: Path) -> Drawn
     drawn = Drawn(
         "curves",
         titled("Training curves", [source]),
-        "Test accuracy against iteration, a line a network, coloured by n (the number of layers "
-        "taken over); dashed where half B is the target. All panels share their axes." + credit_words([source]),
-        f"Line plots of test accuracy against training iteration for {len(drawn_names)} networks, a panel a treatment.",
+        "Test accuracy against iteration, one line per network, coloured by n (the number of copied layers); dashed "
+        "lines have half B as the target. All panels have the same axes." + credit_words([source]),
+        f"Line plots of test accuracy against training iteration for {len(drawn_names)} networks, one panel for each "
+        "treatment.",
     )
     return write_figure(make, folder, drawn)

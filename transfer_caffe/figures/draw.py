@@ -1,4 +1,4 @@
-"""All figures of a results table, as files, with their captions.
+"""Draw all figures of a results table and write their captions.
 
 draw_figures(load("paper"), "paper/figures", metric="top10")
 """
@@ -27,9 +27,9 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import write_text
 
 METRIC_WORDS = {
-    "final": "Accuracy is the one after the last iteration.",
-    "top10": "Accuracy is the mean of the ten highest test accuracies of a network's training, as in the paper: a "
-    "choice made on the test set, so slightly too high.",
+    "final": "Accuracy is the test accuracy after the last iteration.",
+    "top10": "Accuracy is the mean of the ten highest test accuracies of a training run, as in the paper; because "
+    "these are selected on the test set, it is biased slightly upwards.",
 }
 
 
@@ -51,11 +51,12 @@ def draw_figures(
     treatments: Sequence[Treatment] = (),
     layers: int = LAYERS,
 ) -> list[Drawn]:
-    """Draw every figure the rows have networks for into the folder ``out``; ``runs`` holds the networks' folders.
+    """Draw every figure for which the rows have networks into the folder ``out`` and return the figures.
 
-    ``metric`` is one of `METRICS`; ``compare`` the paper's rows, to be drawn behind; ``treatments`` and ``layers`` are
-    those of Figure 1. UserError if no network has an accuracy, or for another metric. Rows that are all the paper's are
-    drawn as the paper's.
+    ``metric`` is one of `transfer_caffe.results.markers.METRICS`. ``runs`` is the folder with the networks' folders.
+    ``compare`` are the paper's rows, to be drawn in the background. ``treatments`` and ``layers`` are the rows and the
+    number of layers of Figure 1. If all rows are the paper's, the figures look like the paper's. Raise UserError for an
+    unknown metric or if no network has an accuracy.
     """
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
@@ -77,7 +78,7 @@ def draw_figures(
         curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}
     drawn += [draw_filters(markers, weights, folder), draw_curves(sources[0], curves, folder)]
     found = [each for each in drawn if each is not None]
-    for missing in set(NAMES) - {each.name for each in found}:  # of an earlier table, and not true of this one
+    for missing in set(NAMES) - {each.name for each in found}:  # files left over from an earlier results table
         for ending in ENDINGS:
             (folder / f"{missing}.{ending}").unlink(missing_ok=True)
     _write_captions(found, folder)
@@ -85,12 +86,15 @@ def draw_figures(
 
 
 def folder_of(runs: Path, network: str) -> Path | None:
-    """The folder of a network of a table, None if its name is none of a folder: a table may be anyone's."""
+    """Return the folder of a network, or None if its name in the table is not a plain folder name.
+
+    The check keeps a table from an untrusted source from referring to other folders.
+    """
     return runs / network if re.fullmatch(r"(?!\.\.?$)[^/\\\0]{1,200}", network) else None
 
 
 def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> tuple[dict[str, Path], dict[str, Curve]]:
-    """Final weights of the bases, and curves, as far as the networks' folders have them."""
+    """Return the paths of the base networks' final weights and the training curves found in the networks' folders."""
     weights: dict[str, Path] = {}
     curves: dict[str, Curve] = {}
     iterations = {row.network: row.max_iter for row in rows}
@@ -107,7 +111,7 @@ def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> t
 
 
 def _write_captions(drawn: Sequence[Drawn], folder: Path) -> None:
-    """Title, caption and files of every figure, for people who have only the pictures."""
+    """Write captions.md with the title, caption and files of every figure."""
     parts = ["# Figures\n"]
     for each in drawn:
         files = ", ".join(path.name for path in each.files)

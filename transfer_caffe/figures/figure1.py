@@ -1,8 +1,9 @@
-"""Figure 1 of the paper: the treatments as rows of layers, from the treatment grammar alone.
+"""Figure 1 of the paper: the treatments drawn as rows of layers, from the treatment names alone.
 
     python -m transfer_caffe.figures --treatments "baseA,baseB,A3B,B3B,A3B+,B3B+" --n 3 --out figures
 
-Yosinski et al. (2014), figure 1: a box is a layer's weights, its colour where they come from; a padlock means frozen.
+As in figure 1 of Yosinski et al. (2014), a box stands for the weights of a layer, its colour shows where the weights
+come from, and a padlock marks a frozen layer.
 """
 
 from __future__ import annotations
@@ -23,29 +24,37 @@ from transfer_caffe.utils.errors import UserError
 TREATMENTS = "baseA,baseB,AnB,BnB,AnB+,BnB+"
 COLOURS = {"A": "#f4b0a4", "B": "#a9bdf5", "": "#cfcfcf", "random": "#dcdc9a", "fresh": "white"}
 _NAMES = {"A": "A", "B": "B", "": "all"}
-_PITCH, _LEFT, _END, _RIGHT = 1.12, 4.05, 1.0, 14.85  # inches: a row, where boxes begin, an end, where all ends
+_PITCH, _LEFT, _END, _RIGHT = (
+    1.12,
+    4.05,
+    1.0,
+    14.85,
+)  # inches: row height, left edge of the drawing, width of an end box, right edge
 
 
 def treatments_of(text: str, n: int | None = None, layers: int = LAYERS) -> list[Treatment]:
-    """The treatments of a list with commas, each once: `baseA,A3B,A{1-7}B+`, and `AnB`, whose n is ``n`` (3 if None).
+    """Parse a comma-separated list of treatments, such as `baseA,A3B,A{1-7}B+`, and remove duplicates.
 
-    UserError for what is no treatment, for an ``n`` that no name of the list takes, and for an n of ``layers`` or more.
+    In a name such as `AnB`, n is replaced by ``n`` (3 if None). Raise UserError for an invalid treatment, for an ``n``
+    that no treatment of the list has, and for an n of ``layers`` or more.
     """
     names = [each.strip() for each in re.split(r",(?![^{]*\})", text) if each.strip()]
     if not names:
-        raise UserError("--treatments: the list is empty; as an example, baseA,A3B,B3B+")
+        raise UserError("--treatments: the list is empty; give treatments such as baseA,A3B,B3B+")
     found: list[Treatment] = []
     for name in names:
         found += expand(re.sub(r"^([ABR])n(?=[AB]?\+?$)", rf"\g<1>{3 if n is None else n}", name))
     if n is not None and n not in {each.n for each in found}:
-        raise UserError(f"--n {n}: no treatment of the list has it; write AnB for one that takes n from there")
+        raise UserError(
+            f"--n {n}: no treatment of the list has this n; write AnB for a treatment that takes n from --n"
+        )
     if too_deep := next((each for each in found if each.n >= layers), None):
-        raise UserError(f"treatment {too_deep}: a network of {layers} layers has no layer left to draw afresh")
+        raise UserError(f"treatment {too_deep}: a network of {layers} layers has no layer left to re-initialise")
     return list(dict.fromkeys(found))
 
 
 def draw_figure1(treatments: Sequence[Treatment], folder: Path, layers: int = LAYERS) -> Drawn:
-    """A row a treatment: its images, ``layers`` boxes, its labels."""
+    """Draw one row for each treatment: its images, one box for each of ``layers`` layers, and its labels."""
     table: list[Sequence[Any]] = [("treatment", "layer", "weights", "learns", "images", "labels")]
     for each in treatments:
         data = _NAMES[each.target]
@@ -56,18 +65,21 @@ def draw_figure1(treatments: Sequence[Treatment], folder: Path, layers: int = LA
     drawn = Drawn(
         "figure1",
         "Overview of the treatments (the paper's Figure 1)",
-        "Each row is a network, each box the weights of a layer, counted from the image. Colour: where the weights "
-        "come from, a base network learned on A or B, or drawn afresh; the base rows are where the others take theirs. "
-        "Padlock: frozen; round arrow: learning, on the row's own images and labels. A selffer takes over its own "
-        "features and is the control for the transfer network of the same target; + means that the layers taken over "
-        "learn on.",
-        "Diagram: a row of boxes, the layers, for each of the treatments " + ", ".join(map(str, treatments)) + ".",
+        "Each row is a network and each box the weights of one layer, numbered from the input. The colour shows where "
+        "the weights come from: trained in a base network on A or B, or re-initialised. The base networks are the "
+        "sources of the copied layers. A padlock marks a frozen layer, a round arrow a layer that learns on the row's "
+        "images and labels. A selffer network copies layers from the base network of its own half and is the control "
+        "for the transfer network of the same target. + means that the copied layers are fine-tuned.",
+        "Diagram: one row of boxes, its layers, for each of the treatments " + ", ".join(map(str, treatments)) + ".",
     )
     return write_figure(lambda: _draw(treatments, layers), folder, drawn, table)
 
 
 def weights_of(treatment: Treatment, layer: int) -> str:
-    """Where a layer's weights come from: "A", "B", "" (a base of all classes), "random" (never trained) or "fresh"."""
+    """Return where a layer's weights come from: "A", "B", "" (base network of all classes), "random" or "fresh".
+
+    "random" weights are never trained; "fresh" weights are re-initialised and then trained.
+    """
     if treatment.is_base:
         return treatment.target
     if layer > treatment.n:
@@ -104,7 +116,7 @@ def _draw(treatments: Sequence[Treatment], layers: int) -> Figure:
 
 
 def _draw_end(axes: Axes, x: float, middle: float, what: str, target: str) -> None:
-    """The images a row learns on, or their labels."""
+    """Draw the box for the images or for the labels of a row."""
     axes.add_patch(
         FancyBboxPatch(
             (x + 0.08, middle - 0.3),
@@ -121,7 +133,7 @@ def _draw_end(axes: Axes, x: float, middle: float, what: str, target: str) -> No
 
 
 def _draw_box(axes: Axes, x: float, middle: float, width: float, treatment: Treatment, layer: int) -> None:
-    """A layer: its colour and letters, and below them the padlock or the arrow."""
+    """Draw a layer: its coloured box and label, and below the label the padlock or the arrow."""
     start = weights_of(treatment, layer)
     axes.add_patch(
         Rectangle(
@@ -136,14 +148,14 @@ def _draw_box(axes: Axes, x: float, middle: float, width: float, treatment: Trea
         )
     )
     if width > 0.5:
-        words = {"fresh": "afresh", "random": "random"}.get(start, f"$W_{{{start}{layer}}}$")
+        words = {"fresh": "re-init", "random": "random"}.get(start, f"$W_{{{start}{layer}}}$")
         size = 15 if words.startswith("$") else min(12, 15 * width)
         axes.text(x + width / 2, middle + 0.17, words, ha="center", va="center", fontsize=size, zorder=3)
     _draw_state(axes, x + width / 2, middle - 0.2, layer <= treatment.frozen, min(1.0, width / 0.45))
 
 
 def _draw_state(axes: Axes, x: float, y: float, frozen: bool, size: float = 1.0) -> None:
-    """A padlock for frozen weights, a round arrow for learning ones; ``x``, ``y`` are the middle, in inches."""
+    """Draw a padlock for frozen weights or a round arrow for learning ones, centred at ``x``, ``y`` (inches)."""
     if not frozen:
         axes.text(x, y, "\N{CLOCKWISE OPEN CIRCLE ARROW}", ha="center", va="center", fontsize=17 * size, zorder=4)
         return
@@ -167,11 +179,11 @@ def _draw_state(axes: Axes, x: float, y: float, frozen: bool, size: float = 1.0)
 
 
 def _draw_legend(axes: Axes, treatments: Sequence[Treatment]) -> None:
-    """What the colours and signs mean, of those that are there."""
+    """Draw the legend of the colours and symbols that occur in the figure."""
     starts = {weights_of(each, layer) for each in treatments for layer in (1, LAYERS)}
     words = {
-        "A": "learned on half A", "B": "learned on half B", "": "learned on all", "random": "random, never trained",
-        "fresh": "drawn afresh",
+        "A": "trained on half A", "B": "trained on half B", "": "trained on all", "random": "random, untrained",
+        "fresh": "re-initialised",
     }  # fmt: skip
     x, y = 0.3, 0.36
     for start in (each for each in words if each in starts):
@@ -194,12 +206,12 @@ def _draw_legend(axes: Axes, treatments: Sequence[Treatment]) -> None:
 
 
 def _words(treatment: Treatment) -> tuple[str, str]:
-    """What a treatment is, and what it takes over."""
+    """Return the name of the kind of treatment, and a description of its first layers."""
     if treatment.is_base:
-        return "base", "learns from random weights"
+        return "base", "trained from random weights"
     layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
     if treatment.is_random:
-        return "random filters", f"{layers} never trained"
+        return "random filters", f"{layers} untrained"
     kind = "selffer" if treatment.is_selffer else "transfer"
-    after = "learning on" if treatment.finetuned else "frozen"
+    after = "fine-tuned" if treatment.finetuned else "frozen"
     return kind + (", fine-tuned" if treatment.finetuned else ""), f"{layers} of {treatment.base}, {after}"

@@ -1,7 +1,7 @@
-"""Figure 2 of the paper, top and bottom, and the same networks each minus the base of its own target.
+"""Figure 2 of the paper, top and bottom, and the paired differences between the same networks and their own bases.
 
-Yosinski et al. (2014), figure 2: random splits only, all letters pooled: BnB is every selffer, AnB every transfer.
-The paper's own numbers are drawn on the paper's own axes.
+As in figure 2 of Yosinski et al. (2014), only random splits are shown and the letters are pooled: BnB stands for every
+selffer network, AnB for every transfer network. The paper's data are drawn with the axis limits of the paper's figure.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ KINDS = ("base", "BnB", "BnB+", "AnB", "AnB+")
 X_LABEL = "Layer n at which network is chopped and retrained"
 SHADES = (("base", "AnB+", "#ffeeee"), ("base", "BnB", "#eeeeff"), ("BnB", "AnB", "#ffcccc"))
 PAPER_TOP, PAPER_BOTTOM = (0.52, 0.66), (0.54, 0.655)
-"""The y axes of the paper's figure."""
+"""The y limits of the paper's figure."""
 _WIDE = (0.075, 0.105, 0.905, 0.865)
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """What the bottom panel shows of one source: its cells, and the point at n = 0 from which its lines start."""
+    """The cells of one source in the bottom panel, and the point at n = 0 at which its lines start."""
 
     source: Source
     cells: dict[tuple[str, int], Cell]
@@ -55,7 +55,10 @@ class _Lines:
 
 
 def draw_top(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn:
-    """Every network as one marker. ``sources`` hold the networks of the random splits, without random features."""
+    """Draw every network as one marker.
+
+    ``sources`` hold the networks of the random splits, without those that have random, untrained filters.
+    """
     kinds = kinds_of(sources, KINDS)
     alone = is_paper(sources)
 
@@ -102,27 +105,27 @@ def draw_top(sources: Sequence[Source], folder: Path, metric_words: str) -> Draw
         "figure2_top",
         titled("Every network (the paper's Figure 2, top)", sources),
         f"Each marker is one network of the random splits: {_counts(sources, kinds)}. {metric_words} Letters are "
-        "pooled as in the paper: BnB is every selffer, AnB every transfer, whichever half is the target, so a column "
-        "mixes halves of different difficulty. Markers of one n are shifted sideways so that they do not hide each "
-        f"other.{credit_words(sources)}",
-        "Scatter plot of test accuracy against n, the layer at which a network is chopped, for "
+        "pooled as in the paper: BnB stands for every selffer network and AnB for every transfer network, whichever "
+        "half is the target, so each column contains halves of different difficulty. Markers of the same n are shifted "
+        f"sideways to avoid overlap.{credit_words(sources)}",
+        "Scatter plot of test accuracy against n, the layer at which a network is chopped and retrained, for "
         f"{sum(len(source.markers) for source in sources)} networks, by treatment.",
     )
     return write_figure(make, folder, drawn, table)
 
 
 def draw_bottom(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn:
-    """Lines through the means of each kind and n, all starting at the mean of the bases."""
+    """Draw lines through the means of each kind and n, starting at the mean of the base networks."""
     all_cells = [cells_of(source.markers, "accuracy") for source in sources]
     lines = [_Lines(source, cells, cells.get(("base", 0))) for source, cells in zip(sources, all_cells, strict=True)]
     if is_paper(sources):
-        errors = "Drawn without error bars; the table beside the figure has the standard errors."
-        remarks = "The numbered remarks are what the paper's authors read from the figure, in our words."
+        errors = "Error bars are not drawn; figure2_bottom.csv has the standard errors of the means."
+        remarks = "The numbered annotations are those of the paper's figure."
     else:
         errors = _errors_words([cell for (kind, _), cell in all_cells[0].items() if kind != "base"])
-        remarks = "The numbers are the paper's; what they stand for is written beside the figure."
+        remarks = "The numbered areas are those of the paper's figure; the text on the right says what each measures."
     caption = (
-        f"Random splits: lines through the mean of each treatment, all starting at the mean of the bases. "
+        f"Random splits: lines connect the means of each treatment and start at the mean of the base networks. "
         f"{metric_words} {errors} {remarks} {_balance_words(sources[0].markers)}{credit_words(sources)}"
     )
     drawn = Drawn(
@@ -135,30 +138,31 @@ def draw_bottom(sources: Sequence[Source], folder: Path, metric_words: str) -> D
 
 
 def draw_paired(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn | None:
-    """Every network minus the base of its own split, half and seed. None where no network has its base."""
+    """Draw every network minus the base network of its own split, half and seed; None if no network has its base."""
     lines = [_Lines(source, cells_of(source.markers, "gain"), Cell((0.0,))) for source in sources]
     if not lines[0].cells:
         return None
     left_out = sum(m.kind != "base" and m.gain is None for source in sources for m in source.markers)
     caption = (
-        "Each network minus the base network of its own target (same split, half and seed), in percentage points: "
-        "small markers are networks (their numbers are in figure2_top.csv), lines go through their means. "
-        f"{metric_words} {_errors_words(list(lines[0].cells.values()))}"
-        " All networks of a half are compared with the same base, so that base's own luck moves them together."
-        + (f" Left out for want of their base: {left_out} networks." if left_out else "")
+        "Paired differences in percentage points: each network minus the base network of its own target (same split, "
+        "half and seed). Small markers are single networks (their values are in figure2_top.csv), lines connect the "
+        f"means. {metric_words} {_errors_words(list(lines[0].cells.values()))}"
+        " All networks of a half are compared with the same base network, so the random error of that base network "
+        "shifts all of them by the same amount."
+        + (f" {left_out} networks are left out because they have no base network." if left_out else "")
         + credit_words(sources)
     )
     drawn = Drawn(
         "figure2_paired",
         titled("Every network minus its own base", sources),
         caption,
-        f"Line plot of the difference in accuracy to the own base network against n, for {_kinds_words(sources)}.",
+        f"Line plot of accuracy minus the accuracy of the own base network against n, for {_kinds_words(sources)}.",
     )
     return write_figure(lambda: _draw_lines(lines, True), folder, drawn, _table_of(lines))
 
 
 def _draw_lines(lines: Sequence[_Lines], gains: bool) -> Figure:
-    """The bottom panel: of accuracies, or of gains in points with the networks behind the means."""
+    """Draw the bottom panel, of accuracies or of gains in points; the latter also shows the single networks."""
     unit = 100.0 if gains else 1.0
     sources = [each.source for each in lines]
     as_paper = is_paper(sources) and not gains
@@ -207,7 +211,7 @@ def _draw_lines(lines: Sequence[_Lines], gains: bool) -> Figure:
 
 
 def _singles(source: Source, gains: bool) -> list[Marker]:
-    """The networks that are shown behind the means."""
+    """Return the networks that are drawn as small markers behind the means."""
     return [m for m in source.markers if m.gain is not None] if gains and not source.behind else []
 
 
@@ -223,7 +227,7 @@ def _draw_singles(axes: Axes, source: Source, unit: float, gains: bool) -> None:
 
 
 def _draw_means(axes: Axes, lines: _Lines, unit: float, bars: bool) -> None:
-    """The lines of one source, from its base on, with markers at the means and standard errors beside them."""
+    """Draw the lines of one source, starting at its base, with markers at the means and error bars next to them."""
     for kind, each in lines.points.items():
         look = lines.source.look(LOOKS[kind])
         x, y = [n for n, _ in each], [unit * cell.mean for _, cell in each]
@@ -243,7 +247,7 @@ def _draw_means(axes: Axes, lines: _Lines, unit: float, bars: bool) -> None:
 def _paper_axis(
     axis: tuple[float, float], heights: Sequence[float], sources: Sequence[Source]
 ) -> tuple[float, float] | None:
-    """The paper's own axis, if the paper's networks are all there is and fit on it."""
+    """Return the paper's axis limits if only the paper's networks are shown and fit on the axis, otherwise None."""
     return axis if is_paper(sources) and axis[0] < min(heights) and max(heights) < axis[1] else None
 
 
@@ -255,7 +259,7 @@ def _n_axis(axes: Axes, sources: Sequence[Source]) -> None:
 
 
 def _entries(sources: Sequence[Source], kinds: Sequence[str], base: str = "") -> list[tuple]:
-    """For `legend_of`: each kind's look, its label and who has it."""
+    """Return the entries for `legend_of`: the look, the label and the sources of each kind."""
     words = {"base": base or ("baseB" if is_paper(sources) else "base (baseA, baseB)")}
     return [
         (
@@ -268,11 +272,11 @@ def _entries(sources: Sequence[Source], kinds: Sequence[str], base: str = "") ->
 
 
 def _plain(kind: str) -> str:
-    return {"base": "bases", "R": "with random filters"}.get(kind, kind)
+    return {"base": "base networks", "R": "with random filters"}.get(kind, kind)
 
 
 def _counts(sources: Sequence[Source], kinds: Sequence[str]) -> str:
-    """How many networks of each kind: "8 bases, 28 BnB"; of each source, if there are two."""
+    """Return the number of networks of each kind, "8 base networks, 28 BnB", for each source if there are two."""
     parts = []
     for source in sources:
         counts = {kind: sum(m.kind == kind for m in source.markers) for kind in kinds}
@@ -286,20 +290,23 @@ def _kinds_words(sources: Sequence[Source]) -> str:
 
 
 def _errors_words(cells: Sequence[Cell]) -> str:
-    """What the error bars are and how many networks are behind a mean."""
+    """Return a sentence on what the error bars show and how many networks a mean has."""
     if not cells:
-        return "There are only base networks so far."
+        return "There are only base networks."
     counts = sorted({cell.count for cell in cells})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     if counts[-1] == 1:
         return (
-            "Every mean is a single network: there is no error bar, and how far chance alone would move it is unknown."
+            "Each mean is the value of a single network, so there are no error bars and the standard error is unknown."
         )
-    return f"Error bars, a little to the side: standard error of the mean, where it has several networks ({many})."
+    return (
+        f"Error bars, shifted slightly sideways, show the standard error of the mean, treating networks as independent "
+        f"({many} networks per mean; none for a single network)."
+    )
 
 
 def _balance_words(markers: Sequence[Marker]) -> str:
-    """Whether pooling is fair: every treatment on the same halves."""
+    """Return a sentence on whether all treatments were trained on the same halves, so that pooling causes no bias."""
     places: dict[tuple[str, int], set] = {}
     for marker in markers:
         if marker.kind != "base":
@@ -307,12 +314,12 @@ def _balance_words(markers: Sequence[Marker]) -> str:
     halves = {marker.place for marker in markers}
     if not places or all(each == halves for each in places.values()):
         return (
-            "Every mean covers the same halves; the error bars hold the halves' difference in difficulty, which the "
-            "figure of differences to the own base does without."
+            "Every mean covers the same halves. The error bars include the variation in difficulty between halves; the "
+            "paired differences in figure2_paired do not."
         )
     return (
-        "The means do not all cover the same halves, and halves differ in difficulty: part of the distance between "
-        "two lines is the difference between halves. The figure of differences to the own base is free of that."
+        "The means do not all cover the same halves, and halves differ in difficulty, so part of the distance between "
+        "two lines is due to the halves. The paired differences in figure2_paired do not have this bias."
     )
 
 

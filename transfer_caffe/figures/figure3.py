@@ -1,7 +1,8 @@
-"""Figure 3 of the paper: dissimilar halves (man-made/natural), random filters, and both minus their own base.
+"""Figure 3 of the paper: dissimilar halves (man-made/natural), random filters, and both relative to their own base.
 
-Yosinski et al. (2014), figure 3: top left, top right, and the bottom panel with the random splits beside them. Every
-network is compared with the base of its own target: natural with natural, random filters with the whole's base.
+The panels are those of figure 3 of Yosinski et al. (2014): top left, top right, and the bottom panel, which also shows
+the random splits. Every network is compared with the base network of its own target: networks trained on natural
+classes with the base network of the natural classes, networks with random filters with the base of all classes.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ NATMAN = {
 }
 Cells = dict[tuple[str, int], Cell]
 LOWEST, PAPER_HIGHEST = -0.3, 0.03
-"""The paper's bottom panel: random filters fall below it and out of the picture."""
+"""The y limits of the paper's bottom panel; random filters fall below them and are not visible."""
 X_LABEL = "Layer n at which network is chopped and retrained"
 
 
 @dataclass(frozen=True)
 class _Series:
-    """A line of the bottom panel."""
+    """One line of the bottom panel."""
 
     source: Source
     look: Look
@@ -52,9 +53,10 @@ class _Series:
 
 
 def draw_figure3(sources: Sequence[Source], folder: Path, metric_words: str) -> Drawn | None:
-    """Draw what there is of the three panels; None where the first source has neither natman nor random filters.
+    """Draw those of the three panels that have data.
 
-    ``sources`` hold all networks. Only frozen transfers enter (AnB), as in the paper.
+    ``sources`` hold all networks. As in the paper, only frozen transfer networks (AnB) are shown. Return None if the
+    first source has neither transfer networks of the split natman nor networks with random filters.
     """
     if not any(m.kind == "R" or (m.family == "natman" and m.kind == "AnB") for m in sources[0].markers):
         return None
@@ -84,35 +86,38 @@ def draw_figure3(sources: Sequence[Source], folder: Path, metric_words: str) -> 
 
     parts = []
     if of_natman:
-        parts.append("Top left: transfer between man-made and natural classes, one line a target half.")
+        parts.append("Top left: transfer between man-made and natural classes, one line for each target half.")
     if of_random:
-        parts.append("Random filters: the first n layers keep their untrained random weights, the others learn.")
+        parts.append(
+            "Random filters: the first n layers keep their random, untrained weights, and the other layers are trained."
+        )
     if series:
         counts = "; ".join(f"{_whose(each)} {_counts(each.cells)}" for each in series)
         errors = (
-            "Drawn without error bars; the table beside the figure has the standard errors."
+            "Error bars are not drawn; figure3.csv has the standard errors of the means."
             if is_paper(sources)
-            else "Error bars: standard error of the mean, where there are several networks."
+            else "Error bars show the standard error of the mean, treating networks as independent (none for a single "
+            "network)."
         )
         parts.append(
-            "Bottom: means of the frozen networks, each minus the base of its own target (same split, half and seed). "
-            f"Networks a mean: {counts}. {errors}"
+            "Bottom: mean paired differences of the frozen networks, each network minus the base network of its own "
+            f"target (same split, half and seed). Networks per mean: {counts}. {errors}"
         )
         if any(end < _lowest(series) for end in _ends(series)):
-            parts.append("Random filters that fall below the bottom panel are not shown there, as in the paper.")
+            parts.append("As in the paper, random filters below the lower limit of the bottom panel are not shown.")
     drawn = Drawn(
         "figure3",
         titled("Dissimilar halves and random filters (the paper's Figure 3)", sources),
         " ".join([*parts, metric_words]) + credit_words(sources),
-        "Line plots of test accuracy against n for transfer between man-made and natural classes and for random "
-        "untrained filters; below, both and the random splits minus their own base.",
+        "Line plots of test accuracy against n for transfer between man-made and natural classes and for random, "
+        "untrained filters; below, the differences of both and of the random splits from their own base networks.",
     )
     panels = (("man-made/natural", natman), ("random filters", random), ("random A/B", similar))
     return write_figure(make, folder, drawn, _table(panels, series))
 
 
 def _table(panels: Sequence[tuple[str, Sequence[Source]]], series: Sequence[_Series]) -> list[Sequence[Any]]:
-    """The single networks by panel, then the means of the bottom panel (line by line, without a network's name)."""
+    """Return the rows of the CSV: single networks by panel, then the means of the bottom panel, which have no name."""
     table: list[Sequence[Any]] = [
         ("source", "panel", "line", "network", "split", "seed", "treatment", "n", "accuracy", "accuracy_own_base",
          "gain", "networks", "standard_error")
@@ -135,7 +140,7 @@ def _table(panels: Sequence[tuple[str, Sequence[Source]]], series: Sequence[_Ser
 
 
 def _with_bases(source: Source) -> Source:
-    """The networks with random filters, and the bases they are compared with."""
+    """Return a source with only the networks with random filters and the base networks they are compared with."""
     places = {m.place for m in source.markers if m.kind == "R"}
     return source.only(lambda m: m.kind == "R" or (m.kind == "base" and m.place in places))
 
@@ -172,7 +177,7 @@ def _draw_random(axes: Axes, sources: Sequence[Source]) -> None:
 def _draw_lines(
     axes: Axes, lines: Sequence[tuple[str, Look, Source, list[Marker]]], title: str, sources: Sequence[Source]
 ) -> None:
-    """Lines through the means of each n, a marker a network, white circles for the bases."""
+    """Draw lines through the means for each n, one marker per network, and white circles for the base networks."""
     points, lines_at = [], []
     for _, look, source, markers in lines:
         cells = sorted((n, cell) for (_, n), cell in cells_of(markers, "accuracy").items())
@@ -225,7 +230,10 @@ def _ends(series: Sequence[_Series]) -> list[float]:
 
 
 def _lowest(series: Sequence[_Series]) -> float:
-    """Where the bottom panel ends at the latest: as the paper's if random filters fall far below, never above AnB."""
+    """Return the lowest allowed lower limit of the bottom panel.
+
+    It is the paper's limit if random filters fall far below it, but low enough for all transfer networks.
+    """
     transfers = _ends([each for each in series if each.look is not TRIANGLE])
     if not transfers or min(_ends(series)) > LOWEST - 0.1:
         return -1.0

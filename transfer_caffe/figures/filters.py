@@ -1,4 +1,4 @@
-"""The first layer's filters of the base networks, as images."""
+"""First-layer filters of the base networks, drawn as images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MOST = 12
 
 
 def draw_filters(markers: Sequence[Marker], weights: dict[str, Path], folder: Path) -> Drawn | None:
-    """A grid a base network, of those that have final weights (``weights``: network name to .caffemodel).
+    """Draw a grid of filters for each base network that has final weights (``weights``: network name to .caffemodel).
 
-    None where there is none. At most `MOST` networks are shown; the caption says so if there are more.
+    Return None if there is none. At most `MOST` networks are shown; the caption says so if there are more.
     """
     found: list[tuple[Marker, np.ndarray]] = []
     bases = [m for m in markers if m.kind == "base" and m.network in weights]
@@ -54,25 +54,26 @@ def draw_filters(markers: Sequence[Marker], weights: dict[str, Path], folder: Pa
         figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.45 / figure.get_figheight(), 0.06, 0.1)
         return figure
 
-    more = f" Shown are the first {MOST} of {len(bases)} base networks." if len(bases) > len(found) == MOST else ""
+    more = f" Only the first {MOST} of {len(bases)} base networks are shown." if len(bases) > len(found) == MOST else ""
     drawn = Drawn(
         "conv1_filters",
         "First-layer filters of the base networks",
-        f"The filters of {LAYER} of each base network after training, each stretched to its own full range of colour: "
-        f"brightness cannot be compared between filters.{more}",
-        f"Grids of small colour images, the {LAYER} filters of {len(found)} base networks.",
+        f"The {LAYER} filters of each base network after training. Each filter is normalised to its own range of "
+        f"values, so brightness cannot be compared between filters.{more}",
+        f"Grids of small colour images: the {LAYER} filters of {len(found)} base networks.",
     )
     return write_figure(make, folder, drawn)
 
 
 def filter_grid(filters: np.ndarray) -> np.ndarray:
-    """Filters (count, 3 or 1, height, width), BGR as Caffe has them, to one RGB image (rows, columns, 3) in 0..1.
+    """Arrange filters (count, 3 or 1, height, width) in one image (rows, columns, 3) with values from 0 to 1.
 
-    Each filter is stretched to 0..1 by itself (a constant one is grey), with one white pixel around it.
+    The channels are BGR, as in Caffe, and the image is RGB. Each filter is normalised to 0..1 separately (a constant
+    filter is grey) and surrounded by one white pixel.
     """
     count, channels, height, width = filters.shape
     side = math.sqrt(count)
-    candidates = range(math.ceil(side), math.ceil(2 * side) + 1)  # as few empty places as possible, and not too wide
+    candidates = range(math.ceil(side), math.ceil(2 * side) + 1)  # few empty cells, and not too wide
     columns = min(candidates, key=lambda each: (-count % each, abs(each - side * 1.22)))
     rows = math.ceil(count / columns)
     grid = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), dtype=np.float32)
@@ -87,14 +88,16 @@ def filter_grid(filters: np.ndarray) -> np.ndarray:
 
 
 def read_filters(path: Path) -> np.ndarray | None:
-    """The weights of `LAYER` in a .caffemodel, (count, channels, height, width); None if it has no such colour layer.
+    """Read the weights of `LAYER` from a .caffemodel, with the shape (count, channels, height, width).
 
-    Only this layer is read: parsing all of a 244 MB CaffeNet takes a gigabyte of memory. UserError if damaged.
+    Return None if there is no such layer, or if its filters do not have 1 or 3 channels and finite values. Only this
+    layer is parsed, because parsing a complete CaffeNet of 244 MB takes one gigabyte of memory. Raise UserError if the
+    file is damaged.
     """
     seal.verify(path)
     require_checksum(path)
     if not path.stat().st_size:
-        raise UserError(f"{path}: the file is empty; a binary NetParameter was expected")
+        raise UserError(f"{path}: the file is empty; expected a binary NetParameter")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             for number, start, end in _fields(data, 0, len(data)):
@@ -119,9 +122,10 @@ def _name(data: mmap.mmap, start: int, end: int) -> bytes:
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of every length-delimited field of a message; ValueError where it is damaged.
+    """Yield (field number, start, end) of every length-delimited field of a message; raise ValueError if damaged.
 
-    Protocol buffers' wire format: a key (number and wire type) as varint, then a value by its type.
+    In the wire format of Protocol Buffers, a field is a key (field number and wire type, as a varint) followed by a
+    value whose encoding depends on the wire type.
     """
     at = start
     while at < end:

@@ -1,7 +1,8 @@
-"""The supplement's figure: accuracy against the number of training images per class, linear and logarithmic.
+"""The figure of the paper's supplement: accuracy against the number of training images per class.
 
-Yosinski et al. (2014), supplement: the network of all classes, trained on the first k images of each class, tested on
-the whole set. The base of all classes is a dashed line: it has all images, but often another schedule.
+Yosinski et al. (2014), supplement: networks of all classes are trained on the first k images of each class and tested
+on the complete test set. The base network of all classes is a dashed line; it is trained on all images, but often with
+a different schedule.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CHANCE = Look("", "white", "#888888", False, 0.0, "chance", dash=":", width=1.5)
 
 @dataclass(frozen=True)
 class _Line:
-    """One source: its networks (images per class, accuracy, row), the accuracies of its bases, and its chance."""
+    """One source: its networks (images per class, accuracy, row), its base accuracies and its chance level."""
 
     source: Source
     networks: list[tuple[int, float, Row]]
@@ -37,7 +38,7 @@ class _Line:
 
     @property
     def means(self) -> list[tuple[int, float]]:
-        """The mean accuracy for each number of images."""
+        """The mean accuracy for each number of images per class."""
         values: dict[int, list[float]] = {}
         for images, accuracy, _ in self.networks:
             values.setdefault(images, []).append(accuracy)
@@ -47,9 +48,10 @@ class _Line:
 def draw_reduced(
     sources: Sequence[tuple[Source, Sequence[Row]]], folder: Path, metric: str, metric_words: str
 ) -> Drawn | None:
-    """Two panels of the networks on reduced data; None where the first source has none with an accuracy.
+    """Draw two panels, with linear and logarithmic axes, of the networks trained on reduced data.
 
-    ``sources`` pair each source with its rows. UserError for a network on less than one image a class.
+    ``sources`` pairs each source with its rows. Return None if the first source has no such network with an accuracy.
+    Raise UserError for a network with less than one image per class.
     """
     lines = [_line(source, rows, metric) for source, rows in sources]
     if not lines[0].networks:
@@ -79,11 +81,11 @@ def draw_reduced(
             table.append((each.source.name, "base", "", "", "", each.base.mean, each.chance))
     drawn = Drawn(
         "reduced",
-        titled("Accuracy against training images (the paper's supplement)", only),
+        titled("Accuracy against training images per class (the paper's supplement)", only),
         "Each marker is one network of all classes, trained on only the first k images of each class and tested on the "
-        f"whole test set; lines go through the means. {metric_words} The dotted line is chance: one in the number of "
-        f"classes.{_chance_words(lines)} The dashed line is the base of all classes, which had all images and its own "
-        f"number of iterations, not that of the others.{credit_words(only)}",
+        f"complete test set; lines connect the means. {metric_words} The dotted line is the chance level, one divided "
+        f"by the number of classes.{_chance_words(lines)} The dashed line is the base network of all classes, which "
+        f"was trained on all images, possibly for a different number of iterations.{credit_words(only)}",
         "Two plots of test accuracy against training images per class, with linear and with logarithmic axes, for "
         + ", ".join(f"k = {images}" for images, _ in lines[0].means)
         + ".",
@@ -98,7 +100,7 @@ def _line(source: Source, rows: Sequence[Row], metric: str) -> _Line:
         if row.images_per_class is None or accuracy is None:
             continue
         if row.images_per_class < 1:
-            raise UserError(f"{row.network}: images_per_class is {row.images_per_class}; a network needs one at least")
+            raise UserError(f"{row.network}: images_per_class is {row.images_per_class}; it must be at least 1")
         networks.append((row.images_per_class, accuracy, row))
     classes = [row.target_classes for _, _, row in networks if row.target_classes > 0]
     bases = tuple(m.accuracy for m in source.markers if m.family == "whole" and m.kind == "base")
@@ -145,12 +147,12 @@ def _level(axes: Axes, look: Look, height: float) -> None:
 
 
 def _chance_words(lines: Sequence[_Line]) -> str:
-    """Which networks are no better than guessing."""
+    """Return a sentence that lists the networks that are not clearly better than chance."""
     parts = []
     for each in lines:
         if each.chance:
             at = [str(images) for images, accuracy in each.means if accuracy < 1.5 * each.chance]
             if at:
                 whose = f" ({each.source.name})" if compared([line.source for line in lines]) else ""
-                parts.append(f" No better than that{whose}: k = {', '.join(at)}.")
+                parts.append(f" Accuracy below 1.5 times the chance level{whose}: k = {', '.join(at)}.")
     return "".join(parts)

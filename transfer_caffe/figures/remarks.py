@@ -1,7 +1,7 @@
-"""The numbered remarks 2 to 5 of the paper's Figure 2, bottom: where their numbers go, and what stands beside them.
+"""The numbered annotations 2 to 5 of the paper's Figure 2, bottom: their positions and texts.
 
-Beside the paper's own numbers stands what its authors read from them (Yosinski et al. 2014, section 4.1, in our words);
-beside others only what the areas are, for these need not show what the paper found.
+On the paper's data, the texts are the authors' annotations (Yosinski et al. 2014, figure 2). On other data they only
+name what each difference measures, because other networks need not reproduce the paper's findings.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from matplotlib.figure import Figure
 from transfer_caffe.results.markers import Cell
 
 Points = dict[str, list[tuple[int, Cell]]]
-# number in the paper, the two lines whose area it names, where between them (0 to 1), words: what the area is
+# number in the paper, the two lines that enclose its area, position between them (0 to 1), text
 REMARKS = (
-    ("4", "BnB", "AnB", 0.5, "from BnB to AnB: features of the\nother half instead of one's own"),
-    ("2", "base", "BnB", 0.5, "from base to BnB: one's own features,\nfrozen, the layers above fresh"),
-    ("5", "base", "AnB+", 0.5, "from base to AnB$^+$: features of the\nother half, all layers trained on"),
-    ("3", "BnB", "BnB+", 0.75, "from BnB to BnB$^+$: one's own\nfeatures, no longer frozen"),
+    ("4", "BnB", "AnB", 0.5, "AnB minus BnB: measures\nrepresentation specificity"),
+    ("2", "base", "BnB", 0.5, "BnB minus base: measures\nfragile co-adaptation"),
+    ("5", "base", "AnB+", 0.5, "AnB$^+$ minus base: measures the\neffect of transfer + fine-tuning"),
+    ("3", "BnB", "BnB+", 0.75, "BnB$^+$ minus BnB: measures recovery\nof co-adapted interactions"),
 )
-# the paper's: number, words, where they stand, and where their line points, if they stand away from their area
+# for the paper's data: number, text, its position, and the point that its line points to if it is not in its area
 PAPER = (
-    ("2", "own features, frozen, do worse:\nco-adapted layers were parted", (3.78, 0.6165), None),
-    ("3", "trained on, they find each other again", (0.35, 0.6455), (2.9, 0.6309)),
-    ("4", "the other half's\nfeatures do worse:\nspecific to its task", (5.66, 0.5995), None),
-    ("5", "the other half's features, trained on, serve best", (4.3, 0.6372), None),
+    ("2", "performance drops due to\nfragile co-adaptation", (3.78, 0.6165), None),
+    ("3", "fine-tuning recovers co-adapted interactions", (0.35, 0.6455), (2.9, 0.6309)),
+    ("4", "performance drops\ndue to representation\nspecificity", (5.66, 0.5995), None),
+    ("5", "transfer + fine-tuning improves generalization", (4.3, 0.6372), None),
 )
 
 
 def draw_paper_remarks(axes: Axes) -> None:
-    """The remarks where the paper has them: in the areas of its own lines."""
+    """Draw the annotations at the positions of the paper's figure, in the areas between its lines."""
     for number, words, (x, y), target in PAPER:
         axes.text(x, y, number, zorder=5, **_BADGE)
         axes.text(x + 0.16, y, words, va="center", fontsize=14, linespacing=1.35, color="#222222", zorder=5)
@@ -43,7 +43,7 @@ def draw_paper_remarks(axes: Axes) -> None:
 
 
 def draw_remarks(figure: Figure, axes: Axes, lines: Points, unit: float, top: float) -> None:
-    """Numbers in the areas between ``lines``; their words right of the axes, from ``top`` (0 to 1) downwards."""
+    """Draw the numbers in the areas between ``lines``, and their texts right of the axes, below ``top`` (0 to 1)."""
     taken: list[tuple[float, float]] = []
     placed: list[tuple[str, str]] = []
     for number, first, second, where, words in REMARKS:
@@ -70,7 +70,7 @@ _BADGE: dict[str, Any] = {
 
 
 def between(lines: Points, first: str, second: str) -> tuple[list[int], list[float], list[float]]:
-    """n, and the means of two kinds, where both have one; empty if either is missing."""
+    """Return the n at which both kinds have a mean, and the means of each; all empty if a kind is missing."""
     one, two = dict(lines.get(first, [])), dict(lines.get(second, []))
     common = sorted(set(one) & set(two))
     return common, [one[n].mean for n in common], [two[n].mean for n in common]
@@ -79,7 +79,7 @@ def between(lines: Points, first: str, second: str) -> tuple[list[int], list[flo
 def _widest(
     axes: Axes, lines: Points, remark: tuple[str, str, float], taken: list[tuple[float, float]], unit: float
 ) -> tuple[float, float] | None:
-    """The place in an area for its number: where it is wide, upon no line and no other number. None for no area."""
+    """Return a position for the number in its area: a wide place away from lines and other numbers; None if no area."""
     first, second, where = remark
     x, low, high = between(lines, first, second)
     best, spot = -1e9, None

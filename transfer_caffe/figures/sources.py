@@ -1,8 +1,9 @@
-"""Whose networks a figure shows: a table of one's own, the paper's, or one's own with the paper's behind.
+"""The results tables that a figure shows: the user's, the paper's, or the user's with the paper's in the background.
 
     sources = [Source("yours", markers), Source("paper", others, behind=True)]
 
-What is behind is drawn pale and hollow, on dashed lines. Every CSV beside a figure names the source of a row.
+A source in the background is drawn with pale, hollow markers and dashed lines. Every CSV written with a figure names
+the source of each row.
 """
 
 from __future__ import annotations
@@ -21,50 +22,55 @@ CREDIT = "Data: Yosinski et al. 2014"
 
 @dataclass(frozen=True)
 class Source:
-    """The networks of one table; ``name`` is "yours" or "paper", as in the column `source` of the CSV files."""
+    """The networks of one results table.
+
+    ``name`` is "yours" or "paper", as in the column `source` of the CSV files. ``behind`` puts the source in the
+    background.
+    """
 
     name: str
     markers: Sequence[Marker]
     behind: bool = False
 
     def only(self, keep: Callable[[Marker], bool]) -> Source:
-        """The same source with those of its networks for which ``keep`` is true."""
+        """Return the same source with only the networks for which ``keep`` is true."""
         return replace(self, markers=[marker for marker in self.markers if keep(marker)])
 
     def look(self, look: Look) -> Look:
-        """How this source draws a kind."""
+        """Return the look of a kind of network as drawn for this source."""
         return ghost(look) if self.behind else look
 
 
 def is_paper(sources: Sequence[Source]) -> bool:
-    """Whether the paper's networks are all there is: then a figure looks as the paper's."""
+    """Return whether only the paper's networks are shown; the figure is then drawn like the paper's."""
     return all(source.name == "paper" for source in sources)
 
 
 def compared(sources: Sequence[Source]) -> bool:
-    """Whether there are two sources to tell apart."""
+    """Return whether there are two sources to distinguish."""
     return len(sources) > 1
 
 
 def titled(title: str, sources: Sequence[Source]) -> str:
-    """A figure's title with the credit it owes."""
+    """Return the title of a figure with the credit for the paper's data, if it shows them."""
     if compared(sources):
-        return f"{title}: yours and the paper's ({CREDIT})"
+        return f"{title}: your networks and the paper's ({CREDIT})"
     return f"{title}. {CREDIT}" if is_paper(sources) else title
 
 
 def credit_words(sources: Sequence[Source]) -> str:
-    """The sentence of a caption on whose numbers these are; with a space before it, or empty."""
+    """Return the sentence of a caption that names the source of the numbers, with a leading space; or ""."""
     if compared(sources):
         return (
-            f" Yours in full colour; the paper's pale, hollow and on dashed lines ({CREDIT}). Where the two were "
-            "trained on other images and classes, compare what happens along n, not the accuracies themselves."
+            " Your networks are drawn in full colour, the paper's networks with pale, hollow markers and dashed lines "
+            f"({CREDIT}). If the two were trained on different images and classes, compare the dependence on n, not "
+            "the absolute accuracies."
         )
-    return f" {CREDIT}, from the authors' logs." if is_paper(sources) else ""
+    return f" {CREDIT}, from the authors' training logs." if is_paper(sources) else ""
 
 
 def kinds_of(sources: Sequence[Source], kinds: Iterable[str]) -> list[str]:
-    """Those of ``kinds`` that some source has, in their order."""
+    """Return the ``kinds`` of which at least one source has networks, in the given order."""
     present = {marker.kind for source in sources for marker in source.markers}
     return [kind for kind in kinds if kind in present]
 
@@ -72,9 +78,10 @@ def kinds_of(sources: Sequence[Source], kinds: Iterable[str]) -> list[str]:
 def legend_of(
     looks: Sequence[tuple[Look, str, Sequence[Source]]], sources: Sequence[Source], line: bool = False
 ) -> tuple[list[Any], list[str]]:
-    """Handles and labels: a kind an entry (``looks``: its look, label, and the sources that have it), then the sources.
+    """Return the handles and labels of a legend: one entry for each kind, then one for each source.
 
-    A kind that only the paper has is shown as the paper's.
+    ``looks`` has the look, the label and the sources of each kind. A kind that only the paper has is drawn like the
+    paper's networks. ``line`` adds the line of each kind to its handle.
     """
     handles, labels = [], []
     for look, label, having in looks:
@@ -84,5 +91,5 @@ def legend_of(
     if compared(sources):
         grey = replace(LOOKS["BnB"], face="#777777", line="#777777")
         handles += [(Line2D([], [], linestyle="none"),), handle(grey, line), handle(ghost(grey), line)]
-        labels += ["", "full: yours", "pale, hollow: the paper"]
+        labels += ["", "full colour: yours", "pale, hollow: the paper"]
     return handles, labels

@@ -1,4 +1,4 @@
-"""What the figures share: the paper's markers and colours, saving with the same bytes every time, captions.
+"""The common style of the figures: the paper's markers and colours, legends, and reproducible output files.
 
 write_figure(make, folder, Drawn("name", "title", "caption", "alt"), table)     name.png, .svg, .pdf and .csv
 """
@@ -51,9 +51,12 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class Look:
-    """How a kind is drawn: marker, face and line colour, a plus on it or not, shift along n, its name, size in points;
+    """How a kind of network is drawn.
 
-    colour of edge and plus, style and width of the line, and the order among what is drawn.
+    ``marker`` has the face colour ``face`` and the size ``size`` in points; ``plus`` draws a plus sign on it. ``edge``
+    is the colour of its edge and of the plus sign. ``line``, ``dash`` and ``width`` are the colour, style and width of
+    the line. ``shift`` moves the markers along the n axis, ``label`` is the text of the legend, and ``order`` is the
+    drawing order (zorder).
     """
 
     marker: str
@@ -80,11 +83,11 @@ LOOKS = {
 
 
 DARK = {"#0000ff": "#0000cc", "#aaaaff": "#7777ee", "#ff0000": "#dd0000", "#ffaaaa": "#ee7777"}
-"""The pale colours are too pale for thin lines: what stands for them there."""
+"""Darker colours for thin lines, by the colour of the markers: the paper's pale colours are hard to see there."""
 
 
 def ghost(look: Look) -> Look:
-    """The same kind as drawn behind another: hollow, smaller, paler, a little to the right, on a dashed line."""
+    """Return the look of the same kind in the background: hollow, smaller, paler, shifted right, with a dashed line."""
     dark = to_rgb(DARK.get(look.line, look.line))
     red, green, blue = (0.6 * part + 0.4 for part in dark)
     pale = to_hex((red, green, blue))
@@ -96,7 +99,7 @@ def ghost(look: Look) -> Look:
 
 @dataclass
 class Drawn:
-    """A figure that was written: name.png, name.svg, name.pdf and, where it has numbers, name.csv."""
+    """A figure that was written: name.png, name.svg, name.pdf and, if it plots numbers, name.csv."""
 
     name: str
     title: str
@@ -106,7 +109,10 @@ class Drawn:
 
 
 def draw_markers(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float], clip: bool = False) -> None:
-    """The markers of one kind; a fine-tuned kind has a plus on each. Without ``clip`` they may stick out."""
+    """Draw the markers of one kind, with a plus sign on each if it is a fine-tuned kind.
+
+    Without ``clip``, markers at the edge of the axes are drawn completely.
+    """
     size = look.size
     axes.plot(
         x, y, look.marker, markersize=size, markerfacecolor=look.face, markeredgecolor=look.edge, markeredgewidth=0.8,
@@ -120,12 +126,12 @@ def draw_markers(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float],
 
 
 def draw_line(axes: Axes, look: Look, x: Sequence[float], y: Sequence[float]) -> None:
-    """The line of one kind, under its markers."""
+    """Draw the line of one kind, below its markers."""
     axes.plot(x, y, color=look.line, linewidth=look.width, linestyle=look.dash, zorder=look.order - 0.5)
 
 
 def handle(look: Look, line: bool = False) -> Any:
-    """A kind's entry for a legend: its marker, the plus on it, and its line if there is one."""
+    """Return the legend handle of one kind: its marker, the plus sign if it has one, and its line if ``line``."""
     marker = Line2D(
         [], [], marker=look.marker, markersize=look.size, markerfacecolor=look.face, markeredgecolor=look.edge,
         markeredgewidth=0.8, color=look.line, linewidth=look.width, linestyle=look.dash if line else "none",
@@ -137,9 +143,10 @@ def handle(look: Look, line: bool = False) -> Any:
 
 
 def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], points: Sequence[tuple[float, float]]):
-    """A legend at the lower left, as the paper's; elsewhere, or below lowered limits, where it would hide points.
+    """Add a legend at the lower left, as in the paper, or at another place where it hides none of ``points``.
 
-    To keep it off lines as well, give the points of `along` too.
+    If there is no such place, the lower limit of the y axis is reduced to make room. To keep the legend off lines as
+    well, include the points of `along`.
     """
     figure = axes.get_figure()
     assert figure is not None
@@ -157,7 +164,7 @@ def legend_clear_of(axes: Axes, handles: Sequence[Any], labels: Sequence[str], p
 
 
 def along(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
-    """Points along the line through those of ``x`` and ``y``, ten a piece."""
+    """Return points along the line through (``x``, ``y``), ten for each segment."""
     parts = [each / 10 for each in range(10)]
     return [
         (x[i] + part * (x[i + 1] - x[i]), y[i] + part * (y[i + 1] - y[i])) for i in range(len(x) - 1) for part in parts
@@ -165,9 +172,10 @@ def along(x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: Iterable[Sequence[Any]] = ()) -> Drawn:
-    """Draw under the shared style and write PNG, SVG, PDF and the table of numbers; the same data give the same bytes.
+    """Draw a figure in the common style and write it as PNG, SVG and PDF, and ``table`` as CSV; return ``drawn``.
 
-    Title and caption are in the pictures' metadata too, so that a picture that goes elsewhere still says whose it is.
+    The same data give the same bytes. Title and caption are also written into the metadata of the images, so that an
+    image that is copied elsewhere keeps its description and credit.
     """
     title, caption = drawn.title, drawn.caption
     formats: dict[str, dict[str, Any]] = {
@@ -194,16 +202,16 @@ def write_figure(make: Callable[[], Figure], folder: Path, drawn: Drawn, table: 
 
 
 def credit(figure: Figure, words: str) -> None:
-    """Small words in the lower right corner: whose data these are."""
+    """Write a small credit line for the data into the lower right corner."""
     if words:
         figure.text(0.995, 0.008, words, ha="right", va="bottom", fontsize=10, color="#666666")
 
 
 def signed(value: float, _position: int = 0) -> str:
-    """A tick label with its sign, and a real minus."""
+    """Return a tick label with its sign, using the Unicode minus sign."""
     return f"{value:+g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-9 else "0"
 
 
 def shown(value: Any) -> Any:
-    """A value as the tables beside the figures give it: six digits, nothing for what is not known."""
+    """Return a value as written to the CSV files: floats with six decimals, None as an empty field."""
     return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value

@@ -1,1 +1,1 @@
-"""Caffe's files: messages, weights, databases, image lists, logs; read and written without any engine."""
+"""Reading and writing Caffe's files (messages, weights, databases, image lists, logs), independent of any engine."""

@@ -24,47 +24,48 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import checksum_path, require_checksum
 
 CHECKED_BYTES = 4 << 30
-"""Databases up to this size are compared with their checksum when they are opened.
+"""Databases up to this size in bytes are compared with their checksum when they are opened.
 
-That takes 2.5 s for 4 GiB (1.75 GB/s where the processor has instructions for SHA); of ImageNet's 240 GB it would be
-minutes before each start, of which the disk takes most. `sha256sum -c` checks those by hand.
+That takes 2.5 s for 4 GiB (1.75 GB/s on a processor with SHA instructions). For ImageNet's 240 GB it would take minutes
+before each start, mostly for reading the disk. Use `sha256sum -c` to check larger databases manually.
 """
 
 
 SECONDS_TO_CLOSE = 2.0
-"""How long a file that is being closed by another thread is waited for."""
+"""How long to wait for a file that another thread is closing."""
 
 
 class _Environment:
-    """An open LMDB; a holder that, unlike lmdb.Environment, can be referred to weakly."""
+    """An open LMDB: a wrapper of lmdb.Environment that, unlike it, supports weak references."""
 
     def __init__(self, path: Path) -> None:
-        # A finished database is never written again: no locks, so that it can lie on a read-only disk.
-        # Records are read in any order: no readahead.
+        # A finished database is never written again: without locks it can be on a read-only disk.
+        # Records are read in any order, so readahead is off.
         self.lmdb = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
         self.closing = False
 
     def __del__(self) -> None:
-        # weak references still give this object while it closes, to other threads
+        # other threads can still get this object from the weak dictionary while it is being closed
         self.closing = True
         with contextlib.suppress(AttributeError):
             self.lmdb.close()
 
 
-# LMDB must not open a file twice in one process, but a train and a test net may well name the same database.
+# LMDB must not open a file twice in one process, but a train net and a test net may use the same database.
 _environments: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
 
 
 def _usable(identity: tuple[int, int]) -> _Environment | None:
+    """Return the open environment of a file (device, inode), or None if there is none that is not being closed."""
     environment = _environments.get(identity)
     return None if environment is None or environment.closing else environment
 
 
 def _opened(path: Path, identity: tuple[int, int]) -> _Environment:
-    """The environment of a file, opened unless it is so already.
+    """Return the environment of a file; open it unless it is open already.
 
-    liblmdb closes outside of Python's lock: while a thread lets the last use of a file go, it can be neither used nor
-    opened, and is waited for.
+    liblmdb closes a file without holding the GIL. While another thread closes it, the file can be neither used nor
+    opened again, so this function waits.
     """
     deadline = time.monotonic() + SECONDS_TO_CLOSE
     while (environment := _usable(identity)) is None:
@@ -80,17 +81,17 @@ def _opened(path: Path, identity: tuple[int, int]) -> _Environment:
 
 
 class Database:
-    """A finished LMDB of Datum records, read-only; records are numbered from 0 in the order of their keys.
+    """A finished, read-only LMDB of Datum records; records are numbered from 0 in the order of their keys.
 
-    ``color`` as in `decode_datum`. Raises UserError for a path that is missing, no LMDB, damaged, or without records
-    (on the last, real Caffe dies of a segmentation fault).
+    ``color`` as in `decode_datum`. Raises UserError if the path does not exist or is not an LMDB, and if the database
+    is damaged or has no records (real Caffe crashes with a segmentation fault on an empty database).
     """
 
     def __init__(self, path: str | os.PathLike[str], color: bool | None = None, checked: bool = True) -> None:
-        """Open ``path``: the folder that holds data.mdb.
+        """Open ``path``: the folder that contains data.mdb.
 
-        ``checked``: whether it is compared with its checksum; else its pages are looked at alone, and the caller calls
-        `require_sound_database` before it relies on what it has read.
+        ``checked``: whether to compare the file with its checksum. If False, only its pages are checked, and the caller
+        must call `require_sound_database` before it relies on the records.
         """
         self.path = Path(path)
         self.color = color
@@ -112,26 +113,26 @@ class Database:
             self._numbers = self._line_numbers()
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return self._length
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the first record."""
+        """The (channels, height, width) of the first record."""
         channels, height, width = self.record(0)[0].shape
         return channels, height, width
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
-        """Record ``index``, 0 <= index < len, as (C x H x W array, label): `decode_datum`."""
+        """Return record ``index``, 0 <= index < len, as (C x H x W array, label); see `decode_datum`."""
         return self.keyed(index)[1:]
 
     def keyed(self, index: int) -> tuple[bytes, np.ndarray, int]:
-        """Record ``index`` as (key, array, label)."""
+        """Return record ``index`` as (key, array, label)."""
         key, value = self.raw(index)
         return key, *decode_datum(value, self._where(key), self.color)
 
     def raw(self, index: int) -> tuple[bytes, bytes]:
-        """The key and the serialized Datum of record ``index``."""
+        """Return the key and the serialized Datum of record ``index``."""
         if not 0 <= index < self._length:
             raise IndexError(f"record {index} of a database of {self._length}")
         with self._as_user_error(), self._env.begin() as transaction:
@@ -140,26 +141,26 @@ class Database:
                 prefix = b"%08d" % self._numbers[index]
                 if cursor.set_range(prefix) and cursor.key()[:8] == prefix:
                     return cursor.item()
-                self._numbers = None  # some keys count lines, others do not
+                self._numbers = None  # not all keys start with a line number
             if self._keys is None:
                 self._keys = list(self.keys())
             key = self._keys[index]
             value = transaction.get(key)
             if value is None:
-                raise UserError(f"{self._where(key)}: listed, but not found: the database is damaged; build it again")
+                raise UserError(f"{self._where(key)}: record not found: the database is damaged; build it again")
             return key, value
 
     def keys(self) -> Iterator[bytes]:
-        """All keys, in order. The records are not read: `lmdb_pages.keys`."""
+        """Yield all keys, in order, without reading the records; see `lmdb_pages.keys`."""
         try:
             yield from lmdb_pages.keys(_data_file(self.path))
         except lmdb_pages.Unsound as error:
-            raise UserError(f"{self.path}: not a sound LMDB; build it again (data.mdb: {error})") from None
+            raise UserError(f"{self.path}: not a valid LMDB; build it again (data.mdb: {error})") from None
 
     def raw_in_order(self, first: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and serialized Datums from record ``first`` on, as they lie in the file.
+        """Yield the keys and serialized Datums from record ``first`` on, in the order of the keys.
 
-        Memory does not grow with the database, and the disk reads ahead: `lmdb_pages.Scan`.
+        Memory use is bounded, and the disk reads ahead; see `lmdb_pages.Scan`.
         """
         start = self.raw(first)[0]
         with (
@@ -174,9 +175,9 @@ class Database:
                 yield item
 
     def raw_at(self, numbers: Sequence[int]) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and serialized Datums of the records with these ascending numbers.
+        """Yield the keys and serialized Datums of the records with these numbers, which must be ascending.
 
-        In one pass over what lies between them, or one by one where that is more than twenty times as many.
+        The records are read in one pass over the range, or one by one if the range has more than 20 times as many.
         """
         if len(numbers) and numbers[-1] - numbers[0] > 20 * len(numbers):
             yield from map(self.raw, numbers)
@@ -192,18 +193,19 @@ class Database:
                     return
 
     def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
-        """All records in key order as (key, array, label)."""
+        """Yield all records in key order as (key, array, label)."""
         for key, value in self.raw_in_order():
             yield key, *decode_datum(value, self._where(key), self.color)
 
     def _where(self, key: bytes) -> str:
+        """Return the name of a record for error messages."""
         return f"{self.path}: record {key.decode(errors='backslashreplace')!r}"
 
     def _line_numbers(self) -> range | np.ndarray | None:
-        """The numbers that the keys begin with, where they are those of lines, as convert_imageset's; else None.
+        """Return the line numbers with which the keys start, as convert_imageset writes them; None for other keys.
 
-        By its number a record is found without a list of a million keys in memory. Images that were skipped leave
-        gaps: then all keys are gone through once. `raw` looks at each key.
+        With its line number a record is found without a list of all keys in memory. Skipped images leave gaps in the
+        numbers; only then are all keys read once. `raw` checks the key of each record that it reads.
         """
         with self._env.begin() as transaction:
             cursor = transaction.cursor()
@@ -218,16 +220,17 @@ class Database:
 
     @contextlib.contextmanager
     def _as_user_error(self) -> Iterator[None]:
+        """Turn LMDB's errors into UserError."""
         try:
             yield
         except lmdb.Error as error:
-            raise UserError(f"{self.path}: not a sound LMDB; build it again ({error})") from None
+            raise UserError(f"{self.path}: not a valid LMDB; build it again ({error})") from None
 
 
 def require_sound_database(path: str | os.PathLike[str]) -> None:
-    """UserError if the database ``path`` is not what the checksum in its folder tells of.
+    """Raise UserError if the database ``path`` does not match the checksum in its folder.
 
-    Where there is none, or the database is larger than `CHECKED_BYTES`: if its pages do not hang together.
+    If there is no checksum, or the database is larger than `CHECKED_BYTES`, only its pages are checked.
     """
     file = _data_file(Path(path))
     if file.stat().st_size <= CHECKED_BYTES and checksum_path(file).exists():
@@ -237,21 +240,23 @@ def require_sound_database(path: str | os.PathLike[str]) -> None:
 
 
 def require_sound_pages(path: str | os.PathLike[str]) -> None:
-    """UserError if the pages of the database ``path`` do not hang together: liblmdb would end the process."""
+    """Raise UserError if the pages of the database ``path`` are not consistent: liblmdb could crash on it."""
     file = _data_file(Path(path))
     try:
         lmdb_pages.check(file)
     except lmdb_pages.Unsound as error:
-        raise UserError(f"{path}: not a sound LMDB; build it again (data.mdb: {error})") from None
+        raise UserError(f"{path}: not a valid LMDB; build it again (data.mdb: {error})") from None
 
 
 def _data_file(path: Path) -> Path:
-    """The file data.mdb of the database ``path``."""
+    """Return the path of the file data.mdb of the database ``path``. Raise UserError if there is none."""
     file = path / "data.mdb"
     if file.is_file():
         return file
     if not os.path.lexists(path):
         raise UserError(f"{path}: no such database; build it with python -m tools.build_lmdb")
     if (path / "CURRENT").exists():
-        raise UserError(f"{path}: this is a LevelDB; only LMDB is read: build it with python -m tools.build_lmdb")
+        raise UserError(
+            f"{path}: this is a LevelDB, and only LMDB is supported; build an LMDB with python -m tools.build_lmdb"
+        )
     raise UserError(f"{path}: not an LMDB: a folder with a file data.mdb was expected")

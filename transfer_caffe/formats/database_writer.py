@@ -1,11 +1,11 @@
-"""Write an LMDB of records: whole or absent, and long work gone on with where it was stopped.
+"""Atomic writing of an LMDB of records; an interrupted build can be resumed.
 
     with DatabaseWriter("train_lmdb") as db:
         db.put(b"00000000_cat.png", raw_datum(image, label))
 
-Until it is complete the database is a hidden folder beside its place, .train_lmdb.partial. A writer that is given a
-`job` (what is to be made, and from what) leaves it there when it is stopped, and the next one with the same job goes on
-with it; its records, and the bytes of data.mdb, are those of a writer that was never stopped.
+Until it is complete, the database is in a hidden folder beside its final path, .train_lmdb.partial. A writer with a
+`job` (a description of the output and its sources) keeps this folder when it is interrupted, and the next writer with
+the same job resumes it. The records and the bytes of data.mdb are the same as those of an uninterrupted writer.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import read_json, refuse_existing, sync, write_checksum
 from transfer_caffe.utils.machine import keep_freed_memory
 
-_BATCH_BYTES = 16 << 20  # of records held before they are written in one transaction
+_BATCH_BYTES = 16 << 20  # size of the records that are written in one transaction
 _FIRST_MAP = 64 << 20
 _CHECKPOINT = "checkpoint.json"
 
 
 class DatabaseWriter:
-    """A new LMDB at ``path``: complete, with its checksum data.mdb.sha256, or absent. A context manager.
+    """A context manager that writes a new LMDB at ``path`` atomically, with its checksum data.mdb.sha256.
 
-    The map grows when it is full. Raises UserError when ``path`` exists or another process writes it, OSError (naming
-    ``path``) on a full disk.
+    The map grows when it is full. Raises UserError if ``path`` exists or another process writes it, and OSError (naming
+    ``path``) if the disk is full.
 
-    With a ``job`` (JSON values) the work can be resumed: `state` is then what the caller had in ``state`` at the last
-    record that is safe on the disk, or empty. Leaving by an error keeps what was written, if there is any (`kept`);
-    without a job it leaves nothing. `started_over` tells that there was unfinished work of another job. `require` is
-    called when all is written, before the database gets its name: an error in it keeps it from that.
+    With a ``job`` (JSON values) the build can be resumed. On entry `state` then holds the caller's `state` at the last
+    record that was committed, or is empty. After an error the written records are kept, if there are any (`kept`);
+    without a job nothing is kept. `started_over` says that unfinished work of another job was discarded. `require` is
+    called after all records are written and before the database gets its final name, which an error in it prevents.
     """
 
     def __init__(self, path: str | os.PathLike[str], job: dict[str, Any] | None = None, size: int = 0) -> None:
-        """Nothing happens on the disk before the writer is entered. ``size``: bytes that it will come to, if known."""
+        """Store the arguments; nothing is written before the context is entered. ``size``: final size in bytes or 0."""
         self.path = Path(path)
         if not self.path.name:
-            raise UserError(f"{os.fspath(path)!r} is no name for a database; is a variable of the shell unset?")
+            raise UserError(f"{os.fspath(path)!r} is not a valid name for a database; is a shell variable unset?")
         self.folder = self.path.with_name(f".{self.path.name}.partial")
         self.kept = self.started_over = False
         self.state: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class DatabaseWriter:
         self._syncing: Future[None] | None = None
 
     def __enter__(self) -> DatabaseWriter:
-        """Make or take over the hidden folder, `folder`; files that go with the database may be written there, too."""
+        """Create or reuse the hidden folder, `folder`. The caller may add files of the finished database to it."""
         self._refuse_existing()
         keep_freed_memory()
         self._make_folder()
@@ -80,10 +80,11 @@ class DatabaseWriter:
         return self
 
     def _refuse_existing(self) -> None:
+        """Raise UserError if the database exists."""
         refuse_existing(self.path, "choose another name, or remove it to build it again")
 
     def _make_folder(self) -> None:
-        """The hidden folder, locked. The lock goes with this process, so that a kill leaves none."""
+        """Create and lock the hidden folder. The lock ends with this process, so a killed writer leaves no lock."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with contextlib.suppress(FileExistsError):
@@ -93,30 +94,30 @@ class DatabaseWriter:
             raise self._about_path(error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._refuse_existing()  # finished by another in this moment
+            self._refuse_existing()  # another process may just have finished it
         except BlockingIOError:
             os.close(self._lock)
-            raise UserError(f"{self.path}: another process is writing it; wait until that has ended") from None
+            raise UserError(f"{self.path}: another process is writing it; wait until that process has ended") from None
         except BaseException:
             os.close(self._lock)
             raise
 
     def _resume(self) -> None:
-        """Find the checkpoint that the database in the folder is at. What is of another job, or damaged, is removed."""
+        """Find the checkpoint of the unfinished database. Remove what belongs to another job or is damaged."""
         record = self.folder / _CHECKPOINT
         data = self.folder / "data.mdb"
         if self._job is not None and record.exists() and data.exists():
             with contextlib.suppress(UserError, lmdb_pages.Unsound, lmdb.Error, LookupError, TypeError, OSError):
                 found = read_json(record)
-                # a round trip through JSON makes lists of tuples
-                # pages reach the disk in any order: after a loss of power some may be missing
+                # the round trip through JSON turns tuples into lists, as in the file
+                # pages reach the disk in any order: after a power failure (another boot id) some may be missing
                 if found["job"] == json.loads(json.dumps(self._job)) and found["boot"] == _boot():
                     lmdb_pages.check(data)
                     with lmdb.open(str(self.folder), readonly=True, lock=False) as env, env.begin() as transaction:
                         entries = env.stat()["entries"]
                         cursor = transaction.cursor()
                         last = cursor.key() if cursor.last() else b""
-                    # the record is written before the database's commit: that, too, may be missing
+                    # a checkpoint is written before its batch is committed, so the batch may be missing
                     at = next((each for each in found["checkpoints"] if each["entries"] == entries), None)
                     if at and entries:
                         self._checkpoints, self.state, self._last_key = [at], at["state"], last
@@ -126,34 +127,35 @@ class DatabaseWriter:
             shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
     def _require_room(self) -> None:
-        """UserError where the disk is too small: better now than after hours."""
+        """Raise UserError at the start if the disk is too small, instead of failing after hours."""
         there = sum(file.stat().st_size for file in self.folder.iterdir())
         free = shutil.disk_usage(self.folder).free
         if self._size - there > free:
             raise UserError(
                 f"{self.path}: needs {_gigabytes(self._size - there)} GB, and {_gigabytes(free)} GB are free there; "
-                "make room, or name another place"
+                "free some space, or use another path"
             )
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Add a record. A key that is there already is an error, when the batch is written."""
+        """Add a record. A duplicate key raises UserError when its batch is written."""
         self._pending.append((key, value))
         self._pending_bytes += len(key) + len(value)
         if self._pending_bytes >= _BATCH_BYTES:
             self._hand_over()
 
     def flush(self) -> None:
-        """Write what is pending, and wait until it is written."""
+        """Write all pending records, and wait until they are written."""
         self._hand_over()
         self._wait()
 
     def _wait(self) -> None:
+        """Wait for the batch that is being written, and raise its error if it failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def _hand_over(self) -> None:
-        """Give what is pending to the thread that writes, as one batch, when it is done with the one before."""
+        """Pass the pending records as one batch to the writing thread, after it has finished the previous batch."""
         self._wait()
         if not self._pending:
             return
@@ -167,26 +169,27 @@ class DatabaseWriter:
         self._writing = self._writer.submit(self._write, batch, record)
 
     def _write(self, batch: list[tuple[bytes, bytes]], record: str | None) -> None:
-        """Write a batch in one transaction, and before it the record of where the work is then."""
+        """Write the checkpoint ``record`` of the state after this batch, then the batch in one transaction."""
         if record is not None:
             try:
-                # by rename, but not synced: a kill cannot tear it, and after a loss of power it does not count
+                # renamed, but not synced: a kill leaves no partial file, and after a power failure it is not used
                 beside = self.folder / f"{_CHECKPOINT}.new"
                 beside.write_text(record)
                 os.replace(beside, self.folder / _CHECKPOINT)
             except OSError as error:
                 raise self._about_path(error) from None
-        size = 0  # that of the file
+        size = 0  # map size; 0: the one stored in the file
         while True:
             last = self._last_key
-            # Opened anew for each batch: an open environment fills the gaps in its pages with what it wrote before, so
-            # that the file's bytes would tell of stops. A kill loses nothing that was committed; power: see _resume.
+            # The environment is opened again for each batch. An open environment fills the gaps in its pages with
+            # earlier data, so the file's bytes would depend on interruptions. A killed process loses nothing that was
+            # committed; for power failures see _resume.
             try:
                 with self._open(size) as env:
                     size = 2 * env.info()["map_size"]
                     with env.begin(write=True) as transaction, transaction.cursor() as cursor:
                         for key, value in batch:
-                            # behind all others no place is looked for, and pages are filled
+                            # a key after all others is appended: no search for its position, and pages are filled
                             if not cursor.put(key, value, overwrite=False, append=key > last):
                                 name = key.decode(errors="replace")
                                 raise UserError(f"{self.path}: two records with the key {name!r}")
@@ -197,18 +200,19 @@ class DatabaseWriter:
             except lmdb.Error as error:
                 raise self._translated(error) from None
         self._last_key = last
-        if self._syncing is None or self._syncing.done():  # keep the disk at work meanwhile
+        if self._syncing is None or self._syncing.done():  # keep the disk busy in the meantime
             if self._syncing is not None:
                 self._syncing.result()  # an error of the disk
             self._syncing = self._syncer.submit(sync, self.folder / "data.mdb")
 
     def _open(self, map_size: int) -> lmdb.Environment:
+        """Open the unfinished database; ``map_size`` 0 keeps the size stored in the file."""
         return lmdb.open(str(self.folder), map_size=map_size, sync=False, lock=False)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write the rest, close, and give the folder its name; after an error see the class."""
+        """Write the remaining records, close, and rename the folder; after an error see the class."""
         try:
             if error is None:
                 self._finish()
@@ -221,6 +225,7 @@ class DatabaseWriter:
             os.close(self._lock)
 
     def _finish(self) -> None:
+        """Write the remaining records and the checksum, sync all files, and rename the folder to the final path."""
         self.flush()
         data = self.folder / "data.mdb"
         synced = self._syncer.submit(sync, data)
@@ -230,21 +235,22 @@ class DatabaseWriter:
         self._syncer.shutdown()
         for file in self.folder.iterdir():
             if file.name.startswith(".") or file.suffix == ".new":
-                file.unlink()  # by whole_file, or of a checkpoint, when it was killed
+                file.unlink()  # a temporary file that a killed process left, of whole_file or of a checkpoint
             else:
                 sync(file)
         self.require()
-        # refuse what another program has put there meanwhile: a rename would replace an empty folder
+        # another program may have created the path in the meantime: a rename would replace an empty folder
         self._refuse_existing()
         os.rename(self.folder, self.path)
-        (self.path / _CHECKPOINT).unlink(missing_ok=True)  # to the last moment there was something to go on with
+        (self.path / _CHECKPOINT).unlink(missing_ok=True)  # removed last, so that the build could be resumed until now
         sync(self.path.parent)
 
     def _committed(self) -> bool:
+        """Return whether there are committed records that a later writer can resume from."""
         return self._job is not None and bool(self._last_key)
 
     def _leave(self, keep: bool) -> None:
-        """After an error: close, and remove the folder unless there is something to go on with."""
+        """Close after an error; remove the folder unless ``keep`` and there is a checkpoint to resume from."""
         self._writer.shutdown()
         self._syncer.shutdown()
         self.kept = keep and (self.folder / _CHECKPOINT).exists()
@@ -253,31 +259,35 @@ class DatabaseWriter:
         os.close(self._lock)
 
     def _about_path(self, error: OSError) -> OSError:
-        """An error of the operating system, naming the database that is wanted instead of the hidden folder."""
+        """Return an operating system error with the path of the database instead of the hidden folder's."""
         if isinstance(error.filename, str | os.PathLike):
             name = os.fspath(error.filename)
             error.filename = str(self.path) if name.startswith(str(self.folder)) else name
         return error
 
     def _translated(self, error: BaseException) -> BaseException:
-        """LMDB reports errors of the operating system by their text: as an OSError about our path, where it is one."""
+        """Return an error of LMDB as an OSError about the database's path, or as UserError.
+
+        LMDB reports operating system errors by their text only.
+        """
         if isinstance(error, lmdb.Error):
-            # a write that the disk took in part only is EIO to LMDB
+            # LMDB reports a partial write (disk full) as EIO
             if os.strerror(errno.EIO) in str(error) and shutil.disk_usage(self.folder).free < self._batch_bytes:
                 return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOMEM):
                 if os.strerror(code) in str(error):
                     return OSError(code, os.strerror(code), str(self.path))
-            return UserError(f"{self.path}: LMDB cannot write here: {error}")
+            return UserError(f"{self.path}: LMDB cannot write this database: {error}")
         return self._about_path(error) if isinstance(error, OSError) else error
 
 
 def _gigabytes(count: int) -> str:
+    """Return a number of bytes as text in GB."""
     return f"{count / 1e9:.3g}"
 
 
 def _boot() -> str:
-    """What tells this start of the machine from others; nothing where that is unknown."""
+    """Return the boot id of the machine, which changes with each boot; "" if it is unknown."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -13,11 +13,11 @@ from transfer_caffe.utils.errors import UserError
 
 
 def decode_datum(data: bytes | memoryview, where: str, color: bool | None = None) -> tuple[np.ndarray, int]:
-    """A serialized Datum as (array, label); the array is C x H x W, uint8, or float32 for a Datum with float_data.
+    """Decode a serialized Datum to (array, label); the array is C x H x W, uint8, or float32 if it has float_data.
 
-    An encoded image becomes what it is (gray images one channel), or three channels (BGR) with ``color=True``, one
-    with ``color=False``: force_color and force_gray of a Data layer. Raises UserError, starting with ``where``, for a
-    record that is damaged. The array may be read-only: it can share the record's bytes.
+    An encoded image keeps its number of channels (1 if it is gray). With ``color=True`` it is decoded to three channels
+    (BGR), with ``color=False`` to one: the Data layer's force_color and force_gray. Raises UserError, starting with
+    ``where``, if the record is damaged. The array may be read-only, because it can share the record's bytes.
     """
     datum = caffe_pb2.Datum()
     try:
@@ -30,26 +30,27 @@ def decode_datum(data: bytes | memoryview, where: str, color: bool | None = None
     array = np.frombuffer(datum.data, np.uint8) if datum.data else np.asarray(datum.float_data, np.float32)
     if min(shape) < 1 or array.size != shape[0] * shape[1] * shape[2]:
         raise UserError(
-            f"{where}: damaged: a Datum of {shape[0]}x{shape[1]}x{shape[2]} (channels, height, width) "
-            f"that holds {array.size} values; build the database again"
+            f"{where}: damaged: a Datum of shape {shape[0]}x{shape[1]}x{shape[2]} (channels, height, width) "
+            f"with {array.size} values; build the database again"
         )
     return array.reshape(shape), datum.label
 
 
 def _decode_image(data: bytes, where: str, color: bool | None) -> np.ndarray:
-    import cv2  # only encoded databases need it, and it takes a while to load
+    """Decode an image file's bytes to a C x H x W array. Raise UserError if that fails or the image is not 8-bit."""
+    import cv2  # only encoded databases need it, and importing it is slow
 
     flag = {None: cv2.IMREAD_UNCHANGED, True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE}[color]
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
     if image is None:
         raise UserError(f"{where}: damaged: its encoded image cannot be decoded; build the database again")
     if image.dtype != np.uint8:
-        raise UserError(f"{where}: its encoded image has {image.dtype} pixels; Caffe takes 8 bits a channel only")
+        raise UserError(f"{where}: its encoded image has {image.dtype} pixels; Caffe supports only 8 bits per channel")
     return image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def raw_datum(image: np.ndarray, label: int) -> bytes:
-    """An 8-bit image, H x W or H x W x C, as CVMatToDatum stores it: channels first, ``encoded`` set to false."""
+    """Serialize an 8-bit image, H x W or H x W x C, as CVMatToDatum does: channels first, ``encoded`` set to false."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3):
         raise ValueError(f"an 8-bit image was expected, not {image.dtype} of shape {image.shape}")
     planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
@@ -61,12 +62,12 @@ def raw_datum(image: np.ndarray, label: int) -> bytes:
 
 
 def encoded_datum(data: bytes, label: int) -> bytes:
-    """An image file's bytes as Caffe's ReadFileToDatum stores them: no channels, height, width."""
+    """Serialize an image file's bytes as Caffe's ReadFileToDatum does: without channels, height and width."""
     return caffe_pb2.Datum(data=data, label=label, encoded=True).SerializeToString()
 
 
 def relabelled(data: bytes, label: int, where: str) -> bytes:
-    """A serialized Datum with another label and all else as it is. UserError for one that does not parse."""
+    """Return a serialized Datum with its label replaced. Raise UserError if it does not parse."""
     try:
         datum = caffe_pb2.Datum.FromString(data)
     except DecodeError:

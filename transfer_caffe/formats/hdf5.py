@@ -1,8 +1,8 @@
-"""Snapshots in HDF5, as Caffe lays them out: .caffemodel.h5 and .solverstate.h5 (Net::ToHDF5, SGDSolver).
+"""Snapshots in Caffe's HDF5 layout: .caffemodel.h5 and .solverstate.h5 (Net::ToHDF5, SGDSolver).
 
-data/LAYER/INDEX                                  weights; a blob that layers share stands under the first one
-iter, learned_net, current_step, history/INDEX    the solver's state; random_seed and learned_net_sha256,
-                                                      which Caffe does not read
+data/LAYER/INDEX                                  weights; a shared blob is stored under its first layer
+iter, learned_net, current_step, history/INDEX    the solver's state
+random_seed, learned_net_sha256                   more of the solver's state, which Caffe does not read
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SEALED = "sealed"
 
 @contextlib.contextmanager
 def _new(path: str) -> Iterator[Any]:
-    """A file being written, whole or not at all, with a seal."""
+    """Yield a new HDF5 file that is written atomically and sealed."""
     import h5py  # few runs need it
 
     with whole_file(path) as temporary:
@@ -37,7 +37,7 @@ def _new(path: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """A file to read; whatever is wrong with it is a UserError that names it."""
+    """Yield an HDF5 file for reading. Raise UserError, naming the file, if it is damaged or has another layout."""
     import h5py
 
     sealed = seal.verify(path)
@@ -50,11 +50,11 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Any]:
         if isinstance(error, FileNotFoundError):
             raise
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: damaged, or not an HDF5 file as Caffe writes it ({reason})") from None
+        raise UserError(f"{path}: damaged, or not an HDF5 file in Caffe's layout ({reason})") from None
 
 
 def save_weights(path: str, layers: Sequence[tuple[str, dict[int, np.ndarray]]]) -> None:
-    """Write weights: of each layer its name and the blobs that it owns, by index."""
+    """Write weights. ``layers``: for each layer its name and the blobs that it owns, by index."""
     with _new(path) as file:
         data = file.create_group("data")
         for name, blobs in layers:
@@ -64,7 +64,7 @@ def save_weights(path: str, layers: Sequence[tuple[str, dict[int, np.ndarray]]])
 
 
 def read_weights(path: str | os.PathLike[str]) -> Arrays:
-    """The blobs of each layer by name and index. A name with slashes is a group within a group."""
+    """Return the blobs of each layer by layer name and index. A layer name with slashes is a nested group."""
     layers: Arrays = {}
 
     def visit(name: str, item: Any) -> None:
@@ -88,7 +88,7 @@ def save_state(
     seed: int,
     model_sha256: str,
 ) -> None:
-    """Write the solver's state."""
+    """Write the solver's state. ``model`` and ``model_sha256``: the file of the weights and its checksum."""
     with _new(path) as file:
         file.create_dataset("iter", data=np.asarray([iteration], np.int32))
         _write_string(file, "learned_net", model)
@@ -101,7 +101,7 @@ def save_state(
 
 
 def _write_string(file: Any, name: str, text: str) -> None:
-    """A string as H5LTmake_dataset_string writes it: of fixed length, and with a zero behind it."""
+    """Write a string as H5LTmake_dataset_string does: of fixed length and zero-terminated."""
     from h5py import h5d, h5p, h5s, h5t  # pyright: ignore[reportAttributeAccessIssue]
 
     data = text.encode() + b"\0"
@@ -109,19 +109,20 @@ def _write_string(file: Any, name: str, text: str) -> None:
     kind.set_size(len(data))
     kind.set_strpad(h5t.STR_NULLTERM)
     settings = h5p.create(h5p.DATASET_CREATE)
-    settings.set_obj_track_times(False)  # the same state gives the same bytes at any time
+    settings.set_obj_track_times(False)  # without times the same state always gives the same bytes
     dataset = h5d.create(file.id, name.encode(), kind, h5s.create(h5s.SCALAR), settings)
     dataset.write(h5s.ALL, h5s.ALL, np.array(data, f"S{len(data)}"), kind)
 
 
 def _read_string(file: Any, name: str) -> str:
+    """Return a string dataset, or "" if there is none."""
     return bytes(file[name][()]).rstrip(b"\0").decode() if name in file else ""
 
 
 def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None, str | None]:
-    """Iteration, file of the weights ('': none is named), current_step, history, seed, and the weights' sha256.
+    """Return the iteration, file of the weights ('' if not given), current_step, history, seed, SHA-256 of the weights.
 
-    The last two are None where they are not recorded.
+    The last two are None if they are not recorded.
     """
     with _open(path) as file:
         model, checksum = (_read_string(file, name) for name in ("learned_net", "learned_net_sha256"))

@@ -1,10 +1,10 @@
-"""Caffe's image lists, `relative/path label`, one image a line: reading and writing.
+"""Reading and writing of Caffe's image lists: `relative/path label`, one image per line.
 
     cat/0001.png 0
     my photos/dog 7.png 1
 
-As in Caffe's convert_imageset the last space separates the label, so paths may hold spaces. Beside a half's lists lies
-its class map, classes.txt: which of all classes it numbers 0, 1, 2, ...
+As in Caffe's convert_imageset the last space separates the label, so paths may contain spaces. Beside the lists of a
+half of the classes is its class map, classes.txt: the original classes that it numbers 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ Line = tuple[str, int]
 
 
 def read_list(path: str | os.PathLike[str]) -> list[Line]:
-    """The (path, label) pairs of an image list, in its order: line i + 1 of the file is element i.
+    """Return the (path, label) pairs of an image list, in order: line i + 1 of the file is element i.
 
-    UserError, naming file and line, for a malformed line, a label that is no number or negative, an empty list.
+    Raise UserError, naming file and line, for a malformed line, an invalid or negative label, or an empty list.
     """
     require_file(
         path,
-        "`python -m data_prep.folders IMAGES --out DIR --val-images-per-class N` writes image lists of class folders",
+        "`python -m data_prep.folders IMAGES --out DIR --val-images-per-class N` writes image lists from class folders",
     )
     if not os.path.isfile(path) and not os.path.isdir(path):
-        raise UserError(f"{path}: not a file, and a list is read twice; write it to a file first")
+        raise UserError(f"{path}: not a regular file, but the list is read twice; write it to a file first")
     text = read_text(path).rstrip()
     if not text:
         raise UserError(f"{path}: the image list is empty; lines `relative/path label` were expected")
     result: list[Line] = []
-    labels: dict[str, int] = {}  # ImageNet's list has a million of them, and a thousand different ones
+    labels: dict[str, int] = {}  # a cache: ImageNet's list has a million labels, a thousand of them different
     for number, line in enumerate(_lines(text), 1):
         name, space, label = line.rstrip().rpartition(" ")
         if not space or not name.strip():
             raise UserError(f"{path}: line {number}: {_short(line)} is not `relative/path label`")
         if "\0" in name:
-            raise UserError(f"{path}: line {number}: {_short(name)} holds a NUL byte: that is no path")
+            raise UserError(f"{path}: line {number}: {_short(name)} contains a NUL byte, which no path can have")
         if label not in labels:
             labels[label] = _label(label, f"{path}: line {number}")
         result.append((name, labels[label]))
@@ -52,7 +52,7 @@ def read_list(path: str | os.PathLike[str]) -> list[Line]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines, one at a time: all of them beside the text would take twice the memory."""
+    """Yield the lines of a text one at a time: a list of all lines would double the memory."""
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]
@@ -61,37 +61,39 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _label(label: str, where: str) -> int:
+    """Return a label as an integer. Raise UserError if it is not one from 0 to `MAX_LABEL`."""
     if not (label.isascii() and label.isdigit()):
         if label[:1] == "-" and label[1:].isdigit():
-            raise UserError(f"{where}: the label {label} is negative; labels count from 0")
+            raise UserError(f"{where}: the label {label} is negative; labels start at 0")
         raise UserError(f"{where}: the label {_short(label)} is not a whole number")
     if len(label) > 10 or int(label) > MAX_LABEL:
-        raise UserError(f"{where}: the label {_short(label)} is above {MAX_LABEL}")
+        raise UserError(f"{where}: the label {_short(label)} is larger than {MAX_LABEL}")
     return int(label)
 
 
 def _short(text: str) -> str:
+    """Return a text, truncated to 60 characters, in quotes for an error message."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def write_list(path: str | os.PathLike[str], lines: Iterable[Line]) -> None:
-    """Write an image list, byte for byte in the format of the paper's authors."""
+    """Write an image list, byte for byte in the format of the paper's authors' lists."""
     write_text(path, "".join(f"{name} {label}\n" for name, label in lines))
 
 
 def write_class_map(path: str | os.PathLike[str], old: Sequence[int] | np.ndarray) -> None:
-    """Write a half's class map: a line `old new` for each new class number, under the authors' header."""
+    """Write the class map of a half: the authors' header, then a line `old new` for each new class number."""
     write_text(path, "# Orig_idx new_idx\n" + "".join(f"{number} {new}\n" for new, number in enumerate(old)))
 
 
 def read_class_map(path: str | os.PathLike[str]) -> list[int]:
-    """The old class numbers of a class map, element i that of new class i."""
+    """Return the old class numbers of a class map; element i is the old number of new class i."""
     result: list[int] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.startswith("#") or not line.strip():
             continue
         fields = line.split()
         if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) != len(result):
-            raise UserError(f"{path}: line {number}: {_short(line)}, where `old {len(result)}` was expected")
+            raise UserError(f"{path}: line {number}: expected `old {len(result)}`, not {_short(line)}")
         result.append(int(fields[0]))
     return result

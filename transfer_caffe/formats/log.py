@@ -1,13 +1,13 @@
-"""Caffe's log (what an engine wrote to standard error) as numbers: test results, losses, rates, how it ended.
+"""Parsing of Caffe's log (an engine's standard error): test results, losses, learning rates, how the run ended.
 
     log = read_log("runs/demo/random0-A3B-s0/train.log")
     for row in log.rows():
         print(row.iteration, row.test_accuracy, row.train_loss)
 
-The lines are glog's, `I1123 07:34:13.659520 22837 solver.cpp:347] Iteration 0, Testing net (#0)`; those of 2014
-(`Test score #0: 0.6`) are read as well. A log may hold several runs of one network, one after the other, each going
-on from a snapshot: what a later run says of an iteration replaces what an earlier one said, and only the last run
-says how it ended. A last line that was cut off, by a kill, is not looked at.
+The lines have glog's format, `I1123 07:34:13.659520 22837 solver.cpp:347] Iteration 0, Testing net (#0)`; the format of
+2014 (`Test score #0: 0.6`) is supported as well. A log may contain several consecutive runs of one network, each
+resumed from a snapshot. Values of a later run replace those of an earlier run for the same iteration, and only the last
+run determines how the training ended. An incomplete last line, left by a killed process, is ignored.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _DEVICE = re.compile(r"Use (CPU)|Using GPUs \d+: (.+)|GPU \d+: (.+)")
 _IGNORED = re.compile(r"Ignoring source layer (\S+)")
 
 _THREADS = ("data_layer.cpp", "blocking_queue.cpp", "base_data_layer.cpp")
-"""What Caffe's data threads write, under process numbers of their own, amid everything else."""
+"""Source files of Caffe's data threads, whose lines have their own thread numbers and appear between the others."""
 
 
 START = "driver.py"
-"""The name that stands for the source file in the line with which the driver opens each run of an engine."""
+"""The name in place of the source file in the line that the driver writes at the start of each run of an engine."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One test, and what is known of the training at that iteration; None is unknown."""
+    """The results of one test, and the training loss and learning rate at that iteration; None if unknown."""
 
     iteration: int
     test_accuracy: float | None
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass
 class Log:
-    """All that a log says. ``done`` and ``stopped_early`` are of its last run, the rest is of all runs together."""
+    """The content of a log. ``done`` and ``stopped_early`` describe its last run, the other fields all its runs."""
 
     tests: dict[int, dict[str, float]] = field(default_factory=dict)
     train_losses: dict[int, float] = field(default_factory=dict)
@@ -64,21 +64,21 @@ class Log:
     ignored_layers: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     snapshots: list[int] = field(default_factory=list)
-    """Iterations whose snapshot is written to its end: the engine went on to say something else."""
+    """Iterations whose snapshot was written completely: the engine has written another line after it."""
     resumed_from: list[int] = field(default_factory=list)
-    """The iterations of the snapshots from which runs went on, in the order of the runs."""
+    """The iterations of the snapshots from which runs were resumed, in the order of the runs."""
     devices: list[str] = field(default_factory=list)
-    """What the runs were computed on, each once: `CPU`, or the name of a GPU."""
+    """The devices of the runs, each listed once: `CPU`, or the name of a GPU."""
     done: bool = False
     stopped_early: bool = False
     seconds: float = 0.0
-    """Wall time of all runs together, from each one's first line to its last."""
+    """Wall time of all runs together, each from its first line to its last."""
     display_seconds: list[float] = field(default_factory=list)
-    """Seconds an iteration, of each interval between two displays that held no test and no snapshot."""
+    """Seconds per iteration of each interval between two displays that contains no test and no snapshot."""
     test_seconds: list[float] = field(default_factory=list)
 
     def rows(self) -> list[Row]:
-        """One row a test, by iteration."""
+        """Return one row per test, ordered by iteration."""
         return [
             Row(
                 iteration,
@@ -92,12 +92,12 @@ class Log:
 
     @property
     def iteration(self) -> int | None:
-        """The newest iteration spoken of."""
+        """The last iteration with a test or a training loss; None if there is none."""
         return max((*self.tests, *self.train_losses), default=None)
 
     @property
     def bad_number(self) -> str | None:
-        """The first loss that is not finite, in words; None when all are."""
+        """A description of the first value that is NaN or inf; None if all values are finite."""
         for iteration, loss in sorted(self.train_losses.items()):
             if not math.isfinite(loss):
                 return f"the training loss is {loss:g} at iteration {iteration}"
@@ -109,16 +109,16 @@ class Log:
 
     @property
     def seconds_per_iteration(self) -> float | None:
-        """The median; None where no interval between two displays was free of tests and snapshots."""
+        """The median of `display_seconds`; None if every interval between two displays had a test or a snapshot."""
         return statistics.median(self.display_seconds) if self.display_seconds else None
 
     @property
     def seconds_per_test(self) -> float | None:
-        """The median of the test passes."""
+        """The median duration of a test; None if there is none."""
         return statistics.median(self.test_seconds) if self.test_seconds else None
 
     def train_loss_over_last(self, iterations: int) -> float | None:
-        """Mean of the training losses displayed in the last so many iterations."""
+        """Return the mean of the training losses displayed in the last ``iterations`` iterations, or None."""
         if not self.train_losses:
             return None
         since = max(self.train_losses) - iterations
@@ -126,7 +126,7 @@ class Log:
 
 
 def read_log(path: str | os.PathLike[str]) -> Log:
-    """Read a log file. Bytes that are no UTF-8 (a file name in an error, say) are no reason to fail."""
+    """Read a log file. Bytes that are not UTF-8 (for example in a file name) are replaced."""
     return parse_log(Path(path).read_bytes().decode(errors="replace"))
 
 
@@ -139,35 +139,36 @@ def parse_log(text: str) -> Log:
 
 
 class LogParser:
-    """Reads a log as it grows: `feed` it what is new, look at ``log`` at any time."""
+    """An incremental parser for a growing log: pass new text to `feed`; ``log`` can be read at any time."""
 
     def __init__(self) -> None:
         self.log = Log()
-        self._rest = ""  # a line whose end is not here yet
-        self._process: int | None = None  # the engine's; None before its first line
+        self._rest = ""  # an incomplete line
+        self._process: int | None = None  # the engine's process number; None before its first line
         self._testing: int | None = None
         self._first = self._last = 0.0  # times of the run's first and last line
-        self._seconds_before = 0.0  # of the runs before this one
-        self._shown: tuple[int, float] | None = None  # iteration and time of the display that opened an interval
+        self._seconds_before = 0.0  # duration of the previous runs
+        self._shown: tuple[int, float] | None = None  # iteration and time of the display at the start of an interval
         self._interval_disturbed = False
         self._test_began: float | None = None
-        self._snapshot: int | None = None  # the iteration of the one that is being written
+        self._snapshot: int | None = None  # the iteration of the snapshot that is being written
 
     def feed(self, text: str) -> None:
-        """Take in the next piece of the log, which may end amid a line."""
+        """Parse the next part of the log, which may end in the middle of a line."""
         lines = (self._rest + text).split("\n")
         self._rest = lines.pop()
         for line in lines:
             self._line(line.rstrip("\r"))
 
     def finish(self) -> None:
-        """Say that there is no more: the last test output is complete now."""
+        """Mark the end of the log: the output of the last test is complete."""
         self._end_test()
 
     def _line(self, line: str) -> None:
+        """Parse one complete line."""
         match = _LINE.fullmatch(line)
         if match is None:
-            # so do the commands of this project fail
+            # the format of this project's own error messages
             if ": error: " in line:
                 self.log.errors.append(line)
             return
@@ -180,19 +181,21 @@ class LogParser:
             self._message(message, now)
 
     def _clock(self, now: float, process: int, source: str) -> None:
+        """Update the run's time, and detect the start of a new run."""
         if source == START:
             self._new_run(now)
             self._process = None
         elif source not in _THREADS and process != self._process:
             if self._process is not None or not self._last:
-                self._new_run(now)  # a log whose runs no driver parted
+                self._new_run(now)  # the runs of this log are not separated by a driver's lines
             self._process = process
         if now < self._last - 43200:
-            now += 366 * 86400  # the stamps have no year; this log ran over New Year
+            now += 366 * 86400  # the time stamps have no year, and this log extends over New Year
         self._last = max(self._last, now)
         self.log.seconds = self._seconds_before + self._last - self._first
 
     def _new_run(self, now: float) -> None:
+        """Start a new run: reset the fields that describe only the last run."""
         self._end_test()
         self._seconds_before = self.log.seconds
         self._first = self._last = now
@@ -201,6 +204,7 @@ class LogParser:
         self.log.errors.clear()
 
     def _message(self, message: str, now: float) -> None:
+        """Parse the message of an engine's line."""
         log = self.log
         if self._snapshot is not None:
             log.snapshots.append(self._snapshot)
@@ -209,7 +213,7 @@ class LogParser:
             self._end_test()
             self._interval_disturbed = True
             self._test_began = now
-            if int(match[2]) == 0:  # an experiment has one test net
+            if int(match[2]) == 0:  # the experiment's networks have one test net
                 self._testing = int(match[1])
                 log.tests[self._testing] = {}
         elif self._testing is not None and (match := _TEST_OUTPUT.match(message)):
@@ -243,35 +247,37 @@ class LogParser:
             log.done = True
 
     def _displayed(self, iteration: int, now: float) -> None:
-        """Measure the interval since the last display; the rate that Caffe prints is wrong first after a start."""
+        """Measure the interval since the last display; the speed that Caffe prints is wrong after a start."""
         if self._shown is not None and not self._interval_disturbed and iteration > self._shown[0]:
             self.log.display_seconds.append((now - self._shown[1]) / (iteration - self._shown[0]))
         self._shown = (iteration, now)
         self._interval_disturbed = False
 
     def _test_ended(self, now: float) -> None:
+        """Record the duration of a test at its first output line."""
         if self._test_began is not None:
             self.log.test_seconds.append(now - self._test_began)
             self._test_began = None
 
     def _end_test(self) -> None:
-        """A test of which no result came (the run was killed) did not happen."""
+        """End a test; discard it if it has no results, because the run was killed."""
         if self._testing is not None and not self.log.tests[self._testing]:
             del self.log.tests[self._testing]
         self._testing = self._test_began = None
 
 
 def _number_into(numbers: dict[Any, float], key: Any, text: str) -> None:
+    """Store a number under ``key``; ignore a text that is not a number."""
     try:
-        numbers[key] = float(text)  # nan, -nan and inf are numbers here
+        numbers[key] = float(text)  # nan, -nan and inf are stored as such
     except ValueError:
         return
 
 
 def _seconds(month: str, day: str, hour: str, minute: str, second: str, fraction: str) -> float:
-    """Seconds since the beginning of the year; glog names no year, so this one is taken."""
+    """Return the seconds since the start of the year; glog writes no year, so the current one is assumed."""
     try:
         days = datetime.date(datetime.date.today().year, int(month), int(day)).timetuple().tm_yday
     except ValueError:
-        days = 0  # 29 February, read in another year: a time is wrong, the results are not
+        days = 0  # 29 February, read in another year: only the durations are wrong
     return days * 86400 + int(hour) * 3600 + int(minute) * 60 + int(second) + float(f"0.{fraction}")

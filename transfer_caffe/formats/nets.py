@@ -1,4 +1,4 @@
-"""Net prototxts: reading them, and which layers a net has in which state (caffe/net.cpp)."""
+"""Reading of net prototxts, and the layers that a net has in a given NetState (caffe/net.cpp)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transfer_caffe.utils.errors import UserError
 
 
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
-    """Read a net prototxt; what Caffe before 2015 wrote is upgraded as Caffe does on reading."""
+    """Read a net prototxt. Old formats (before 2015) are upgraded, as Caffe does when it reads them."""
     return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
 
 
 def state_of(param: NetParameter, phase: int, level: int = 0, stages: Iterable[str] = ()) -> NetState:
-    """The state of a net that is run by itself: what it says of itself, in this phase and level, and more stages."""
+    """Return the NetState of a net that runs without a solver: its ``state`` with phase and level, stages added."""
     state = NetState()
     state.CopyFrom(param.state)
     state.phase, state.level = phase, level  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,15 +26,16 @@ def state_of(param: NetParameter, phase: int, level: int = 0, stages: Iterable[s
 
 
 def included(layer: LayerParameter, state: NetState) -> bool:
-    """Whether a layer belongs to the net in this state: its include or exclude rules decide (Net::FilterNet)."""
+    """Return whether a layer is in the net in this state, by its include or exclude rules (Net::FilterNet)."""
     if layer.include and layer.exclude:
-        raise UserError(f"layer {layer.name!r}: give include rules or exclude rules, not both")
+        raise UserError(f"layer {layer.name!r} has both include and exclude rules; use only one kind")
     if layer.include:
         return any(_meets(rule, state) for rule in layer.include)
     return not any(_meets(rule, state) for rule in layer.exclude)
 
 
 def _meets(rule: NetStateRule, state: NetState) -> bool:
+    """Return whether a state meets a rule (Net::StateMeetsRule)."""
     if rule.HasField("phase") and rule.phase != state.phase:
         return False
     if rule.HasField("min_level") and state.level < rule.min_level:
@@ -45,5 +46,5 @@ def _meets(rule: NetStateRule, state: NetState) -> bool:
 
 
 def layers_with_weights(net: NetParameter) -> list[caffe_pb2.LayerParameter]:
-    """The layers that have weights, in the net's order: layer i of the paper is the i-th of them."""
+    """Return the layers that have weights, in the net's order: layer i of the paper is the i-th of them."""
     return [layer for layer in net.layer if layer.type in ("Convolution", "InnerProduct")]

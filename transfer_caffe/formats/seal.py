@@ -1,12 +1,12 @@
-"""Seals: checksums inside the weights and solver states that this program writes, which real Caffe does not see.
+"""Seals: checksums inside the weights and solver states that this program writes. Real Caffe ignores them.
 
     header | the message's bytes | trailer         .caffemodel, .solverstate
     the HDF5 file's bytes        | trailer         .caffemodel.h5, .solverstate.h5
 
-Header and trailer are fields of a number that no Caffe message has, so that every reader of protocol buffers passes
-over them; the trailer holds the sha256 of all bytes before it. HDF5 readers do not look behind the end that the file's
-own superblock gives. A file with header or trailer is sealed and must have both, whole: so damage to one of them is
-seen by the other. For HDF5 files the root attribute `sealed` is the header: where it is 1, `verify` must say True.
+Header and trailer are fields with a number that no Caffe message uses, so every protocol buffer reader skips them. The
+trailer contains the SHA-256 of all bytes before it. HDF5 readers do not read beyond the end that is given in the file's
+superblock. A file with a header or a trailer is sealed and must have both intact, so damage to one of them is detected
+by the other. In HDF5 files the root attribute `sealed` replaces the header: if it is 1, `verify` must return True.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRAILER_BYTES = len(_MARK) + hashlib.sha256().digest_size
 
 
 def write(path: str | os.PathLike[str], message: bytes) -> None:
-    """Write a serialized message as a sealed file, whole or not at all."""
+    """Write a serialized message atomically as a sealed file."""
     digest = hashlib.sha256(HEADER)
     digest.update(message)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
@@ -35,14 +35,15 @@ def write(path: str | os.PathLike[str], message: bytes) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a message, without the seal if there is one. UserError if the seal tells of damage."""
+    """Return the bytes of a message without its seal, if it has one. Raise UserError if the seal does not match."""
     with open(path, "rb") as file:
         if _is_whole(file, path):
             file.seek(len(HEADER))
             return file.read(_size(file) - len(HEADER) - TRAILER_BYTES)
         file.seek(0)
         data = file.read()
-    # a header amid the file was moved there, unless a program that keeps unknown fields has written the file anew
+    # A header in the middle of the file is a sign of damage. At the end, beside the trailer, it was put by a program
+    # that keeps unknown fields and has rewritten the file.
     rest = len(data) - TRAILER_BYTES - len(HEADER)
     place = data.find(HEADER)
     if place not in (-1, rest):
@@ -51,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def append(path: str | os.PathLike[str]) -> None:
-    """Append the trailer to a finished HDF5 file, in place: for a file that has its temporary name still."""
+    """Append the trailer to a finished HDF5 file in place, while it still has its temporary name."""
     with open(path, "r+b") as file:
         digest = _sha256(file, _size(file))
         file.seek(0, os.SEEK_END)
@@ -59,12 +60,13 @@ def append(path: str | os.PathLike[str]) -> None:
 
 
 def verify(path: str | os.PathLike[str]) -> bool:
-    """True if the file is sealed and whole, False if it has no seal; UserError if it is sealed and damaged."""
+    """Return True if the file is sealed and intact, False if it has no seal. Raise UserError if it is damaged."""
     with open(path, "rb") as file:
         return _is_whole(file, path)
 
 
 def _is_whole(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
+    """Do the same as `verify` for an open file."""
     head, size = file.read(len(HEADER)), _size(file)
     file.seek(max(size - TRAILER_BYTES - len(HEADER), 0))
     end = file.read()
@@ -72,8 +74,8 @@ def _is_whole(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
     headed = head[:4] == HEADER[:4] or head[4:] == HEADER[4:]
     trailed = len(trailer) == TRAILER_BYTES and trailer.startswith(_MARK)
     if not headed and (not trailed or before == HEADER):
-        # no seal; or the two fields side by side at the end: so a program puts them that read the file as a message
-        # and has written it anew, such as upgrade_net_proto_binary
+        # no seal, or both fields together at the end: a program such as upgrade_net_proto_binary, which reads the
+        # message and rewrites the file, moves them there
         return False
     foreign = head.startswith(b"\x89HDF\r\n\x1a\n")
     if not trailed or (head != HEADER and not foreign) or _sha256(file, size - TRAILER_BYTES) != trailer[len(_MARK) :]:
@@ -83,8 +85,8 @@ def _is_whole(file: BinaryIO, path: str | os.PathLike[str]) -> bool:
 
 def _damaged(path: str | os.PathLike[str]) -> UserError:
     return UserError(
-        f"{Path(path)}: damaged or truncated: its checksum is not that of the file as it was written; "
-        "take a copy that is whole, or make it anew"
+        f"{Path(path)}: damaged or truncated: the checksum in the file does not match its content; "
+        "use an intact copy, or create the file again"
     )
 
 
@@ -93,7 +95,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _sha256(file: BinaryIO, size: int) -> bytes:
-    """The sha256 of the first ``size`` bytes."""
+    """Return the SHA-256 of the first ``size`` bytes."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 20))
     file.seek(0)
     while size > 0 and (count := file.readinto(buffer[: min(size, len(buffer))])):  # pyright: ignore

@@ -1,15 +1,15 @@
-"""Old nets and solvers brought to today's form, as Caffe 1.0 does it on reading (caffe/util/upgrade_proto.cpp).
+"""Upgrade of old nets and solvers to the current format, as Caffe 1.0 does on reading (caffe/util/upgrade_proto.cpp).
 
     upgrade_net(param, "old.prototxt")        a net of 2013 (V0) or 2014 (V1), prototxt or .caffemodel
     upgrade_solver(param, "solver.prototxt")  solver_type: NESTEROV becomes type: "Nesterov"
 
-The forms, from old to new:
-- V0 (2013)    layers { layer { name: "conv1" type: "conv" kernelsize: 11 ... } bottom: "data" top: "conv1" }
-- V1 (2014)    layers { name: "conv1" type: CONVOLUTION convolution_param { ... } blobs_lr: 1 ... }
-- today (2015) layer { name: "conv1" type: "Convolution" convolution_param { ... } param { lr_mult: 1 } }
+The formats, from old to new:
+- V0 (2013)      layers { layer { name: "conv1" type: "conv" kernelsize: 11 ... } bottom: "data" top: "conv1" }
+- V1 (2014)      layers { name: "conv1" type: CONVOLUTION convolution_param { ... } blobs_lr: 1 ... }
+- current (2015) layer { name: "conv1" type: "Convolution" convolution_param { ... } param { lr_mult: 1 } }
 
-What Caffe drops is dropped here too, and said. What it reads from beyond the end of a list, or gets wrong without a
-word (`layer` beside the `layers { layer {} }` of V0 is lost), is a UserError.
+Fields that Caffe drops are dropped here too, with a warning. UserError is raised where Caffe would read beyond the end
+of a list or silently lose something (such as a `layer` beside V0's `layers { layer {} }`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from transfer_caffe.utils.errors import UserError
 
 Say = Callable[[str], None]
 
-# V0's type: V1's type
+# V0 type: V1 type
 V0_TYPES = {
     "accuracy": "ACCURACY",
     "bnll": "BNLL",
@@ -61,7 +61,7 @@ V0_TYPES = {
     "window_data": "WINDOW_DATA",
 }
 
-# V0's field: where each layer type that has it keeps it in V1; "*" stands for every type
+# V0 field: its place in V1 for each layer type that has it; "*" stands for every type
 V0_FIELDS: dict[str, dict[str, str]] = {
     "num_output": {"conv": "convolution_param.num_output", "innerproduct": "inner_product_param.num_output"},
     "biasterm": {"conv": "convolution_param.bias_term", "innerproduct": "inner_product_param.bias_term"},
@@ -110,7 +110,7 @@ V0_FIELDS: dict[str, dict[str, str]] = {
 }
 V0_SAME = ("name", "blobs", "blobs_lr", "weight_decay")
 
-# V1's type: today's type
+# V1 type: current type
 V1_TYPES = {
     "NONE": "",
     "ABSVAL": "AbsVal",
@@ -153,10 +153,10 @@ V1_TYPES = {
     "WINDOW_DATA": "WindowData",
     "THRESHOLD": "Threshold",
 }
-# V1's fields for a layer's learnable blobs, a list each: today's field of the ParamSpec of that blob
+# V1 fields with a value per learnable blob of a layer: the current field in the ParamSpec of that blob
 V1_SPECS = {"param": "name", "blob_share_mode": "share_mode", "blobs_lr": "lr_mult", "weight_decay": "decay_mult"}
 
-# the V1 layers that had fields of their own for what transform_param says now
+# the V1 layers that had their own fields for the settings that are now in transform_param
 DATA_PARAMS = {
     V1LayerParameter.DATA: "data_param",
     V1LayerParameter.IMAGE_DATA: "image_data_param",
@@ -175,19 +175,19 @@ SOLVER_TYPES = {
 
 
 def warn(message: str) -> None:
-    """Say on standard error what was left out of an old net."""
+    """Write a warning to standard error about something that was dropped from an old net."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def upgrade_net(param: NetParameter, where: str, say: Say = warn) -> NetParameter:
-    """The net in today's form (UpgradeNetAsNeeded); one that has it already is returned as it is.
+    """Return the net in the current format (UpgradeNetAsNeeded). A net that needs no upgrade is returned itself.
 
-    ``param`` is not changed. ``say`` is told, a line each, what the old net has and Caffe leaves out. UserError,
-    beginning with ``where``, for what cannot be upgraded.
+    ``param`` is not changed. ``say`` is called with one line for each thing in the old net that Caffe drops. Raise
+    UserError, starting with ``where``, if the net cannot be upgraded.
     """
     if param.layers and param.layer:
         raise UserError(
-            f"{where}: has both `layer` and `layers`; write all of its layers in today's form, "
+            f"{where}: has both `layer` and `layers`; write all of its layers in the current format, "
             'layer { type: "Name" ... }'
         )
     if any(layer.HasField("layer") for layer in param.layers):
@@ -200,14 +200,15 @@ def upgrade_net(param: NetParameter, where: str, say: Say = warn) -> NetParamete
 
 
 def upgrade_solver(param: SolverParameter, where: str) -> SolverParameter:
-    """The solver with `type` instead of the old `solver_type` (UpgradeSolverAsNeeded); nets inside it stay as they are.
+    """Return the solver with `type` instead of the old `solver_type` (UpgradeSolverAsNeeded).
 
-    One that has today's form is returned as it is; ``param`` is not changed. UserError if it gives both.
+    Nets inside the solver are not upgraded. A solver that needs no upgrade is returned itself. ``param`` is unchanged.
+    Raise UserError if the solver has both fields.
     """
     if not param.HasField("solver_type"):
         return param
     if param.HasField("type"):
-        raise UserError(f"{where}: gives both type and solver_type, its old form; remove solver_type")
+        raise UserError(f"{where}: has both type and its old form solver_type; remove solver_type")
     new = SolverParameter()
     new.CopyFrom(param)
     new.type = SOLVER_TYPES[param.solver_type]
@@ -216,7 +217,7 @@ def upgrade_solver(param: SolverParameter, where: str) -> SolverParameter:
 
 
 def _v0_net(param: NetParameter, where: str, say: Say) -> NetParameter:
-    """V0 to V1 (UpgradeV0Net): of the net itself only name, inputs and force_backward stay."""
+    """Upgrade V0 to V1 (UpgradeV0Net). Of the net's own fields only name, the inputs and force_backward are kept."""
     new = NetParameter(input=param.input, input_dim=param.input_dim)
     for name in ("name", "force_backward"):
         if param.HasField(name):
@@ -231,9 +232,10 @@ def _v0_net(param: NetParameter, where: str, say: Say) -> NetParameter:
 
 
 def _without_padding(param: NetParameter, where: str) -> list[tuple[int, Sequence[str], int | None]]:
-    """Index, bottoms and pad (None: its own) of each layer that is no padding layer (UpgradeV0PaddingLayers).
+    """Return (index, bottoms, pad) of each layer except padding layers (UpgradeV0PaddingLayers).
 
-    Nets of 2013 padded by a layer; the convolution or pooling above it does so now.
+    ``pad`` is None if the layer has no padding layer below it. Nets of 2013 had padding layers; now the convolution or
+    pooling above does the padding.
     """
     makers: dict[str, V1LayerParameter | None] = dict.fromkeys(param.input)
     kept: list[tuple[int, Sequence[str], int | None]] = []
@@ -242,19 +244,19 @@ def _without_padding(param: NetParameter, where: str) -> list[tuple[int, Sequenc
         place = f"{where}: layer {layer.name!r}"
         for number, bottom in enumerate(connection.bottom):
             if bottom not in makers:
-                raise UserError(f"{place}: bottom blob {bottom!r} is not made by any layer or input before it")
+                raise UserError(f"{place}: bottom blob {bottom!r} is not the top of any layer or input before it")
             maker = makers[bottom]
             if maker is None or maker.layer.type != "padding":
                 continue
             if layer.type not in ("conv", "pool"):
                 raise UserError(
-                    f"{place}: is of type {layer.type!r}, above padding layer {maker.layer.name!r}; "
-                    "Caffe pads for conv and pool only"
+                    f"{place}: has type {layer.type!r}, above padding layer {maker.layer.name!r}; "
+                    "Caffe supports padding only for conv and pool"
                 )
             if len(connection.bottom) != 1:
-                raise UserError(f"{place}: takes {len(connection.bottom)} blobs; above a padding layer it takes one")
+                raise UserError(f"{place}: has {len(connection.bottom)} bottoms; above a padding layer it may have one")
             if len(maker.bottom) != 1 or len(maker.top) != 1:
-                raise UserError(f"{where}: padding layer {maker.layer.name!r}: it takes one blob and makes one")
+                raise UserError(f"{where}: padding layer {maker.layer.name!r}: it must have one bottom and one top")
             bottoms[number], pad = maker.bottom[0], maker.layer.pad
         if layer.type != "padding":
             kept.append((index, bottoms, pad))
@@ -265,7 +267,7 @@ def _without_padding(param: NetParameter, where: str) -> list[tuple[int, Sequenc
 def _v0_layer(
     connection: V1LayerParameter, bottoms: Sequence[str], pad: int | None, new: V1LayerParameter, where: str, say: Say
 ) -> None:
-    """One layer of V0 as one of V1 (UpgradeV0LayerParameter); its `layer {}` alone counts, beside bottoms and tops."""
+    """Upgrade one layer from V0 to V1 (UpgradeV0LayerParameter). Only its `layer {}`, bottoms and tops are used."""
     lost = [field.name for field, _ in connection.ListFields() if field.name not in ("layer", "bottom", "top")]
     if lost:
         say(f"{where}: left out, as Caffe does beside the `layer {{}}` of 2013: {', '.join(lost)}")
@@ -286,6 +288,7 @@ def _v0_layer(
 
 
 def _put_v0(new: V1LayerParameter, name: str, kind: str, value: Any, where: str, say: Say) -> None:
+    """Store a V0 field at its place in V1 for a layer of type ``kind``; warn if this type does not have it."""
     targets = V0_FIELDS[name]
     target = targets.get("*") or targets.get(kind)
     if target is None:
@@ -299,7 +302,7 @@ def _put_v0(new: V1LayerParameter, name: str, kind: str, value: Any, where: str,
 
 
 def _put(message: Message, name: str, value: Any) -> None:
-    """Set a field of any kind; one value given to a repeated field is added to it."""
+    """Set a field of any kind; a single value for a repeated field is appended to it."""
     current = getattr(message, name)
     if isinstance(current, Message):
         current.CopyFrom(value)
@@ -310,12 +313,12 @@ def _put(message: Message, name: str, value: Any) -> None:
 
 
 def _v1_net(param: NetParameter) -> NetParameter:
-    """V1 to today's form (UpgradeNetDataTransformation, UpgradeV1Net)."""
+    """Upgrade V1 to the current format (UpgradeNetDataTransformation, UpgradeV1Net)."""
     new = NetParameter()
     for field, value in param.ListFields():
         if field.name != "layers":
             _put(new, field.name, value)
-    # where one layer says it in the old way, Caffe gives all data layers both messages, be they empty
+    # if one layer has the old fields, Caffe adds both messages to all data layers, even if they are empty
     rewrite = any(_old_transforms(layer) for layer in param.layers)
     for layer in param.layers:
         _v1_layer(layer, new.layer.add(), rewrite and layer.type in DATA_PARAMS)
@@ -323,13 +326,14 @@ def _v1_net(param: NetParameter) -> NetParameter:
 
 
 def _old_transforms(layer: V1LayerParameter) -> list[str]:
+    """Return the names of the old transformation fields that a data layer has."""
     if layer.type not in DATA_PARAMS:
         return []
     return [name for name in TRANSFORMS if getattr(layer, DATA_PARAMS[layer.type]).HasField(name)]
 
 
 def _v1_layer(old: V1LayerParameter, new: LayerParameter, transforms: bool) -> None:
-    """One layer of V1 in today's form (UpgradeV1LayerParameter); ``transforms``: move them into transform_param."""
+    """Upgrade one layer from V1 (UpgradeV1LayerParameter). ``transforms``: move these fields into transform_param."""
     specs: list[ParamSpec] = []
     for field, value in old.ListFields():
         if field.name == "type":
@@ -351,9 +355,9 @@ def _v1_layer(old: V1LayerParameter, new: LayerParameter, transforms: bool) -> N
 
 
 def _with_input_layer(param: NetParameter, where: str) -> NetParameter:
-    """The net's own `input` fields as an Input layer in front (UpgradeNetInput); without sizes they are dropped.
+    """Turn the net's `input` fields into an Input layer at the start (UpgradeNetInput); drop those without sizes.
 
-    Caffe takes them without sizes from old .caffemodels, where no one needs them.
+    Old .caffemodels have them without sizes, and Caffe accepts that, because they are not needed there.
     """
     new = NetParameter()
     for field, value in param.ListFields():
@@ -361,7 +365,7 @@ def _with_input_layer(param: NetParameter, where: str) -> NetParameter:
             _put(new, field.name, value)
     count = len(param.input)
     if param.input_shape or param.input_dim:
-        given, wanted, what = len(param.input_dim), 4 * count, "input_dim, which are four an input"
+        given, wanted, what = len(param.input_dim), 4 * count, "input_dim, four per input"
         if param.input_shape:
             given, wanted, what = len(param.input_shape), count, "input_shape"
         if given < wanted:
@@ -375,7 +379,7 @@ def _with_input_layer(param: NetParameter, where: str) -> NetParameter:
 
 
 def _batch_norms(param: NetParameter) -> NetParameter:
-    """BatchNorm layers that give three param, as they once had to, learn none of them (UpgradeNetBatchNorm)."""
+    """Set lr_mult and decay_mult to 0 in BatchNorm layers with three `param`, as Caffe does (UpgradeNetBatchNorm)."""
     olds = [i for i, layer in enumerate(param.layer) if layer.type == "BatchNorm" and len(layer.param) == 3]
     if not olds:
         return param

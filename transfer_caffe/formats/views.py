@@ -1,15 +1,15 @@
-"""A view: some records of a whole database, with other labels, as an index over it instead of a copy.
+"""A view: an index of some records of a complete database, with new labels, instead of a copy of these records.
 
-    records = open_records("random0/A/train_lmdb")      # a database or a view: the same to a reader
+    records = open_records("random0/A/train_lmdb")      # a database or a view, with the same interface
     image, label = records.record(7)
 
-A half of ImageNet takes 5 MB so, where a copy takes 20 to 120 GB. The embedded engine reads a view wherever a Data
-layer names it as its `source:`; for real Caffe `tools.split_lmdb` copies the same records in the same order.
-A view is a folder:
+A view of half of ImageNet takes 5 MB, a copy 20 to 120 GB. The embedded engine reads a view as the `source:` of a Data
+layer. For real Caffe, `tools.split_lmdb` copies the same records in the same order. A view is a folder:
 
-    records.npy     int32, records x 2: the number of a record in the whole database (in the order of its keys), and
-                    its label here
-    view.json       which database (its path seen from here, the checksum of its data.mdb), and how the view was made
+    records.npy     int32, records x 2: the number of a record in the complete database (in the order of its keys), and
+                    its label in the view
+    view.json       the database (its path relative to the view, the checksum of its data.mdb), and how the view was
+                    made
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ _AGAIN = "make the view again"
 
 
 def is_view(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is a view."""
+    """Return whether ``path`` is a view."""
     return (Path(path) / VIEW).is_file()
 
 
 def open_records(path: str | os.PathLike[str], color: bool | None = None) -> Database | View:
-    """The database or view ``path``; ``color`` as in `datum.decode_datum`. UserError for what is neither."""
+    """Open the database or view ``path``; ``color`` as in `datum.decode_datum`. Raise UserError if it is neither."""
     return View(path, color) if is_view(path) else Database(path, color)
 
 
 def whole_of(path: str | os.PathLike[str]) -> Path:
-    """The database that holds the records of ``path``: itself, or that under a view."""
+    """Return the path of the database with the records of ``path``: of a view its database, otherwise ``path``."""
     return Path(path, _read(Path(path))["database"]) if is_view(path) else Path(path)
 
 
 def made_from(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is written beside the records of a database or view of how it was made; nothing where another made it."""
+    """Return the recorded description of how a database or view was made; {} if another program has written it."""
     try:
         made = json.loads(read_text(Path(path, VIEW if is_view(path) else "build.json")))
     except (OSError, ValueError, UserError):
@@ -65,10 +65,10 @@ def made_from(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class View:
-    """Records of a whole database by numbers of its own, with labels of its own; read as a `datum.Database` is."""
+    """Some records of a complete database, numbered from 0 and with new labels; read like a `database.Database`."""
 
     def __init__(self, path: str | os.PathLike[str], color: bool | None = None) -> None:
-        """Open ``path``. UserError where it is damaged, or its database is another than when it was made."""
+        """Open ``path``. Raise UserError if the view is damaged or its database has changed since it was made."""
         self.path = Path(path)
         record = _read(self.path)
         table = self.path / RECORDS
@@ -79,7 +79,7 @@ class View:
             if entries.dtype != np.int32 or entries.ndim != 2 or entries.shape[1] != 2 or not len(entries):
                 raise ValueError
         except (ValueError, EOFError, FileNotFoundError):
-            raise UserError(f"{table}: damaged or replaced: not what {VIEW} beside it tells of; {_AGAIN}") from None
+            raise UserError(f"{table}: damaged or replaced: it does not match {VIEW} beside it; {_AGAIN}") from None
         self.index, self.labels = entries[:, 0], entries[:, 1]
         self.whole_path = Path(os.path.normpath(self.path / record["database"]))
         try:
@@ -87,45 +87,46 @@ class View:
         except UserError as error:
             raise UserError(f"{self.path}: a view of another database, and {error}") from None
         if len(self.database) != record["database_records"] or _checksum(self.whole_path) != record["database_sha256"]:
-            raise UserError(f"{self.path}: a view of {self.whole_path}, which was built anew since; {_AGAIN}")
+            raise UserError(f"{self.path}: a view of {self.whole_path}, which was rebuilt since; {_AGAIN}")
         if self.index.min() < 0 or self.index.max() >= len(self.database):
-            raise UserError(f"{table}: names records that {self.whole_path} does not have; {_AGAIN}")
+            raise UserError(f"{table}: refers to records that {self.whole_path} does not have; {_AGAIN}")
 
     def __len__(self) -> int:
-        """The number of records."""
+        """Return the number of records."""
         return len(self.index)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the first record."""
+        """The (channels, height, width) of the first record."""
         channels, height, width = self.record(0)[0].shape
         return channels, height, width
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
-        """Record ``index``, 0 <= index < len, as (C x H x W array, label)."""
+        """Return record ``index``, 0 <= index < len, as (C x H x W array, label)."""
         return self.database.record(self._at(index))[0], int(self.labels[index])
 
     def raw(self, index: int) -> tuple[bytes, bytes]:
-        """The key in the whole database, and the serialized Datum with the label it has here."""
+        """Return the key in the complete database, and the serialized Datum with its label in the view."""
         key, value = self.database.raw(self._at(index))
         return key, relabelled(value, int(self.labels[index]), f"{self.whole_path}: record {key!r}")
 
     def __iter__(self) -> Iterator[tuple[bytes, np.ndarray, int]]:
-        """All records in order as (key in the whole database, array, label)."""
+        """Yield all records in order as (key in the complete database, array, label)."""
         for index in range(len(self)):
             key, array = self.database.keyed(self._at(index))[:2]
             yield key, array, int(self.labels[index])
 
     def _at(self, index: int) -> int:
+        """Return the number of a record in the complete database. Raise IndexError if it is out of range."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of a view of {len(self)}")
         return int(self.index[index])
 
 
 def write_view(path: str | os.PathLike[str], whole: Database, entries: np.ndarray, made: dict[str, Any]) -> None:
-    """Write a view of the records ``entries`` (records x 2: number, label); ``made`` goes into view.json, too."""
+    """Write a view of the records ``entries`` (records x 2: number, label); ``made`` is added to view.json."""
     if not Path(path).name:
-        raise UserError(f"{os.fspath(path)!r} is no name for a view; is a variable of the shell unset?")
+        raise UserError(f"{os.fspath(path)!r} is not a valid name for a view; is a shell variable unset?")
     refuse_existing(path, "choose another name, or remove it to make it again")
     with whole_folder(path) as folder:
         np.save(folder / RECORDS, entries.astype(np.int32))
@@ -140,15 +141,16 @@ def write_view(path: str | os.PathLike[str], whole: Database, entries: np.ndarra
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a view's view.json. Raise UserError if it is damaged."""
     kinds = {"database": str, "database_records": int, "records_sha256": str}
     record = read_record(path / VIEW, kinds, _AGAIN)
     if not isinstance(record.get("database_sha256"), str):
-        raise UserError(f"{path / VIEW}: damaged: it names no database_sha256; {_AGAIN}")
+        raise UserError(f"{path / VIEW}: damaged: database_sha256 is missing; {_AGAIN}")
     return record
 
 
 def _checksum(database: Path) -> str:
-    """What tells a database from another one: the checksum beside data.mdb; the size where there is none."""
+    """Return an identifier of a database's content: the checksum beside data.mdb, or the size if there is none."""
     file = Path(database) / "data.mdb"
     try:
         return checksum_path(file).read_text().split()[0]

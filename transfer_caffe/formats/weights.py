@@ -1,4 +1,4 @@
-"""Weights files (.caffemodel) as arrays by layer."""
+"""Reading and comparison of weights files (.caffemodel) as arrays by layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transfer_caffe.utils.errors import UserError
 
 
 def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
-    """The blobs of each layer that has any, by the layer's name. UserError if one is damaged or not finite."""
+    """Return the blobs of each layer that has any, by layer name. Raise UserError if one is damaged or not finite."""
     net = upgrade_net(read_binary(path, caffe_pb2.NetParameter()), str(path))
     return {
         layer.name: [_finite(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)]
@@ -23,16 +23,17 @@ def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
 
 
 def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
+    """Return a blob as an array. Raise UserError if it has NaN or inf."""
     array = blob_to_array(blob, where)
     if not np.isfinite(array).all():
-        raise UserError(f"{where} holds values that are not finite")
+        raise UserError(f"{where} contains NaN or inf; the training diverged or the file is damaged")
     return array
 
 
 def differing_layers(
     names: Iterable[str], before: dict[str, list[np.ndarray]], after: dict[str, list[np.ndarray]]
 ) -> list[str]:
-    """Those of the layers whose blobs are not byte for byte the same."""
+    """Return those layers of ``names`` whose blobs are missing or not byte for byte the same."""
 
     def content(weights: dict[str, list[np.ndarray]], name: str) -> list[tuple[tuple[int, ...], bytes]]:
         return [(array.shape, array.tobytes()) for array in weights.get(name, [])]

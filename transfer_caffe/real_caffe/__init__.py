@@ -1,1 +1,1 @@
-"""Real Caffe: where it is on this machine, and what is asked of it."""
+"""Find real Caffe on this machine and run it."""

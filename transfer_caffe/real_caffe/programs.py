@@ -1,10 +1,10 @@
-"""Where real Caffe is on this machine: its programs, and a Python that imports pycaffe.
+"""Find real Caffe on this machine: its programs, and a Python that can import pycaffe.
 
-    program("convert_imageset")     Path, or None where there is no real Caffe
+    program("convert_imageset")     Path, or None if there is no real Caffe
     pycaffe()                       the argv of a Python with pycaffe, or None
 
-Taken in this order: the program that the environment variable CAFFE names, `caffe` on the PATH, and what
-`make caffe` put into the folder .caffe of the project.
+The search order is: the program that the environment variable CAFFE names, `caffe` on the PATH, and the program that
+`make caffe` installed in the project's folder .caffe.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ INSTALLED = Path(__file__).resolve().parent.parent.parent / ".caffe" / "bin"
 
 
 def program(name: str = "caffe") -> Path | None:
-    """The program ``name`` (caffe, convert_imageset, ...) of the Caffe that is used here; None if it is not there.
+    """Return the path of Caffe's program ``name`` (caffe, convert_imageset, ...); None if there is none.
 
-    UserError where CAFFE names no program: falling back to another Caffe would be a surprise.
+    Raise UserError if CAFFE does not name a program, rather than silently falling back to another Caffe.
     """
     given = os.environ.get("CAFFE")
     if given:
         found = shutil.which(given)
         if found is None:
-            raise UserError(f"CAFFE={given}: there is no such program; give the path of the program caffe, or unset it")
+            raise UserError(f"CAFFE={given}: no such program; set CAFFE to the path of the program caffe, or unset it")
     else:
         found = shutil.which("caffe") or shutil.which("caffe", path=INSTALLED)
     if found is None:
         return None
     caffe = Path(os.path.abspath(found))
-    # a distribution names the tools as Caffe's Makefile does; Caffe's build folder adds .bin
+    # Linux distributions name the tools as Caffe's Makefile does; Caffe's build folder adds .bin
     for path in (caffe.with_name(name + caffe.suffix), caffe.with_name(name)):
         if path.exists():
             return path
@@ -45,14 +45,14 @@ def program(name: str = "caffe") -> Path | None:
 
 
 def pycaffe() -> tuple[str, ...] | None:
-    """The argv of a Python in which `import caffe` works: CAFFE_PYTHON, the one beside caffe, or this one.
+    """Return the argv of a Python in which `import caffe` works: CAFFE_PYTHON, the one beside caffe, or this one.
 
-    UserError where CAFFE_PYTHON is no such Python.
+    Return None if there is none. Raise UserError if CAFFE_PYTHON is set but cannot import caffe.
     """
     given = os.environ.get("CAFFE_PYTHON")
     if given:
         if not _imports_caffe(given):
-            raise UserError(f"CAFFE_PYTHON={given}: not a Python in which `import caffe` works; unset it, or name one")
+            raise UserError(f"CAFFE_PYTHON={given}: `import caffe` fails in it; unset it, or set it to another Python")
         return (given,)
     beside = program("caffe-python")
     for python in (beside and str(beside), sys.executable, shutil.which("python3")):
@@ -71,9 +71,9 @@ def _imports_caffe(python: str) -> bool:
 
 
 def last_words(output: str) -> str:
-    """Of what real Caffe wrote before it ended itself, the line that says why; the last one if none does."""
+    """Return the line of real Caffe's output that says why it failed; the last line if there is no fatal error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for line in lines:
         if match := re.match(r"F\d{4} .*?\] (.*)", line):
             return match[1]
-    return lines[-1] if lines else "it ended without a word"
+    return lines[-1] if lines else "it ended without any output"

@@ -1,8 +1,8 @@
-"""Surgery by real Caffe's own hand: the blobs that a net has once pycaffe has loaded the base's weights into it.
+"""Weight surgery by running real Caffe: pycaffe loads the base's weights into a net and returns the net's blobs.
 
     python -m transfer_caffe.surgery ... --with pycaffe
 
-Its outcome is that of `transfer_caffe.surgery`, to the byte: for those who would rather see Caffe do the copying.
+The result is byte-identical to that of `transfer_caffe.surgery`; use it to let Caffe itself copy the layers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SCRIPT = Path(__file__).parent / "scripts" / "take_over.py"
 def blobs_by_pycaffe(
     base: str | os.PathLike[str], net: NetParameter, image: Sequence[int], layers: Sequence[str]
 ) -> dict[str, list[np.ndarray]]:
-    """The blobs of ``layers`` in ``net`` after Caffe's Net.copy_from(base), float32 in the net's shapes.
+    """Return the blobs of ``layers`` in ``net`` after pycaffe's Net.copy_from(base), float32 in the net's shapes.
 
-    ``image`` is channels, height, width of what the net is fed with. UserError where there is no pycaffe, and with
-    Caffe's own words where it refuses.
+    ``image`` is channels, height and width of the net's input. Raise UserError if there is no pycaffe, or, with
+    Caffe's error message, if Caffe rejects the weights.
     """
     python = real_caffe.pycaffe()
     if python is None:
@@ -44,7 +44,7 @@ def blobs_by_pycaffe(
         env = {**os.environ, "GLOG_logtostderr": "1", "GLOG_minloglevel": "2"}
         result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, errors="replace")
         if result.returncode or not out.exists():
-            raise UserError(f"{os.fspath(base)}: pycaffe does not load it: {real_caffe.last_words(result.stderr)}")
+            raise UserError(f"{os.fspath(base)}: pycaffe cannot load it: {real_caffe.last_words(result.stderr)}")
         with np.load(out) as blobs:
             taken: dict[str, list[np.ndarray]] = {name: [] for name in layers}
             for key in sorted(blobs.files, key=lambda key: int(key.rsplit("/", 1)[1])):
@@ -53,7 +53,7 @@ def blobs_by_pycaffe(
 
 
 def without_data(net: NetParameter, image: Sequence[int]) -> NetParameter:
-    """The net with an Input layer in place of its data layers, and without what their labels are needed for."""
+    """Return the net with an Input layer in place of its data layers, and without layers that need labels."""
     out = NetParameter(name=net.name)
     fed = next(layer for layer in net.layer if not layer.bottom)
     source = out.layer.add(name=fed.name, type="Input", top=[fed.top[0]])
@@ -65,6 +65,6 @@ def without_data(net: NetParameter, image: Sequence[int]) -> NetParameter:
             copy = out.layer.add()
             copy.CopyFrom(layer)
             for param in (copy.convolution_param, copy.inner_product_param):
-                if param.HasField("weight_filler"):  # values that nobody looks at
+                if param.HasField("weight_filler"):  # the initial values are not used
                     param.ClearField("weight_filler")
     return out

@@ -1,11 +1,13 @@
-"""One page about a recipe's run: what it says, what it cannot say, figures, every network, times.
+"""Write an HTML report on a recipe's networks: summary, figures, differences, all networks, settings and times.
 
     python -m transfer_caffe.report --runs runs/demo --out report
-    python -m transfer_caffe.report --runs paper --metric top10 --out report      the paper's own networks
+    python -m transfer_caffe.report --runs paper --metric top10 --out report      the paper's networks
 
-Writes report/index.html, which needs no other file and no network, report/figures/ and report/analysis/. Reads
-results.csv of the runs folder, and of each network's folder done.json, surgery.json, curve.csv, the prototxts, the log
-and, of bases, the final weights, as far as they are there. `words` has the sentences, `network` the page of a network.
+The report is report/index.html, a single file that needs no other file and no network connection. The figures and the
+tables of the analysis are also written to report/figures/ and report/analysis/. The input is results.csv in the runs
+folder and, if present, done.json, surgery.json, curve.csv, the prototxt files and the log in each network's folder, and
+the final weights of base networks. `words` writes the sentences, `network` collects the data of one network, `curve`
+draws its training curve, and `page` renders the page.
 """
 
 from __future__ import annotations
@@ -27,23 +29,26 @@ __all__ = ["write_report"]
 def write_report(
     runs: str | os.PathLike[str], out: str | os.PathLike[str], metric: str = "final", compare: bool = False
 ) -> Path:
-    """Write out/index.html, out/figures/ and out/analysis/ about the run in ``runs`` (runs/RECIPE, or the word paper).
+    """Write out/index.html, out/figures/ and out/analysis/ about the networks in ``runs``; return the path of the page.
 
-    ``metric`` is one of `figures.cells.METRICS`; with ``compare`` the figures have the paper's networks behind. Returns
-    the page's path. UserError if there is no results.csv, no network in it has an accuracy, or a file of a network is
-    damaged: nothing is written then.
+    ``runs`` is a folder such as runs/RECIPE, or the word paper. ``metric`` is one of
+    `transfer_caffe.results.markers.METRICS`. With ``compare`` the figures show the paper's networks in the background.
+    Raise UserError, without writing anything, if there is no results.csv, if no network in it has an accuracy, or if a
+    file of a network is damaged.
     """
     folder = None if os.fspath(runs) == "paper" else Path(runs)
     if folder is not None and not (folder / "results.csv").is_file():
         raise UserError(
-            f"{runs}: there is no results.csv in it; give the folder of a recipe's networks, as runs/demo, and train "
-            "them first: python -m transfer_caffe.sweep run --recipe RECIPE"
+            f"{runs}: there is no results.csv in it; give the folder of a recipe's networks, such as runs/demo, and "
+            "train them first: python -m transfer_caffe.sweep run --recipe RECIPE"
         )
     if folder is None and compare:
         raise UserError("--runs paper --compare paper: both are the paper; give the folder of your own networks")
     rows = load("paper" if folder is None else folder / "results.csv")
     if not rows:
-        raise UserError(f"{runs}: no network is in its results.csv; train some: python -m transfer_caffe.sweep run")
+        raise UserError(
+            f"{runs}: its results.csv has no networks; train networks first: python -m transfer_caffe.sweep run"
+        )
     out = Path(out)
     analyses = analyse(rows, metric)
     networks = read_networks(rows, metric, folder)

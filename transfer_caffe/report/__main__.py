@@ -1,4 +1,4 @@
-"""The command that writes the report: `transfer_caffe.report.write_report`."""
+"""Write the report of a recipe's networks; the Python function is `transfer_caffe.report.write_report`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from transfer_caffe.utils.errors import ArgumentParser, command
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Write the report of one recipe's run."""
+    """Run the command line: write the report on one recipe's networks."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.report",
-        description="Write one static page, OUT/index.html, about the networks of a recipe, and its figures.",
+        description="Write a report on the networks of a recipe, OUT/index.html, with its figures and analysis tables.",
         epilog="examples:\n"
         "  python -m transfer_caffe.report --runs runs/demo --out report\n"
         "  python -m transfer_caffe.report --runs runs/paper --compare paper --metric top10 --out report\n"
@@ -22,9 +22,9 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument(
         "--runs", required=True, metavar="DIR",
-        help="folder with results.csv and the networks' folders; the word paper: the authors' own networks",
+        help="folder with results.csv and the networks' folders, or the word paper for the authors' networks",
     )  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder for the page and its figures; those in it are replaced")
+    parser.add_argument("--out", required=True, help="folder for the page and its figures; existing files are replaced")
     add_compare(parser)
     add_metric(parser)
     options = parser.parse_args(argv)

@@ -1,9 +1,9 @@
-"""A network's training as a picture: test accuracy over the paper's, losses, learning rate; SVG in the page's colours.
+"""Draw a network's training curves as SVG: test accuracy with the paper's for comparison, losses, and learning rate.
 
     svg(tests, [("paper: A3B, random0", paper_tests)], name)
 
-The picture is a part of the page, not an image, so that it follows the page's dark mode, and small: there may be
-hundreds of them.
+The SVG is part of the page rather than an image file, so that it follows the page's dark mode. It is kept small,
+because a page may have hundreds of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel: what it shows, its height in pixels, its lines, and whether its axis is logarithmic."""
+    """One panel: its title, its height in pixels, its lines, and whether its y axis is logarithmic."""
 
     title: str
     height: float
@@ -43,10 +43,11 @@ class Panel:
 
 
 def svg(tests: Sequence[Row], paper: Sequence[tuple[str, Sequence[Row]]], name: str) -> Markup:
-    """The picture of the ``tests`` of a network; "" where it has none.
+    """Return the SVG of the ``tests`` of a network, or "" if there are none.
 
-    ``paper``: label and tests of each network of the paper to be drawn behind. Where these trained for another number
-    of iterations they are drawn over the same part of the training, and the label says so.
+    ``paper`` has the label and the tests of each of the paper's networks to be drawn in the background. If such a
+    network was trained for a different number of iterations, its curve is rescaled to the same length, and the label
+    says so.
     """
     if not tests and not paper:
         return Markup("")
@@ -79,7 +80,7 @@ def svg(tests: Sequence[Row], paper: Sequence[tuple[str, Sequence[Row]]], name: 
 
 def _label(label: str, tests: Sequence[Row], end: int) -> str:
     own = tests[-1].iteration
-    return label if own == end else f"{label} ({own:,} iterations, drawn to the same length)"
+    return label if own == end else f"{label} ({own:,} iterations, rescaled to the same length)"
 
 
 def _stretched(tests: Sequence[Row], end: int) -> list[Row]:
@@ -88,7 +89,7 @@ def _stretched(tests: Sequence[Row], end: int) -> list[Row]:
 
 
 def _points(tests: Sequence[Row], value: Callable[[Row], float | None]) -> Points:
-    """The finite values, at most `MOST_POINTS` of them and always the last."""
+    """Return the finite values, thinned out to at most about `MOST_POINTS`, always including the last one."""
     found = [(float(row.iteration), each) for row in tests for each in [value(row)] if each is not None]
     found = [(x, y) for x, y in found if math.isfinite(y)]
     step = math.ceil(len(found) / MOST_POINTS) if found else 1
@@ -146,7 +147,9 @@ def _panel(panel: Panel, top: float, end: float, last: bool) -> Markup:
         places = [at(x, y) for x, y in line.points if not panel.log or y > 0]
         if len(places) == 1:
             parts.append(Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"/>').format(line.look, *places[0]))
-        elif panel.log:  # a rate falls at once, at the iteration at which its new value is first seen
+        elif (
+            panel.log
+        ):  # a step plot: the learning rate changes at the iteration at which its new value is first logged
             steps = f"M{places[0][0]:.1f} {places[0][1]:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
             steps += f"H{WIDTH - RIGHT:.1f}"
             parts.append(Markup('<path class="{}" d="{}"/>').format(line.look, steps))
@@ -157,10 +160,10 @@ def _panel(panel: Panel, top: float, end: float, last: bool) -> Markup:
 
 
 def _words(name: str, tests: Sequence[Row], paper: Sequence[tuple[str, Sequence[Row]]]) -> str:
-    """The picture in words, for those who do not see it."""
+    """Return a text description of the curves for screen readers."""
     words = []
     for label, each in [(name, tests), *paper]:
         points = _points(each, lambda row: row.test_accuracy)
         if points:
             words.append(f"{label}: from {points[0][1]:.3f} to {points[-1][1]:.3f} at iteration {points[-1][0]:,.0f}")
-    return "Test accuracy during training. " + "; ".join(words) + "." if words else "Training without a test."
+    return "Test accuracy during training. " + "; ".join(words) + "." if words else "Training without tests."

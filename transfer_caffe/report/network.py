@@ -1,9 +1,9 @@
-"""One network's page in the report: what was done to it, its training over the paper's, its layers, files and log.
+"""The data of one network's page in the report: treatment, training curve, layers, settings, provenance and log.
 
     pages = read_networks(rows, "final", Path("runs/demo"))
     pages[0].curve, pages[0].layers, pages[0].log
 
-All of it comes from the network's folder, as far as it is there; of a log that is long the beginning and the end.
+The data are read from the network's folder, as far as they exist. A long log is reduced to its beginning and end.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import read_json, read_record, read_text
 
 LOG_CHARACTERS = 24_000_000
-"""Of all logs together; packed they are about a tenth of that."""
+"""Maximum number of characters of all logs together; compressed they take about a tenth of that."""
 LOG_OF_ONE = 400_000
+"""Maximum number of characters of one log."""
 
 
 @dataclass
 class Page:
-    """What the page of one network shows; what its folder does not have is empty.
+    """The content of one network's page; fields for which its folder has no data are empty.
 
-    ``layers`` are (layer, came from, learns or is frozen, lr_mult of weights and biases, shapes of the blobs), bottom
-    up; ``facts`` and ``provenance`` are (name, value).
+    ``layers`` has (layer, source of the initial weights, "learns" or "frozen", lr_mult of weights and biases, shapes of
+    the blobs), from the input upwards. ``facts`` and ``provenance`` have (name, value).
     """
 
     row: Row
@@ -56,9 +57,9 @@ class Page:
     curve: Markup
     layers: list[tuple[str, str, str, str, str]] = field(default_factory=list)
     at_chance: bool = False
-    """Whether its last test shows nothing better than guessing."""
+    """Whether the accuracy of the last test is at chance level."""
     filters: str = ""
-    """The conv1 filters as a PNG in base64, of a base."""
+    """The conv1 filters of a base network, as a PNG in base64."""
     solver: str = ""
     net: str = ""
     log: str = ""
@@ -68,14 +69,14 @@ class Page:
 
     @property
     def anchor(self) -> str:
-        """What the page is called after the # of an address: unique in a table of one recipe or of several."""
+        """The network's name in the URL fragment, unique in a table of one or several recipes."""
         return f"{self.row.recipe}/{self.row.network}" if self.row.recipe else self.row.network
 
 
 def read_networks(rows: Sequence[Row], metric: str, runs: Path | None) -> list[Page]:
-    """The pages of all rows, in their order; ``runs`` holds their folders (None: there are none).
+    """Return the pages of all rows, in their order; ``runs`` has the networks' folders (None if there are none).
 
-    UserError for a file of a network that is damaged.
+    Raise UserError if a file of a network is damaged.
     """
     known = {(marker.recipe, marker.network): marker for marker in markers_of(rows, metric)}
     paper, tests = load("paper"), read_tests(CURVES)
@@ -93,7 +94,7 @@ def read_networks(rows: Sequence[Row], metric: str, runs: Path | None) -> list[P
         page = Page(row, marker, _words(row), _facts(row, marker, metric), curve.svg(own, theirs, row.network))
         page.at_chance = bool(own) and at_chance(own[-1], row.target_classes)
         if page.at_chance:
-            page.facts.append(("remark", "at the end it is no better than guessing"))
+            page.facts.append(("remark", "the final test accuracy is at chance level"))
         if folder is not None and folder.is_dir():
             _of_folder(page, folder, share)
         pages.append(page)
@@ -101,10 +102,10 @@ def read_networks(rows: Sequence[Row], metric: str, runs: Path | None) -> list[P
 
 
 def alike(row: Row, paper: Sequence[Row], tests: dict[str, list[Test]]) -> list[Row]:
-    """The paper's networks to compare a network's training with: those of its treatment and split that have a curve.
+    """Return the paper's networks to compare a training curve with: those of the same treatment and split with a curve.
 
-    Where there are none, those of its treatment in the other splits of its family; where there are none of these
-    either, those of its kind and n, letters pooled (the paper has no selffers of half B).
+    If there are none, return those of the same treatment in other splits of the family. If there are none either,
+    return those of the same kind and n, with the letters pooled (the paper has no selffer networks of half B).
     """
     having = [each for each in paper if tests.get(each.network) and each.images_per_class == row.images_per_class]
     family = [each for each in having if _family(each) == _family(row)]
@@ -128,12 +129,12 @@ def _kind(row: Row) -> tuple[str, int]:
 
 
 def _paper_label(row: Row) -> str:
-    images = f", {row.images_per_class} images a class" if row.images_per_class is not None else ""
+    images = f", {row.images_per_class} images per class" if row.images_per_class is not None else ""
     return f"paper: {row.treatment}, {row.split}{images}"
 
 
 def _words(row: Row) -> str:
-    """What the treatment did, in a sentence."""
+    """Return a sentence that describes the treatment."""
     treatment = Treatment.parse(row.treatment)
 
     def half(letter: str) -> str:
@@ -141,20 +142,21 @@ def _words(row: Row) -> str:
 
     on = f"{half(treatment.target)}" if treatment.target else "all classes"
     if row.images_per_class is not None:
-        on += f", the first {row.images_per_class} images of each"
+        on += f", with the first {row.images_per_class} images of each class"
     first = "layer 1" if treatment.n == 1 else f"layers 1 to {treatment.n}"
     if treatment.is_base:
-        return f"All layers start from random values and learn on {on}."
+        return f"Base network: all layers are initialised randomly and trained on {on}."
     if treatment.is_random:
         return (
-            f"{first.capitalize()} keep{'s' * (treatment.n == 1)} random, untrained weights; the others learn on {on}."
+            f"Random weights: {first} keep{'s' * (treatment.n == 1)} random, untrained weights; the other layers are "
+            f"trained on {on}."
         )
-    what = "copied and trained on" if treatment.finetuned else "copied and frozen"
-    own = ", its own half (selffer)" if treatment.is_selffer else " (transfer)"
+    what = "fine-tuned" if treatment.finetuned else "frozen"
+    kind = "Selffer" if treatment.is_selffer else "Transfer"
     is_or_are = "is" if treatment.n == 1 else "are"
     return (
-        f"{first.capitalize()} {is_or_are} {what}, from the network trained on {half(treatment.source)}{own}; the "
-        f"others start from random values; it learns on {on}."
+        f"{kind} network: {first} {is_or_are} copied from the base network of {half(treatment.source)} and {what}; the "
+        f"other layers are re-initialised; the network is trained on {on}."
     )
 
 
@@ -165,19 +167,19 @@ def _facts(row: Row, marker: Marker | None, metric: str) -> list[tuple[str, str]
         at = f" at iteration {row.iteration_of_max:,}" if row.iteration_of_max is not None else ""
         facts.append(("highest test accuracy", f"{row.accuracy_max:.4f}{at}"))
     if marker is not None and marker.base is not None and marker.kind != "base":
-        facts.append(("base of its own half", f"{marker.base:.4f}"))
-        facts.append(("difference to it", f"{points(marker.gain or 0.0)} points"))
+        facts.append(("accuracy of its own base network", f"{marker.base:.4f}"))
+        facts.append(("difference from its own base", f"{points(marker.gain or 0.0)} points"))
     if marker is not None and marker.control is not None:
-        facts.append(("selffer of its own half", f"{marker.control:.4f}"))
-        facts.append(("difference to it", f"{points(marker.over_control or 0.0)} points"))
+        facts.append(("accuracy of the selffer network of the same target", f"{marker.control:.4f}"))
+        facts.append(("difference from that selffer network", f"{points(marker.over_control or 0.0)} points"))
     facts += [
-        ("test loss at the end", _number(row.test_loss_final, ".4f")),
-        ("training loss over the last 1000 iterations", _number(row.train_loss_last1000, ".4f")),
+        ("test loss after the last iteration", _number(row.test_loss_final, ".4f")),
+        ("mean training loss over the last 1000 iterations", _number(row.train_loss_last1000, ".4f")),
         ("iterations", f"{row.max_iter:,}"),
         ("classes; outputs", f"{row.target_classes}; {row.outputs}"),
     ]
     if accuracy_of(row, metric) is None:
-        facts.insert(0, ("result", "none: no accuracy is recorded" + ("" if row.logged else ", its log is lost")))
+        facts.insert(0, ("result", "none: no accuracy is recorded" + ("" if row.logged else "; its log is lost")))
     return [(name, value) for name, value in facts if value]
 
 
@@ -186,7 +188,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _of_folder(page: Page, folder: Path, characters: int) -> None:
-    """Add what the network's folder has."""
+    """Add the data of the network's folder to its page."""
     if (folder / DONE).is_file():
         record = read_json(folder / DONE)
         if not isinstance(record, dict):
@@ -211,12 +213,12 @@ def _of_folder(page: Page, folder: Path, characters: int) -> None:
 
 
 def _layers(folder: Path, treatment: Treatment) -> list[tuple[str, str, str, str, str]]:
-    """The layers with weights, as the prototxt and the table of the surgery tell them."""
+    """Return the layers with weights, from the prototxt and the surgery record (see `Page.layers`)."""
     table: dict[str, dict[str, Any]] = {}
     base = ""
     if (folder / SURGERY).is_file():
         kinds = {"base": str, "layers": list}
-        made = read_record(folder / SURGERY, kinds, "remove it, or start the network anew with --restart")
+        made = read_record(folder / SURGERY, kinds, "remove it, or retrain the network with --restart")
         base = made["base"]
         table = {str(each.get("layer")): each for each in made["layers"] if isinstance(each, dict)}
     net = read_prototxt(folder / NET, caffe_pb2.NetParameter())
@@ -224,7 +226,7 @@ def _layers(folder: Path, treatment: Treatment) -> list[tuple[str, str, str, str
     for index, layer in enumerate(layers_with_weights(net), start=1):
         row = table.get(layer.name, {})
         rates = [param.lr_mult for param in layer.param] or [1.0]
-        came = "untrained, random" if treatment.is_random and index <= treatment.n else "random values"
+        came = "random, untrained" if treatment.is_random and index <= treatment.n else "random"
         if row.get("start") == "copied":
             came = f"copied from {base}"
         shapes = row.get("shapes")
@@ -238,7 +240,11 @@ def _layers(folder: Path, treatment: Treatment) -> list[tuple[str, str, str, str
 
 
 def excerpt(path: Path, characters: int) -> str:
-    """A log's text, of a long one the first quarter and the last three of ``characters``, whole lines, and a note."""
+    """Return the text of a log, shortened to about ``characters``.
+
+    A longer log is reduced to complete lines from its beginning (one quarter) and its end (three quarters), with a note
+    in between.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         if size <= characters:
@@ -248,13 +254,14 @@ def excerpt(path: Path, characters: int) -> str:
         tail = file.read()
     head, tail = head[: head.rfind(b"\n") + 1], tail[tail.find(b"\n") + 1 :]
     left = size - len(head) - len(tail)
-    return f"{head.decode(errors='replace')}\n... {left:,} bytes left out: all of it is in {path}\n\n" + tail.decode(
-        errors="replace"
+    return (
+        f"{head.decode(errors='replace')}\n... {left:,} bytes left out; the complete log is {path}\n\n"
+        + tail.decode(errors="replace")
     )
 
 
 def flat(value: Any) -> str:
-    """A value of done.json in a line."""
+    """Return a value of done.json as one line of text."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {flat(each)}" for key, each in value.items() if each not in (None, ""))
     return " ".join(flat(each) for each in value) if isinstance(value, list) else str(value)

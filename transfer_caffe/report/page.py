@@ -1,7 +1,8 @@
-"""The report's page out of its parts: templates/report.html.j2 and, for each network, templates/network.html.j2.
+"""Render the report page from templates/report.html.j2 and, for each network, templates/network.html.j2.
 
-Nothing in the page asks for anything outside of it, and its policy forbids it to; the only script that may run is its
-own, named by checksum. What a network's page holds lies packed in the page until someone opens it.
+The page loads nothing from outside the file, and its Content-Security-Policy forbids that. The only script that may run
+is the page's own, identified by its hash. The details of each network are stored in the page as compressed data and
+unpacked when the network is opened.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from transfer_caffe.utils.errors import UserError
 
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_SVG = 1_500_000
-"""Bytes: a figure with more than that goes into the page as PNG."""
+"""Maximum size in bytes of an embedded SVG; a larger figure is embedded as PNG."""
 
 MOST_SPLITS = 6
-"""Splits whose missing networks the page names at its top, seed by seed."""
+"""Maximum number of splits and seeds whose missing networks are named in the warning at the top of the page."""
 
 COLUMNS = [
     ("network", False), ("split", False), ("treatment", False), ("n", True), ("seed", True), ("accuracy", True),
@@ -53,7 +54,7 @@ def render(
     metric: str,
     folder: Path | None,
 ) -> str:
-    """The page's HTML; ``folder`` has the networks' folders, None for the paper's own networks."""
+    """Return the HTML of the page; ``folder`` has the networks' folders and is None for the paper's networks."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -71,7 +72,8 @@ def render(
         warnings.insert(0, _incomplete(missing, planned))
     if guessing := [page.row.network for page in networks if page.at_chance]:
         warnings.append(
-            f"No better than guessing at the end, so that nothing is learnt from them about features: {_few(guessing)}."
+            "The final test accuracy of the following networks is at chance level, so they say nothing about the "
+            f"transferability of features: {_few(guessing)}."
         )
     having = sum(accuracy_of(row, metric) is not None for row in rows)
     counted = f"{having} network{'s' * (having != 1)} of {whose}"
@@ -112,26 +114,32 @@ def render(
 
 def _subtitle(paper: bool, counted: str, missing: int, planned: bool) -> str:
     if paper:
-        return f"Yosinski, Clune, Bengio and Lipson (NIPS 2014): {counted}, from their logs; {missing} logs are lost."
-    rest = f"{missing} missing." if missing else "all that the recipe plans." if planned else "as found."
-    return f"The experiment of Yosinski, Clune, Bengio and Lipson (NIPS 2014), repeated: {counted}, {rest}"
+        return (
+            f"Yosinski, Clune, Bengio and Lipson (NIPS 2014): {counted}, from their training logs; {missing} logs are "
+            "lost."
+        )
+    rest = f", {missing} missing" if missing else ", all that are planned" if planned else ""
+    return f"Replication of the experiment of Yosinski, Clune, Bengio and Lipson (NIPS 2014): {counted}{rest}."
 
 
 def _lead(analysis: Analysis, several: bool) -> str:
-    """The bases of one recipe; that there are none where all its networks are on reduced data."""
+    """Return a sentence on the base networks of one recipe, or on their absence if it has only reduced data."""
     name = f"Recipe {analysis.recipe}: " if several else ""
     if analysis.markers:
         return name + base_sentence(analysis.markers)
-    return f"{name}No network has {METRICS[analysis.metric]}, those on reduced data aside: there is nothing to compare."
+    return (
+        f"{name}No network has {METRICS[analysis.metric]} apart from networks trained on reduced data, so there is "
+        "nothing to compare."
+    )
 
 
 def _packed(text: str) -> str:
-    """Text as gzip in base64, which browsers unpack; the same bytes every time."""
+    """Return the text as gzip data in base64, which browsers can unpack; the same text gives the same bytes."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def _figure(drawn: Drawn) -> dict[str, str]:
-    """A figure with its picture inside: SVG, but PNG where the SVG is large or itself holds pictures."""
+    """Return a figure with its embedded image: SVG, or PNG if the SVG is large or itself contains images."""
     by_ending = {path.suffix: path for path in drawn.files}
     svg = by_ending[".svg"].read_bytes()
     vector = len(svg) <= LARGEST_SVG and b"<image" not in svg
@@ -146,11 +154,11 @@ def _figure(drawn: Drawn) -> dict[str, str]:
 
 
 def _cells(page: Page) -> list[tuple[str, Any]]:
-    """For each of `COLUMNS`: the text to show and the value to sort by."""
+    """Return, for each of `COLUMNS`, the text to show and the value to sort by."""
     row, marker = page.row, page.marker
     base, gain = (marker.base, marker.gain) if marker else (None, None)
     per_iteration = None if row.seconds_per_iteration is None else 1000 * row.seconds_per_iteration
-    split = row.split if row.images_per_class is None else f"{row.split}, {row.images_per_class} a class"
+    split = row.split if row.images_per_class is None else f"{row.split}, {row.images_per_class} images per class"
     return [
         (row.network, row.network), (split, split), (row.treatment, row.treatment),
         _number(row.n, "d"), _number(row.seed, "d"), _number(row.accuracy_final, ".4f"),
@@ -165,7 +173,10 @@ def _number(value: float | None, form: str) -> tuple[str, Any]:
 
 
 def _settings(networks: Sequence[Page]) -> tuple[dict[str, Any], list[str]]:
-    """The recipe as the networks recorded it, and a warning if they do not agree (on more than which to train)."""
+    """Return the recipe's settings as recorded by the networks, and a warning if the networks' settings differ.
+
+    The lists of networks and seeds to train may differ.
+    """
     found = [
         (page.row.network, str(page.record.get("finished")), page.record["settings"])
         for page in networks
@@ -179,8 +190,8 @@ def _settings(networks: Sequence[Page]) -> tuple[dict[str, Any], list[str]]:
     others = [name for name, _, each in found if {key: value for key, value in each.items() if key not in plan} != same]
     if others:
         return latest, [
-            f"{len(others)} networks were trained with other settings than the ones shown below ({_few(others)}): "
-            "differences between them and the rest need not come from the treatment."
+            f"{len(others)} networks were trained with other settings than those shown below ({_few(others)}), so "
+            "differences between them and the other networks may not be due to the treatment."
         ]
     return latest, []
 
@@ -190,7 +201,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list[str]:
-    """Names of networks that the table lists, or the recorded recipe plans, and that have no accuracy."""
+    """Return the names of networks without an accuracy that the table lists or the recorded recipe plans."""
     have = {row.network for row in rows if accuracy_of(row, metric) is not None}
     missing = [row.network for row in rows if row.network not in have]
     networks, seeds = settings.get("networks"), settings.get("seeds")
@@ -201,16 +212,16 @@ def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list
 
 
 def _incomplete(missing: Sequence[str], planned: int) -> str:
-    """Return what is said of a run that is not complete: how much is there, what is missing, and what to do."""
+    """Return the warning for an incomplete run: how many networks have a result, which are missing, and what to do."""
     return (
         f"Not complete: {planned - len(missing)} of {planned} planned networks have a result. Missing: "
-        f"{missing_words(missing)}. While the sweep is at work it rewrites this page as networks finish: reload it to "
-        "see them. If no sweep is at work, start it again with the same command: it continues where it stopped."
+        f"{missing_words(missing)}. While the sweep is running, it rewrites this page as networks finish: reload it to "
+        "see them. If no sweep is running, start it again with the same command: it continues where it stopped."
     )
 
 
 def missing_words(names: Sequence[str]) -> str:
-    """Return the names of networks by split: `random0: A{3,5}B, B3A; natman: baseA`; with seeds unless all are 0."""
+    """Return the names of networks by split, with seeds unless all are 0: `random0: A{3,5}B, B3A; natman: baseA`."""
     groups: dict[tuple[str, str], list[Treatment]] = {}
     others: list[str] = []
     for name in names:
@@ -235,28 +246,28 @@ def missing_words(names: Sequence[str]) -> str:
 
 
 def _facts(rows: Sequence[Row], networks: Sequence[Page], paper: bool) -> list[tuple[str, str]]:
-    """What the page says about time, machine and versions, as far as it was recorded."""
+    """Return (name, value) pairs on times, machine and versions, as far as they were recorded."""
     facts = []
     times = [row.wall_seconds for row in rows if row.wall_seconds is not None and math.isfinite(row.wall_seconds)]
     if times:
-        facts.append(("time of all networks together", f"{_duration(sum(times))} ({len(times)} networks)"))
+        facts.append(("total time of all networks", f"{_duration(sum(times))} ({len(times)} networks)"))
         facts.append(
-            ("time of a network",
+            ("time per network",
              f"median {_duration(statistics.median(times))}, from {_duration(min(times))} to {_duration(max(times))}")
         )  # fmt: skip
     records = [page.record for page in networks if page.record]
     stamps = [_moment(record.get(key)) for record in records for key in ("started", "finished")]
     moments = sorted(each for each in stamps if each is not None)
     if moments:
-        facts.append(("from the first start to the last end", _duration((moments[-1] - moments[0]).total_seconds())))
+        facts.append(("from the first start to the last finish", _duration((moments[-1] - moments[0]).total_seconds())))
         facts.append(("finished", moments[-1].isoformat(sep=" ", timespec="seconds")))
     for key in ("engine", "machine", "versions"):
         values = list(dict.fromkeys(flat(record[key]) for record in records if record.get(key)))
         if values:
             facts.append((key, "; ".join(values[:3]) + (f" (and {len(values) - 3} more)" if len(values) > 3 else "")))
     if paper:
-        facts.append(("machine", "Tesla K20, one a network; Caffe of 2013 and 2014"))
-    return facts or [("recorded", "nothing: no done.json lies beside the results")]
+        facts.append(("machine", "Tesla K20, one per network; Caffe versions of 2013 and 2014"))
+    return facts or [("recorded", "nothing: there is no done.json next to the results")]
 
 
 def _moment(value: Any) -> datetime | None:

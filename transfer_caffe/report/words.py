@@ -1,7 +1,7 @@
-"""What an analysis says, in sentences and small tables: for the report.
+"""The sentences and small tables of the report, from an analysis.
 
-Everything is a difference between networks that share recipe, split, seed and target half, with the interval that
-`transfer_caffe.analysis` gives it; what these differences cannot tell is said next to them.
+All effects are paired differences between networks of the same recipe, split, seed and target half, with the confidence
+intervals of `transfer_caffe.analysis`. The report states the limitations of these differences next to them.
 """
 
 from __future__ import annotations
@@ -13,29 +13,48 @@ from dataclasses import dataclass
 from transfer_caffe.analysis import Analysis, Effect, analyse
 from transfer_caffe.analysis.design import ranges
 from transfer_caffe.analysis.effects import groups_of
-from transfer_caffe.analysis.text import BESIDE_TABLE_1, CAUSES, GAINS, effect_columns, lines_of, table1_rows
+from transfer_caffe.analysis.text import (
+    BESIDE_TABLE_1,
+    CAUSES,
+    CAUSES_TITLE,
+    GAINS,
+    GAINS_TITLE,
+    effect_columns,
+    lines_of,
+    table1_rows,
+)
 from transfer_caffe.results.markers import FAMILIES, Cell, Marker
 from transfer_caffe.results.table import load
 
 GROUPS = {"A": "man-made", "B": "natural"}
 MINUS, NO_BREAK = "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 _SUBJECTS = (
-    (("BnB - base", "own base"), "lost co-adaptation", "one's own first n layers, copied and frozen, against the base"),
-    (("AnB - BnB", "same target"), "specificity", "frozen layers of the other half against frozen layers of one's own"),
-    (("AnB - base", "own base"), "frozen transfer", "frozen layers of the other half against the base"),
-    (("BnB+ - base", "own base"), "trained twice", "one's own layers, copied and trained on, against the base"),
-    (("AnB+ - base", "own base"), "fine-tuned transfer", "layers of the other half, trained on, against the base"),
-    (("AnB+ - BnB+", "same target"), "boost by the other half", "layers of the other half or one's own, trained on"),
-    (("AnB+ - BnB+", "own bases"), "boost by the other half", "gains over the own bases, on whatever half"),
-    (("R - base", "own base"), "random features", "frozen, untrained layers against the base"),
+    (("BnB - base", "own base"), "fragile co-adaptation",
+     "frozen layers copied from the same half, compared with the base network"),
+    (("AnB - BnB", "same target"), "representation specificity",
+     "frozen layers copied from the other half, compared with frozen layers copied from the same half"),
+    (("AnB - base", "own base"), "frozen transfer",
+     "frozen layers copied from the other half, compared with the base network"),
+    (("BnB+ - base", "own base"), "fine-tuned selffer",
+     "fine-tuned layers copied from the same half, compared with the base network"),
+    (("AnB+ - base", "own base"), "fine-tuned transfer",
+     "fine-tuned layers copied from the other half, compared with the base network"),
+    (("AnB+ - BnB+", "same target"), "boost from transfer",
+     "fine-tuned layers copied from the other half, compared with fine-tuned layers copied from the same half"),
+    (("AnB+ - BnB+", "own bases"), "boost from transfer",
+     "gain of fine-tuned transfer networks over their own bases, compared with the gain of fine-tuned selffer networks "
+     "over theirs, possibly on the other half"),
+    (("R - base", "own base"), "random weights", "frozen layers with random weights, compared with the base network"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell of a table of effects: points, the interval ("" for none), what both rest on, the paper's beside it.
+    """One cell of a table of effects.
 
-    ``verdict`` is above or below where the interval leaves zero out, within where it does not, unknown for none.
+    ``mean`` is the estimate in points, ``interval`` its confidence interval ("" if there is none), ``counts`` the
+    numbers of clusters and of paired differences, and ``paper`` the paper's estimate of the same effect. ``verdict`` is
+    "above" or "below" if the interval excludes zero, "within" if it includes zero, and "unknown" without an interval.
     """
 
     mean: str
@@ -47,7 +66,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Effects:
-    """A table of effects: (title, comparison) of each column; one row an n, None where there are no networks."""
+    """A table of effects: (title, comparison) of each column, and one row for each n, with None for missing effects."""
 
     title: str
     columns: list[tuple[str, str]]
@@ -55,18 +74,18 @@ class Effects:
 
 
 def points(difference: float) -> str:
-    """A difference of accuracies in percentage points, with its sign: +1.23, −0.40, 0.00."""
+    """Return a difference of accuracies in percentage points, with its sign: +1.23, −0.40, 0.00."""
     text = f"{100 * difference:+.2f}"
     return "0.00" if float(text) == 0 else text.replace("-", MINUS)
 
 
 def interval_words(effect: Effect) -> str:
-    """`−2.13 to −1.60`; "" where there is no interval."""
+    """Return the limits of the confidence interval, `−2.13 to −1.60`, or "" if there is none."""
     return "" if effect.low is None or effect.high is None else f"{points(effect.low)} to {points(effect.high)}"
 
 
 def verdict(effect: Effect) -> str:
-    """above, below, within or unknown: where the interval lies, seen from zero."""
+    """Return the position of the interval relative to zero: above, below, within (includes zero) or unknown."""
     if effect.low is None:
         return "unknown"
     if not effect.sure:
@@ -75,15 +94,16 @@ def verdict(effect: Effect) -> str:
 
 
 def effects_tables(analysis: Analysis, paper: bool, several: bool = False) -> list[Effects]:
-    """Causes and gains of each family of splits; the paper's own estimates beside, unless these are the ``paper``'s.
+    """Return the tables of the causes and of the gains for each family of splits.
 
-    Where there are ``several`` recipes, the titles name this one.
+    They include the paper's estimates, unless these networks are the ``paper``'s. If there are ``several`` recipes, the
+    titles name this one.
     """
     name = f"{analysis.recipe}: " if several else ""
     tables = []
     for _, family in groups_of(analysis.markers):
         effects = [effect for effect in analysis.effects if effect.family == family]
-        for what, titles in (("causes of the loss", CAUSES), ("gains, and random features", GAINS)):
+        for what, titles in ((CAUSES_TITLE, CAUSES), (GAINS_TITLE, GAINS)):
             columns = effect_columns(effects, titles)
             theirs = [{} if paper else _papers(analysis.metric, tuple(column)) for column in columns.values()]
             cells = list(zip(columns.values(), theirs, strict=True))
@@ -96,7 +116,7 @@ def effects_tables(analysis: Analysis, paper: bool, several: bool = False) -> li
 
 @functools.cache
 def _papers(metric: str, lines: tuple[str, ...]) -> dict[tuple[str, str, str, str], float]:
-    """The paper's estimates; over a range of n those of the n alone that are among ``lines``, as one's own are."""
+    """Return the paper's estimates, only for the n among ``lines`` so that the means over ranges are comparable."""
     rows = [row for row in load("paper") if not row.n or str(row.n) in lines]
     return {
         (effect.family, effect.comparison, effect.pairing, effect.n): effect.estimate
@@ -117,18 +137,20 @@ def _estimate(effect: Effect | None, paper: dict[tuple[str, str, str, str], floa
 
 
 def base_sentence(markers: Sequence[Marker]) -> str:
-    """The accuracy of the bases of every split and half."""
+    """Return a sentence with the accuracy of the base networks of every split and half."""
     halves: dict[tuple[str, str], list[float]] = {}
     for marker in markers:
         if marker.kind == "base":
             halves.setdefault((marker.split, marker.treatment.target), []).append(marker.accuracy)
     if not halves:
-        return "No base network has a result: nothing can be compared yet."
+        return "No base network has a result, so no comparison is possible yet."
     parts: dict[str, list[str]] = {}
     for (split, target), values in sorted(halves.items(), key=lambda each: _order(*each[0])):
         cell = Cell(tuple(values))
         name = GROUPS[target] if split == "natman" else f"half {target}" if target else ""
-        spread = f" (mean of {cell.count} seeds, standard deviation {100 * cell.sd:.1f})" if cell.sd is not None else ""
+        spread = ""
+        if cell.sd is not None:
+            spread = f" (mean of {cell.count} seeds, standard deviation {100 * cell.sd:.1f} points)"
         where = {"whole": "all classes", "natman": "man-made/natural split"}.get(split, split)
         parts.setdefault(where, []).append(f"{name} {100 * cell.mean:.1f}%{spread}".strip())
     listed = "; ".join(f"{where}: {', '.join(each)}" for where, each in parts.items())
@@ -140,9 +162,10 @@ def _order(split: str, target: str) -> tuple[int, int, str, str]:
 
 
 def effect_sentences(analysis: Analysis, several: bool = False) -> list[tuple[str, str]]:
-    """(what, sentence) for each comparison there is, family by family: its mean over n, and at which n it is sure.
+    """Return (heading, sentence) for each available comparison, by family of splits.
 
-    Where there are ``several`` recipes, each names this one.
+    A sentence gives the mean over n, and the n at which the interval excludes zero. If there are ``several`` recipes,
+    each heading names this one.
     """
     name = f" ({analysis.recipe})" if several else ""
     sentences = []
@@ -153,39 +176,42 @@ def effect_sentences(analysis: Analysis, several: bool = False) -> list[tuple[st
             if wanted[1] == "own bases" and any(
                 e.pairing == "same target" and e.comparison == wanted[0] for e in members
             ):
-                continue  # the second best, where the first is there
+                continue  # a fallback that is not needed if there are pairs of the same target
             if found:
                 where = "" if family == "random" else f", {FAMILIES[family].lower()}"
                 sentences.append((f"{what[0].upper()}{what[1:]}{where}{name}", _sentence(wanted[0], words, found)))
-    return sentences + [(f"As the paper's Table 1 has it{name}", each) for each in _published_sentence(analysis)]
+    return sentences + [(f"Pooled as in the paper's Table 1{name}", each) for each in _published_sentence(analysis)]
 
 
 def _published_sentence(analysis: Analysis) -> list[str]:
-    """How much of the pooled difference between AnB+ and BnB+ is a difference between the halves they were tried on."""
+    """Return how much of the pooled difference between AnB+ and BnB+ is due to the difficulty of the target halves."""
     for row in table1_rows([analysis]):
         number = row["selffer"]
         if number is not None and number.halves is not None:
             rest = number.difference - number.halves
             return [
                 f"pooled over layers {number.first} to {number.last}, AnB+ is {points(number.difference)} points above "
-                f"BnB+; {points(number.halves)} of it come from the halves that AnB+ was tried on being easier, by "
-                f"their own bases; {points(rest)} remain."
+                f"BnB+; {points(number.halves)} points of this are due to AnB+ having been trained on easier target "
+                f"halves, as measured by their base networks; the remainder is {points(rest)} points."
             ]
     return []
 
 
 def _sentence(comparison: str, words: str, effects: Sequence[Effect]) -> str:
-    """One comparison at every n of one family."""
+    """Return a sentence on one comparison at every n of one family of splits."""
     single = [effect for effect in effects if "-" not in effect.n]
     over = max((effect for effect in effects if "-" in effect.n), key=lambda effect: effect.networks)
     text = f"{words} ({comparison.replace(' - ', f' {MINUS} ')}): {points(over.estimate)} points on average over n = "
     text += ranges([int(effect.n) for effect in single]).replace("-", "\N{EN DASH}").replace(",", ", ")
-    text += f" (95%: {interval_words(over)}; {_basis(over)})" if over.low is not None else f" ({_basis(over)})"
+    if over.low is not None:
+        text += f" (95% confidence interval {interval_words(over)}; {_basis(over)})"
+    else:
+        text += f" ({_basis(over)})"
     sure = [effect for effect in single if effect.sure]
     if sure:
-        text += "; clearly not zero at " + ", ".join(f"n = {e.n} ({points(e.estimate)})" for e in sure)
+        text += "; interval excludes zero at " + ", ".join(f"n = {e.n} ({points(e.estimate)})" for e in sure)
     for title, numbers in (
-        ("not to be told from zero", [int(e.n) for e in single if verdict(e) == "within"]),
+        ("interval includes zero", [int(e.n) for e in single if verdict(e) == "within"]),
         ("without an interval", [int(e.n) for e in single if verdict(e) == "unknown"]),
     ):
         if len(numbers) == len(single) and title.startswith("without"):
@@ -196,59 +222,69 @@ def _sentence(comparison: str, words: str, effects: Sequence[Effect]) -> str:
 
 
 def _basis(effect: Effect) -> str:
-    """What an effect rests on: `4 splits, 28 differences`; without an interval, why it has none."""
-    differences = f"{effect.networks} difference{'s' * (effect.networks != 1)}"
+    """Return the numbers behind an effect, `4 splits, 28 paired differences`; without an interval, the reason."""
+    differences = f"{effect.networks} paired difference{'s' * (effect.networks != 1)}"
     if effect.low is None:
-        return f"{differences}, one split and one seed: no interval"
+        return f"{differences}, no interval because there is only one split and one seed"
     return f"{effect.clusters} {effect.unit}s{' of one split' * (effect.unit == 'seed')}, {differences}"
 
 
 def caveats(analyses: Iterable[Analysis]) -> list[str]:
-    """How the intervals are made, and what no interval holds, as far as it follows from which networks there are."""
+    """Return sentences on how the intervals are computed and on the limitations that apply to these networks."""
     analyses = list(analyses)
     markers = [marker for analysis in analyses for marker in analysis.markers]
     intervals = sum(effect.low is not None for analysis in analyses for effect in analysis.effects)
     sentences = []
     if intervals:
         sentences.append(
-            "Networks of one split share classes and bases and so are no independent observations: an interval counts "
-            "splits, or where there is one split its seeds, and is then about other trainings on these classes alone."
+            "Networks of one split share classes and base networks and are not independent observations, so the "
+            "intervals are Student's t over the means of the splits. If there is only one split, they are over its "
+            "seeds and describe other training runs on the same classes only."
         )
     if any(effect.low is None and effect.pairing != "as published" for each in analyses for effect in each.effects):
         sentences.append(
-            "A number without an interval is of a single split and seed. That base's own luck moves all differences to "
-            "it together. In the paper's experiment two networks on the same data differed by 0.3 to 0.6 points."
+            "A number without an interval is from a single split and seed. The random error of its base network shifts "
+            "all differences from that base by the same amount. In the paper's experiment two networks on the same "
+            "data differed by 0.3 to 0.6 points."
         )
     if any(marker.treatment.finetuned for marker in markers):
         sentences.append(
-            "A fine-tuned network (+) has been trained twice, once as its base: a gain of BnB+ is what longer training "
-            "gives, and only what AnB+ has beyond BnB+ can come from having seen the other half."
+            "The copied layers of a fine-tuned network (+) have been trained twice, first in the base network. A gain "
+            "of BnB+ over its base can therefore be an effect of longer training; only the difference between AnB+ and "
+            "BnB+ can be attributed to training on the other half."
         )
     if intervals > 10:
-        sentences.append(f"There are {intervals} intervals: about one in twenty misses the truth.")
+        sentences.append(
+            f"Of the {intervals} intervals, about one in twenty is expected not to contain the true difference."
+        )
     if any(analysis.metric == "top10" for analysis in analyses):
         sentences.append(
-            "Accuracy is the paper's: the mean of the ten highest test accuracies, picked on the test set, "
-            "so slightly too high where there are hundreds, as the paper's 450. Of a network with few tests "
-            "it is the mean of much of the training, and says little about its end."
+            "Accuracy is the paper's metric, the mean of the ten highest test accuracies of a training run. Because "
+            "these are selected on the test set, it is biased slightly upwards if there are hundreds of tests, such as "
+            "the paper's 450. For a network with few tests it averages over much of the training and says little about "
+            "the final accuracy."
         )
     return sentences
 
 
 @dataclass(frozen=True)
 class Table1:
-    """The paper's Table 1: headings, and rows of cells, one a range of layers."""
+    """The paper's Table 1: the headings of the columns, and one row of cells for each range of layers."""
 
     columns: list[str]
     rows: list[list[str]]
 
 
 def table1(analyses: Sequence[Analysis]) -> Table1 | None:
-    """Boost of AnB+ as published, what of it comes from easier halves, and paired; None without AnB+ networks."""
+    """Return the boost of AnB+ as published, its part due to easier halves, and paired differences.
+
+    Return None if there are no AnB+ networks.
+    """
     rows = table1_rows(analyses)
     if not rows:
         return None
-    columns = ["layers", "over baseB, as published (of it by easier halves)", "over BnB+, as published (of it)"]
+    columns = ["layers"]
+    columns += [f"over {other}, as published (of which due to easier halves)" for other in ("baseB", "BnB+")]
     columns += [f"{each.replace(' - ', f' {MINUS} ')}, {pairing}" for each, pairing in BESIDE_TABLE_1.values()]
     several = len({row["recipe"] for row in rows}) > 1
     lines = []
@@ -261,7 +297,7 @@ def table1(analyses: Sequence[Analysis]) -> Table1 | None:
                 cells[-1] += f" ({points(number.halves)})"
         for name in BESIDE_TABLE_1:
             effect = row[name]
-            cells.append("no such pair" if effect is None else points(effect.estimate))
+            cells.append("no pairs" if effect is None else points(effect.estimate))
             if effect is not None and effect.low is not None:
                 cells[-1] += f" ({interval_words(effect)})"
         lines.append(cells)

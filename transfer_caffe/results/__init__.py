@@ -1,1 +1,1 @@
-"""The table of results, and the numbers that figures, analysis and report read from it."""
+"""The results table, and the statistics that the figures, the analysis and the report compute from it."""

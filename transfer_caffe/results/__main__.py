@@ -1,4 +1,4 @@
-"""Write a recipe's table of results, runs/RECIPE/results.csv.
+"""Write a recipe's results table, runs/RECIPE/results.csv.
 
 python -m transfer_caffe.results --recipe demo
 """
@@ -16,20 +16,22 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
+    """Run the command line."""
     parser = ArgumentParser(
         prog="python -m transfer_caffe.results",
-        description="Write the table of a recipe's networks that are done, runs/RECIPE/results.csv.",
+        description="Write the results table of a recipe's finished networks, runs/RECIPE/results.csv.",
         epilog="example: python -m transfer_caffe.results --recipe demo",
     )
     parser.add_argument("--recipe", required=True, help="a recipe's name or its YAML file")
-    parser.add_argument("--runs", default="runs", metavar="DIR", help="where the networks are (default: runs)")
+    parser.add_argument(
+        "--runs", default="runs", metavar="DIR", help="folder with the networks' folders (default: runs)"
+    )
     args = parser.parse_args(argv)
     recipe = load_recipe(args.recipe)
     folder = Path(args.runs) / recipe.name
     if not any(folder.glob("*/done.json")):
         raise UserError(
-            f"{folder}: no network of {recipe.name} is done there; train some first: "
+            f"{folder}: no network of {recipe.name} is finished in it; train networks first: "
             f"python -m transfer_caffe.sweep run --recipe {args.recipe}"
         )
     path, count = write_results(recipe, args.runs)

@@ -1,4 +1,4 @@
-"""Command-line options that figures, analysis and report have in common."""
+"""Command-line options shared by the figures, analysis and report commands."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from transfer_caffe.utils.errors import ArgumentParser
 
 
 def add_metric(parser: ArgumentParser) -> None:
-    """Add --metric, which figures and report share."""
+    """Add the option --metric."""
     parser.add_argument(
         "--metric",
         choices=list(METRICS),
         default="final",
-        help="final: accuracy after the last iteration (default). top10: the paper's, the mean of the ten highest test "
-        "accuracies of a training; it picks them on the test set, so it is slightly too high; with few tests it means "
-        "little",
+        help="final: test accuracy after the last iteration (default). top10: the paper's metric, the mean of the ten "
+        "highest test accuracies of a training run; because they are selected on the test set it is biased slightly "
+        "upwards, and it is not meaningful for runs with few tests",
     )
 
 
 def add_compare(parser: ArgumentParser) -> None:
-    """Add --compare, which figures and report share."""
-    parser.add_argument("--compare", choices=["paper"], help="draw the paper's networks pale behind yours")
+    """Add the option --compare."""
+    parser.add_argument("--compare", choices=["paper"], help="draw the paper's networks in pale colours behind yours")

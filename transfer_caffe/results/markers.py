@@ -1,11 +1,12 @@
-"""The numbers behind the figures: every network with its kind, its own base and its own control; means and errors.
+"""Accuracies, paired differences, means and standard errors of the networks in a results table.
 
     markers = markers_of(rows, "final")
     cells_of(markers, "accuracy")["AnB", 3].mean
 
-The paper pools letters: BnB is every selffer, AnB every transfer (Yosinski et al. 2014, section 4). Halves differ in
-difficulty, so a mean over halves says nothing about a treatment unless every treatment was trained on every half.
-What is safe is the difference between a network and the base of its own target: same split, half and seed.
+As in the paper (Yosinski et al. 2014, section 4), the letters are pooled: BnB stands for every selffer network (A3A,
+B3B), AnB for every transfer network (A3B, B3A). The halves differ in difficulty. Pooled means are therefore comparable
+only if every treatment was trained on the same halves. The paired difference between a network and the base network of
+its own target (same split, half and seed) does not have this problem.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ METRICS = {"final": "accuracy_final", "top10": "accuracy_top10"}
 
 @dataclass(frozen=True)
 class Marker:
-    """One network. ``base`` is the accuracy of its own target's base, ``control`` that of the selffer of its own
+    """One network of the table and the accuracies it is compared with.
 
-    target, n and kind of training; both None where there is none. Accuracies are fractions.
+    ``base`` is the accuracy of the base network of the same target. ``control`` is the accuracy of the selffer network
+    with the same target and n and the same training (frozen or fine-tuned); only transfer networks have one. Each is
+    None if the table has no such network. Accuracies are fractions.
     """
 
     network: str
@@ -42,12 +45,12 @@ class Marker:
 
     @property
     def n(self) -> int:
-        """The number of layers taken over; 0 for a base."""
+        """The number of copied layers; 0 for a base network."""
         return self.treatment.n
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`: letters pooled as in the paper."""
+        """The kind of network, one of `KINDS`, with the letters pooled as in the paper."""
         treatment = self.treatment
         if treatment.is_base or treatment.is_random:
             return "base" if treatment.is_base else "R"
@@ -55,56 +58,59 @@ class Marker:
 
     @property
     def family(self) -> str:
-        """`random` for every random split, else the split itself: natman or whole."""
+        """The family of the split: `random` for every random split, otherwise the split's name (natman or whole)."""
         return "random" if self.split.startswith("random") else self.split
 
     @property
     def place(self) -> tuple[str, str, int, str]:
-        """What two networks must share to be compared: recipe, split, seed and the half (or whole) of the target."""
+        """The key that two networks must share to be paired: recipe, split, seed and target ("" for all classes)."""
         return self.recipe, self.split, self.seed, self.treatment.target
 
     @property
     def gain(self) -> float | None:
-        """Accuracy minus that of the own target's base."""
+        """The accuracy minus the accuracy of the base network of the same target; None for a base network."""
         return None if self.base is None or self.kind == "base" else self.accuracy - self.base
 
     @property
     def over_control(self) -> float | None:
-        """Accuracy of a transfer network minus that of the selffer of the same target."""
+        """The accuracy of a transfer network minus the accuracy of the selffer network of the same target."""
         return None if self.control is None else self.accuracy - self.control
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Several numbers that belong to one kind and n."""
+    """The values of one kind of network and one n."""
 
     values: tuple[float, ...]
 
     @property
     def count(self) -> int:
-        """How many numbers."""
+        """The number of values."""
         return len(self.values)
 
     @property
     def mean(self) -> float:
-        """Their mean."""
+        """The mean of the values."""
         return math.fsum(self.values) / len(self.values)
 
     @property
     def sd(self) -> float | None:
-        """Their standard deviation (divided by count - 1); None for a single one."""
+        """The sample standard deviation (divided by count - 1); None for a single value."""
         if self.count < 2:
             return None
         return math.sqrt(math.fsum((value - self.mean) ** 2 for value in self.values) / (self.count - 1))
 
     @property
     def se(self) -> float | None:
-        """The standard error of the mean; None for a single one."""
+        """The standard error of the mean; None for a single value."""
         return None if self.sd is None else self.sd / math.sqrt(self.count)
 
 
 def accuracy_of(row: Row, metric: str) -> float | None:
-    """The accuracy of a network by one of `METRICS`; None if it is empty or NaN. UserError if it is no fraction."""
+    """Return the accuracy of a network by one of `METRICS`, or None if it is empty or not finite.
+
+    Raise UserError if it is not a fraction from 0 to 1.
+    """
     accuracy: float | None = getattr(row, METRICS[metric])
     if accuracy is None or not math.isfinite(accuracy):
         return None
@@ -114,9 +120,10 @@ def accuracy_of(row: Row, metric: str) -> float | None:
 
 
 def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
-    """The networks that have an accuracy, each with its own base and control. Reduced data are another experiment.
+    """Return the networks that have an accuracy, each with the accuracies of its base and its control.
 
-    UserError if no row at all has an accuracy, if one is no fraction, or if two networks answer to the same recipe,
+    Networks trained on reduced data are left out: they belong to a separate experiment. Raise UserError if no row has
+    an accuracy, if an accuracy is not a fraction, if a split is unknown, or if two networks have the same recipe,
     split, seed and treatment.
     """
     found: dict[tuple[tuple[str, str, int, str], Treatment], Marker] = {}
@@ -129,13 +136,15 @@ def markers_of(rows: Iterable[Row], metric: str) -> list[Marker]:
             reduced += 1
             continue
         if not re.fullmatch(r"random\d+|natman|whole", row.split):
-            raise UserError(f"{row.network}: there is no split {row.split!r}: random0, random1, ..., natman or whole")
+            raise UserError(
+                f"{row.network}: there is no split {row.split!r}; expected random0, random1, ..., natman or whole"
+            )
         marker = Marker(row.network, row.recipe, row.split, row.seed, Treatment.parse(row.treatment), accuracy)
         key = marker.place, marker.treatment
         if key in found:
             raise UserError(
                 f"{marker.network} and {found[key].network} are both treatment {marker.treatment} of split "
-                f"{marker.split}, seed {marker.seed}: one network a row is expected; remove one of them"
+                f"{marker.split}, seed {marker.seed}; only one network is expected for each: remove one of the rows"
             )
         found[key] = marker
     if not found and not reduced:
@@ -157,7 +166,11 @@ def _with_pairs(marker: Marker, found: dict) -> Marker:
 
 
 def cells_of(markers: Iterable[Marker], what: str) -> dict[tuple[str, int], Cell]:
-    """Cells by (kind, n), in the order of `KINDS` and n. ``what`` is accuracy, gain or over_control (where known)."""
+    """Return the cells by (kind, n), in the order of `KINDS` and n.
+
+    ``what`` names the property of `Marker` to collect: accuracy, gain or over_control. Networks without it are left
+    out.
+    """
     values: dict[tuple[str, int], list[float]] = {}
     for marker in markers:
         value = getattr(marker, what)
@@ -168,16 +181,20 @@ def cells_of(markers: Iterable[Marker], what: str) -> dict[tuple[str, int], Cell
 
 
 def pooled_sd(cells: Iterable[Cell]) -> tuple[float, int] | None:
-    """The standard deviation within a cell, pooled over all, and its degrees of freedom; None without any pair."""
+    """Return the pooled within-cell standard deviation and its degrees of freedom.
+
+    Return None if no cell has two or more values.
+    """
     squares = [(cell.sd**2 * (cell.count - 1), cell.count - 1) for cell in cells if cell.sd is not None]
     freedom = sum(each for _, each in squares)
     return (math.sqrt(math.fsum(each for each, _ in squares) / freedom), freedom) if freedom else None
 
 
 def limits(values: Sequence[float], step: float, least: float, pad: float = 0.1) -> tuple[float, float]:
-    """Axis limits around ``values``: ``pad`` of their range (at least ``least``) on either side, rounded to ``step``.
+    """Return axis limits around ``values``, padded on either side and rounded outwards to a multiple of ``step``.
 
-    For the paper's own numbers this gives the paper's own axes, within a step.
+    The padding is the fraction ``pad`` of the range of the values; a range below ``least`` is widened to ``least``. For
+    the paper's numbers the result agrees with the axes of the paper's figures to within one step.
     """
     low, high = min(values), max(values)
     if high - low < least:

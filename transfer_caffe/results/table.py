@@ -1,10 +1,10 @@
-"""The results table: results.csv, one row a network that is done, from the networks' done.json.
+"""The results table, results.csv: one row for each finished network, collected from the networks' done.json files.
 
     for row in read_results("runs/demo/results.csv"): print(row.treatment, row.accuracy_top10)
-    rows = load("paper")                                    the paper's own table
+    rows = load("paper")                                    the paper's table
 
-The columns are those of the paper's own table of networks, then recipe, seed and wall_seconds; as there, a network
-on reduced data has the split `whole` and its images_per_class.
+The columns are those of the paper's table of networks, followed by recipe, seed and wall_seconds. As in the paper's
+table, a network trained on reduced data has the split `whole` and a value in images_per_class.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from transfer_caffe.utils.locks import lock
 
 @dataclass(frozen=True)
 class Row:
-    """One network; None is an empty field. Accuracies are fractions, top-1; times are seconds.
+    """One network; None stands for an empty field. Accuracies are top-1 fractions; times are in seconds.
 
-    ``source`` is "A", "B", "random" or "" (base); ``target`` "A", "B" or "whole"; ``accuracy_top10`` the mean of the
-    ten highest test accuracies of the run (of all, where it had fewer), which is what the paper plots.
+    ``source`` is "A", "B", "random" or "" (base network). ``target`` is "A", "B" or "whole". ``accuracy_top10`` is the
+    mean of the ten highest test accuracies of the run (of all of them if there are fewer than ten), the metric that the
+    paper plots.
     """
 
     network: str
@@ -64,9 +65,10 @@ _OWN = ("recipe", "seed", "wall_seconds")  # columns that the paper's table does
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a results table, ours or one in the paper's columns.
+    """Read the rows of a results table; recipe, seed and wall_seconds may be missing, as in the paper's table.
 
-    UserError, naming file, line and column, for a missing column, a row of another length, a value of another kind.
+    Raise UserError, naming file, line and column, for a missing column, a row of the wrong length or a value of the
+    wrong type.
     """
     lines = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[Row] = []
@@ -76,7 +78,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
             hint = "; commas are expected between the columns" if len(header) == 1 else ""
             raise UserError(f"{path}:1: not a results table: the column {missing[0]} is missing{hint}")
         if len(set(header)) < len(header):
-            raise UserError(f"{path}:1: a column is there twice")
+            raise UserError(f"{path}:1: a column name occurs twice; remove one of the two columns")
         for values in lines:
             if not values:
                 continue
@@ -89,16 +91,17 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
 
 
 def load(name_or_path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of the paper's own table for the word `paper` (of a file called so: `./paper`), else of that file.
+    """Return the rows of the paper's table for the word `paper`, otherwise the rows of the file of that name.
 
-    Of the paper's 170 networks 22 have no accuracies (``logged`` is False). Errors as of `read_results`.
+    A file that is itself called paper can be read as `./paper`. 22 of the paper's 170 networks have no accuracies
+    (``logged`` is False). Errors are those of `read_results`.
     """
     if os.fspath(name_or_path) == "paper":
         return read_results(NETWORKS)
     require_file(
         name_or_path,
-        "`python -m transfer_caffe.results --recipe RECIPE` writes the table of networks that are trained "
-        "(python -m transfer_caffe.sweep run --recipe RECIPE); the word paper means the paper's own",
+        "`python -m transfer_caffe.results --recipe RECIPE` writes the table of the trained networks "
+        "(python -m transfer_caffe.sweep run --recipe RECIPE trains them); the word paper stands for the paper's table",
     )
     return read_results(name_or_path)
 
@@ -127,7 +130,7 @@ def _value(text: str, kind: str) -> Any:
         if kind.endswith("| None"):
             return None
         if kind == "bool":
-            return False  # a base is neither fine-tuned nor not
+            return False  # the field is empty for a base network
         raise ValueError("is empty")
     kind = kind.split(" ")[0]
     if kind == "bool":
@@ -141,7 +144,7 @@ def _value(text: str, kind: str) -> Any:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """The table as text."""
+    """Return the table as CSV text."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(COLUMNS)
@@ -152,7 +155,10 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def collect(recipe: Recipe, runs: str | os.PathLike[str]) -> list[Row]:
-    """The rows of all networks that are done: those of the recipe in its order, then others trained by its name."""
+    """Return the rows of all finished networks: first the recipe's networks in its order, then any other in its folder.
+
+    The folder is runs/RECIPE.
+    """
     folder = Path(runs) / recipe.name
     names = [network.name for network in recipe.networks()]
     names += sorted(path.parent.name for path in folder.glob("*/done.json") if path.parent.name not in set(names))
@@ -161,14 +167,14 @@ def collect(recipe: Recipe, runs: str | os.PathLike[str]) -> list[Row]:
         path = folder / name / "done.json"
         if path.exists():
             row = _row_of(path)
-            if row.network == name:  # else a folder that was set aside
+            if row.network == name:  # otherwise a folder that was renamed to keep an earlier run
                 rows.append(row)
     return rows
 
 
 def _row_of(path: Path) -> Row:
     try:
-        done = read_record(path, {"network": str, "split": str, "accuracy_final": (int, float)}, "train it anew")
+        done = read_record(path, {"network": str, "split": str, "accuracy_final": (int, float)}, "train it again")
         split: str = done["split"]
         reduced = split.startswith("reduced")
         same = {name: done[name] for name in COLUMNS if name in done}
@@ -183,17 +189,20 @@ def _row_of(path: Path) -> Row:
             }
         )
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{path}: not what the driver wrote ({error}); start the network anew with --restart") from None
+        raise UserError(
+            f"{path}: not in the form that the driver writes ({error}); retrain the network with --restart"
+        ) from None
 
 
-def write_results(recipe: Recipe, runs: str | os.PathLike[str]) -> tuple[Path, int]:
-    """Write runs/RECIPE/results.csv; gives its path and its number of rows.
+def write_results(recipe: Recipe, runs: str | os.PathLike[str] = "runs") -> tuple[Path, int]:
+    """Write runs/RECIPE/results.csv and return its path and its number of rows.
 
-    Of several at once, as jobs on a cluster that end together, the last one sees what all others have finished.
+    Several processes may call this at the same time, for example cluster jobs that end together. A lock makes them
+    write one after the other, so that the last one includes all networks that the others have finished.
     """
     folder = Path(runs) / recipe.name
     path = folder / "results.csv"
-    with lock(folder / ".results.lock", "the table of results", lambda _: None):
+    with lock(folder / ".results.lock", "the results table", lambda _: None):
         rows = collect(recipe, runs)
         write_text(path, to_csv(rows))
     return path, len(rows)

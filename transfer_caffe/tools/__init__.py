@@ -1,1 +1,1 @@
-"""From image lists to what Caffe reads, with the flags of Caffe's own tools."""
+"""Conversion of image lists to the databases and mean images that Caffe reads, with the flags of Caffe's own tools."""

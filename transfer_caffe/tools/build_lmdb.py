@@ -1,17 +1,16 @@
-"""Make the LMDB that Caffe's Data layer reads from an image list, as Caffe's convert_imageset does.
+"""Build an LMDB for Caffe's Data layer from an image list, as Caffe's convert_imageset does.
 
     python -m tools.build_lmdb --shuffle --resize_height=256 --resize_width=256 images/ train.txt train_lmdb
 
-Same positional arguments, flags, keys and records as convert_imageset (Caffe's tools/convert_imageset.cpp, and
-ReadImageToDatum in src/caffe/util/io.cpp). Different from it:
-- An image that is missing or broken ends the run (--on_error fail), or is left out and named (--on_error skip), or
-  is treated as Caffe does, and named: stored as far as it can be decoded, else left out (--on_error caffe).
-- The order that --shuffle gives follows from --seed.
-- Images are decoded by as many threads as there are cores (--jobs); the database is the same for any number of them.
-- The database appears when it is complete, or not at all, and holds a file build.json that says how it was made. After
-  a kill, a full disk, or a broken image the same command goes on where it was; images that are stored already are
-  not looked at again.
-- LMDB only.
+The positional arguments, flags, keys and records are the same as convert_imageset's (Caffe's
+tools/convert_imageset.cpp, and ReadImageToDatum in src/caffe/util/io.cpp). Differences:
+- A missing or broken image ends the run (--on_error fail), or is left out and reported (--on_error skip), or is treated
+  as in Caffe and reported: stored as far as it can be decoded, otherwise left out (--on_error caffe).
+- The order of --shuffle is determined by --seed.
+- Images are decoded by one thread per core (--jobs); the database does not depend on the number of threads.
+- The database is written atomically and contains a file build.json that says how it was built. After a kill, a full
+  disk, or a broken image, the same command resumes the build; images that are stored already are not read again.
+- Only LMDB is supported.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from transfer_caffe.utils.progress import track
 ON_ERROR = ("fail", "skip", "caffe")
 MAX_KEY = 511  # bytes; LMDB's limit
 SWITCHES = ("gray", "shuffle", "check_size", "encoded", "scaled_decode")
-TASK_BYTES = 2 << 20  # of records, about, that a thread makes at a time
+TASK_BYTES = 2 << 20  # approximate size of the records that a thread builds at a time
 MOST_IN_TASK = 64
 
 
 @dataclass
 class Result:
-    """What a build made: number of records, images left out, what the decoder complained about."""
+    """The result of a build: number of records, images left out, warnings of the decoder."""
 
     records: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -51,9 +50,10 @@ class Result:
 
 
 class _Builder:
-    """The parts of `build`."""
+    """The image list, its order and the decoding of its images, for `build`."""
 
     def __init__(self, root: str, image_list: str, settings: Settings, on_error: str) -> None:
+        """Read the image list and determine the order of the records."""
         self.root, self.image_list, self.settings, self.on_error = root, image_list, settings, on_error
         self.lines = read_list(image_list)
         self.list_sha256 = sha256(image_list)
@@ -65,14 +65,14 @@ class _Builder:
         self.bytes = self.sized = 0
 
     def job(self) -> dict[str, Any]:
-        """What an unfinished database must have been made from, to be gone on with."""
-        # what is done with damaged images may change between: there were none of them so far, or all were named
+        """Return the description that an unfinished database must have in order to be resumed."""
+        # the treatment of damaged images may differ: up to now there were none, or all of them were reported
         settings = vars(self.settings) | {"damaged": None}
         root = os.path.abspath(self.root or ".")
         return {"list_sha256": self.list_sha256, "root": root, **settings, "opencv": cv2.__version__}
 
     def size(self) -> int:
-        """The bytes that the database will have: pages of 4096 for each record. 0 where it depends on the images."""
+        """Return the size of the database in bytes (pages of 4096 per record); 0 if it depends on the images."""
         settings = self.settings
         if settings.encoded or settings.encode_type or not settings.resize_height:
             return 0
@@ -80,11 +80,12 @@ class _Builder:
         return len(self.lines) * (-(-record // 4096) * 4096 if record > 2000 else record)
 
     def path(self, line: int) -> str:
+        """Return the path of the image in a line of the list (counted from 0)."""
         name = self.lines[line][0]
         return f"{self.root.rstrip('/')}/{name.lstrip('/')}" if self.root else name
 
     def tasks(self, first: int) -> Iterator[Task]:
-        """What is left to do from place ``first`` on, in pieces of about `TASK_BYTES`."""
+        """Yield the images from position ``first`` on, in tasks of about `TASK_BYTES`."""
         while first < len(self.order):
             size = self.bytes // self.sized if self.sized else TASK_BYTES // 8
             count = min(max(TASK_BYTES // max(size, 1), 1), MOST_IN_TASK)
@@ -93,7 +94,7 @@ class _Builder:
             first += count
 
     def made(self, first: int, jobs: int) -> Iterator[tuple[int, Made]]:
-        """(line, what became of its image) from place ``first`` on."""
+        """Yield (line, the record of its image or the problem) from position ``first`` on."""
         everything = make_records(self.tasks(first), self.settings, jobs)
         for place, made in enumerate(everything, start=first):
             self.bytes, self.sized = self.bytes + len(made.record), self.sized + 1
@@ -105,9 +106,9 @@ def build(
 ) -> Result:
     """Write ``database`` from the images of ``image_list`` under ``root``.
 
-    ``on_error``: what an image that is missing or broken does: `fail` (UserError), `skip` (left out, with a line on
-    standard error), or `caffe` (stored as far as it can be decoded, else left out; with a line, too).
-    ``jobs``: threads that decode; None is one a core. Interrupted work of the same arguments is gone on with.
+    ``on_error``: the treatment of a missing or broken image: `fail` (UserError), `skip` (left out, with a line on
+    standard error), or `caffe` (stored as far as it can be decoded, otherwise left out; also with a line).
+    ``jobs``: number of decoding threads; None is one per core. An interrupted build with the same arguments is resumed.
     """
     refuse_existing(database, "choose another name, or remove it to build it again")
     builder = _Builder(root, image_list, replace(settings, damaged=on_error == "caffe"), on_error)
@@ -118,15 +119,15 @@ def build(
     first: tuple[str, tuple[int, ...]] | None = None
     writer = DatabaseWriter(database, builder.job(), builder.size())
     try:
-        # what progress bars write must not be taken for what a decoder says: see library_messages
+        # library_messages keeps the output of progress bars separate from the messages of decoders
         with library_messages(), writer:
             done = writer.state.get("place", 0)
             if done:
                 result = Result(**writer.state["result"])
                 first = writer.state["first"] and (writer.state["first"][0], tuple(writer.state["first"][1]))
-                _say(f"{database}: going on after the first {done} of {count} images, which are done")
+                _say(f"{database}: resuming after the first {done} of {count} images, which are done")
             elif writer.started_over:
-                _say(f"{database}: unfinished work is there, but from another list or other settings: starting over")
+                _say(f"{database}: the unfinished build there has another list or other settings: starting over")
             progress = track(builder.made(done, jobs or cores()), count, "images", done)
             for place, (line, made) in enumerate(progress, start=done):
                 name = lines[line][0]
@@ -135,12 +136,12 @@ def build(
                 key = f"{place:08d}_{name}".encode()
                 problem = made.problem and made.problem + (f" ({made.heard})" if made.heard else "")
                 if len(key) > MAX_KEY:
-                    problem = f"the path is longer than the {MAX_KEY - 9} bytes that LMDB takes"
+                    problem = f"the path is longer than the {MAX_KEY - 9} bytes that LMDB allows"
                 if problem:
                     if on_error == "fail":
                         hint = (
-                            "repair the image, the list, or the folder that its paths start from; or leave such images "
-                            "out with --on_error skip (in a recipe `images: {on_error: skip}`)"
+                            "correct the image, the list, or the folder that its paths are relative to; or leave out "
+                            "such images with --on_error skip (in a recipe `images: {on_error: skip}`)"
                         )
                         raise UserError(f"{where}: {problem}; {hint}")
                     result.skipped.append({"line": line + 1, "path": name, "reason": problem})
@@ -148,7 +149,7 @@ def build(
                     continue
                 if made.heard and not made.damage:
                     result.warnings.append({"line": line + 1, "path": name, "message": made.heard})
-                    _say(f"warning: {where}: stored, but its decoder says: {made.heard}")
+                    _say(f"warning: {where}: stored, but its decoder reports: {made.heard}")
                 if made.damage:
                     message = f"damaged, stored as far as it could be decoded ({made.heard or made.damage})"
                     result.warnings.append({"line": line + 1, "path": name, "message": message})
@@ -157,7 +158,7 @@ def build(
                     first = first or (path, made.shape)
                     if made.shape != first[1]:
                         sizes = f"{_size(made.shape)}, but {first[0]} has {_size(first[1])}"
-                        raise UserError(f"{where}: {sizes} (height x width x channels); resize, or drop --check_size")
+                        raise UserError(f"{where}: {sizes} (height x width x channels); resize, or omit --check_size")
                 result.records += 1
                 writer.state = {"place": place + 1, "result": vars(result), "first": first}
                 writer.put(key, made.record)
@@ -166,20 +167,21 @@ def build(
             write_json(writer.folder / "build.json", _provenance(builder, result))
     finally:
         if writer.kept:
-            _say(f"{database}: not complete; what is done is kept in {writer.folder}: the same command goes on")
+            _say(f"{database}: not complete; the finished part is in {writer.folder}: the same command resumes it")
     return result
 
 
 def _say(line: str) -> None:
+    """Write a line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def doubtful(lines: Sequence[Line], image_list: str) -> list[str]:
-    """What is legal in an image list but seldom meant: images listed twice, labels that no image has.
+    """Return warnings about duplicate images and labels without images, which are legal but seldom intended.
 
-    UserError for an image with two labels.
+    Raise UserError for an image with two labels.
     """
-    # hashes first: a million names in a dictionary are 100 MB
+    # compare hashes first: a dictionary of a million names takes 100 MB
     hashes = np.fromiter((hash(name) for name, _ in lines), np.int64, len(lines))
     values, counts = np.unique(hashes, return_counts=True)
     again = set(values[counts > 1].tolist())
@@ -191,10 +193,10 @@ def doubtful(lines: Sequence[Line], image_list: str) -> list[str]:
             if label != its_label:
                 raise UserError(
                     f"{image_list}: line {number}: {name} has the label {label}, but {its_label} in line {before}; "
-                    "take one of the two lines out"
+                    "remove one of the two lines"
                 )
             if before != number:
-                twice.append(f"line {number} is the image of line {before} once more")
+                twice.append(f"line {number} repeats the image of line {before}")
     labels = np.unique(np.fromiter((label for _, label in lines), np.int64, len(lines)))
     result = []
     if twice:
@@ -207,11 +209,12 @@ def doubtful(lines: Sequence[Line], image_list: str) -> list[str]:
 
 
 def _size(shape: tuple[int, ...]) -> str:
+    """Return an image's shape as text: height x width x channels."""
     return "x".join(str(n) for n in (*shape, 1)[:3])
 
 
 def _provenance(builder: _Builder, result: Result) -> dict[str, Any]:
-    """How the database was made; real Caffe does not look at it."""
+    """Return the content of build.json: how the database was built. Real Caffe does not read it."""
     shuffled = builder.settings.shuffle
     return {
         "root": builder.root,
@@ -220,7 +223,7 @@ def _provenance(builder: _Builder, result: Result) -> dict[str, Any]:
         "images": len(builder.lines),
         "records": result.records,
         **vars(builder.settings),
-        "order": "numpy.random.RandomState(seed).permutation(images)" if shuffled else "that of the list",
+        "order": "numpy.random.RandomState(seed).permutation(images)" if shuffled else "as in the list",
         "on_error": builder.on_error,
         "skipped": result.skipped,
         "warnings": result.warnings,
@@ -231,45 +234,45 @@ def _provenance(builder: _Builder, result: Result) -> dict[str, Any]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tools.build_lmdb",
-        description="Make the LMDB that Caffe reads from an image list. Flags are spelled as in Caffe, too: "
+        description="Build an LMDB for Caffe from an image list. Flags can also be written as in Caffe: "
         "-shuffle, --shuffle=true, --noshuffle.",
         epilog="example: python -m tools.build_lmdb --shuffle --resize_height=256 --resize_width=256 "
         "images/ train.txt train_lmdb",
         allow_abbrev=False,
     )
-    parser.add_argument("root", metavar="ROOT/", help="folder that the list's paths start from")
-    parser.add_argument("list", metavar="LIST", help="image list, a line `relative/path label` an image")
-    parser.add_argument("database", metavar="DB", help="folder to make")
+    parser.add_argument("root", metavar="ROOT/", help="folder that the list's paths are relative to")
+    parser.add_argument("list", metavar="LIST", help="image list with a line `relative/path label` per image")
+    parser.add_argument("database", metavar="DB", help="folder of the new database")
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
     parser.add_argument("--shuffle", action="store_true", help="store the images in random order")
-    parser.add_argument("--seed", type=int, default=0, help="which random order (0)")
-    parser.add_argument("--backend", default="lmdb", help="lmdb, the only one")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random order (0)")
+    parser.add_argument("--backend", default="lmdb", help="only lmdb is supported")
     parser.add_argument("--resize_width", type=int, default=0, metavar="PIXELS", help="width images are resized to")
     parser.add_argument("--resize_height", type=int, default=0, metavar="PIXELS", help="height images are resized to")
-    parser.add_argument("--check_size", action="store_true", help="all images must have the same size")
+    parser.add_argument("--check_size", action="store_true", help="require that all images have the same size")
     parser.add_argument("--encoded", action="store_true", help="store image files instead of pixels")
     parser.add_argument(
         "--encode_type", default="", metavar="TYPE", help="store images as files of this type: png, jpg"
     )
     parser.add_argument(
-        "--jpeg_quality", type=int, default=95, metavar="Q", help="of JPEGs encoded anew, 1 to 100 (95)"
+        "--jpeg_quality", type=int, default=95, metavar="Q", help="quality of re-encoded JPEGs, 1 to 100 (95)"
     )
     parser.add_argument(
         "--scaled_decode",
         action="store_true",
-        help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, but not convert_imageset's pixels",
+        help="decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, but with other pixels than convert_imageset",
     )
-    parser.add_argument("--jobs", type=int, default=cores(), help="threads that decode images (one a core)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="threads that decode images (one per core)")
     parser.add_argument(
-        "--on_error", choices=ON_ERROR, default="fail", help="what a missing or broken image does (fail)"
+        "--on_error", choices=ON_ERROR, default="fail", help="treatment of missing or broken images (fail)"
     )
     return parser
 
 
 def require_lmdb(backend: str) -> None:
-    """UserError for Caffe's other backend."""
+    """Raise UserError for Caffe's other backend, LevelDB."""
     if backend != "lmdb":
-        raise UserError(f"--backend {backend}: only lmdb is supported, which every Caffe reads; leave the flag out")
+        raise UserError(f"--backend {backend}: only lmdb is supported, which every Caffe reads; omit the flag")
 
 
 @command

@@ -1,11 +1,11 @@
-"""Write the mean image of an LMDB as the binaryproto that Caffe's mean_file reads, as Caffe's compute_image_mean does.
+"""Write the mean image of an LMDB as a binaryproto for Caffe's mean_file, as Caffe's compute_image_mean does.
 
     python -m tools.compute_mean train_lmdb mean.binaryproto
     python -m tools.compute_mean A/train_lmdb A/mean.binaryproto B/train_lmdb B/mean.binaryproto ...
 
-Same arguments and, bit for bit, the same file as compute_image_mean (Caffe's tools/compute_image_mean.cpp); beside it
-mean.binaryproto.sha256, which `sha256sum -c` checks. Views are read, too
-(`transfer_caffe.formats.views`), and several of one database in one pass over it.
+The arguments and, bit for bit, the file are the same as compute_image_mean's (Caffe's tools/compute_image_mean.cpp).
+Beside it a checksum for `sha256sum -c` is written, mean.binaryproto.sha256. Views (`transfer_caffe.formats.views`) are
+supported, too; several views of one database are read in one pass over it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ IN_TASK = 32  # records that a thread decodes at a time
 
 
 class _Raw(NamedTuple):
-    """A record before it is decoded, and the sums that it goes into."""
+    """A record before it is decoded, and the numbers of the sums that it is added to."""
 
     key: bytes
     value: bytes
@@ -46,17 +46,17 @@ class _Raw(NamedTuple):
 
 
 def mean_image(records: Records) -> np.ndarray:
-    """The mean of all records, C x H x W float32: `mean_images` of one."""
+    """Return the mean of all records, C x H x W float32; see `mean_images`."""
     return mean_images([records])[0]
 
 
 def mean_images(everything: Sequence[Records], jobs: int | None = None) -> list[np.ndarray]:
-    """The mean of each of several databases and views, C x H x W float32.
+    """Return the mean of each of several databases and views, C x H x W float32.
 
-    Sums in float32 in the order of the records, as Caffe does: exact up to 2^24, then rounded as Caffe's are. Views of
-    one database are summed in one pass over it, by ``jobs`` threads (one a core): each decodes, and then adds up a band
-    of the rows, so that no sum depends on how many they are. UserError, naming it, for a record whose shape is not that
-    of the first.
+    Sums are computed in float32 in the order of the records, as in Caffe: exact up to 2^24, then with the same rounding
+    as Caffe's. Views of one database are summed in one pass over it by ``jobs`` threads (default: one per core). Each
+    thread decodes images, then adds a band of the rows, so the sums do not depend on the number of threads. Raise
+    UserError, naming the record, if its shape differs from the first record's.
     """
     result: list[np.ndarray] = [np.empty(0)] * len(everything)
     for whole, members in _by_database(everything).items():
@@ -67,7 +67,7 @@ def mean_images(everything: Sequence[Records], jobs: int | None = None) -> list[
 
 
 def _by_database(everything: Sequence[Records]) -> dict[Database | View, list[int]]:
-    """Which of them can be summed together: those of one database whose records come in its order."""
+    """Group the databases and views that can be summed in one pass: views of one database that follow its order."""
     groups: dict[Database | View, list[int]] = {}
     whole: dict[str, Database] = {}
     for place, records in enumerate(everything):
@@ -81,7 +81,7 @@ def _by_database(everything: Sequence[Records]) -> dict[Database | View, list[in
 
 
 def _sums(source: Records, members: Sequence[Records], jobs: int) -> list[np.ndarray]:
-    """The sums of ``members``, whose records are all in ``source``, each C x H x W float32."""
+    """Return the sums of ``members``, whose records are all in ``source``, each C x H x W float32."""
     shape = source.shape
     totals = [np.zeros((shape[0] * shape[1], shape[2]), np.float32) for _ in members]
     bands = [slice(*ends) for ends in _ends(len(totals[0]), jobs)]
@@ -105,13 +105,14 @@ def _sums(source: Records, members: Sequence[Records], jobs: int) -> list[np.nda
 
 
 def _ends(rows: int, parts: int) -> list[tuple[int, int]]:
+    """Divide ``rows`` into ``parts`` bands of about equal size; return the (start, end) of each."""
     edges = np.linspace(0, rows, min(parts, rows) + 1).astype(int).tolist()
     return list(pairwise(edges))
 
 
 def _tasks(source: Records, members: Sequence[Records]) -> Iterator[list[_Raw]]:
-    """All records that somebody needs, in order, in pieces of `IN_TASK`."""
-    # for each record of the source a bit for each sum, so that ImageNet's two dozen sets take 40 MB and not 500
+    """Yield all records that are needed for a sum, in order, in tasks of `IN_TASK`."""
+    # one bit per record of the source and sum: ImageNet's two dozen sets take 40 MB instead of 500
     needed = np.zeros((len(members), (len(source) + 7) // 8), np.uint8)
     for bits, member in zip(needed, members, strict=True):
         mask = np.zeros(len(source), bool)
@@ -120,7 +121,7 @@ def _tasks(source: Records, members: Sequence[Records]) -> Iterator[list[_Raw]]:
     union = np.flatnonzero(np.unpackbits(np.bitwise_or.reduce(needed), count=len(source)))
     task: list[_Raw] = []
     numbers = union.tolist()
-    # a view that is read by itself is one whose records do not ascend
+    # a view is the source only if its records are not in the order of its database
     found = map(source.raw, numbers) if isinstance(source, View) else source.raw_at(numbers)
     for number, (key, value) in zip(numbers, track(found, len(union), "records"), strict=True):
         task.append(_Raw(key, value, np.flatnonzero(needed[:, number >> 3] >> (7 - (number & 7)) & 1).tolist()))
@@ -134,7 +135,7 @@ def _tasks(source: Records, members: Sequence[Records]) -> Iterator[list[_Raw]]:
 def _decoded(
     source: Records, tasks: Iterable[list[_Raw]], shape: tuple[int, int, int], pool: ThreadPoolExecutor, jobs: int
 ) -> Iterator[list[tuple[np.ndarray, list[int]]]]:
-    """The images of each task as arrays (C * H) x W, each with the sums that it goes into."""
+    """Yield the images of each task as arrays (C * H) x W, each with the numbers of the sums that it is added to."""
     path = source.whole_path if isinstance(source, View) else source.path
 
     def decode(task: list[_Raw]) -> list[tuple[np.ndarray, list[int]]]:
@@ -145,7 +146,8 @@ def _decoded(
             if image.shape != shape:
                 raise UserError(
                     f"{where}: {_size(image.shape)}, but the first record has {_size(shape)} (channels x height x "
-                    "width); a mean needs one size: build the database with --resize_height and --resize_width"
+                    "width); a mean image needs images of one size: build the database with --resize_height and "
+                    "--resize_width"
                 )
             result.append((np.ascontiguousarray(image).reshape(-1, shape[2]), sums))
         return result
@@ -160,11 +162,12 @@ def _decoded(
 
 
 def _size(shape: tuple[int, ...]) -> str:
+    """Return a shape as text, for example 3x256x256."""
     return "x".join(map(str, shape))
 
 
 def mean_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
-    """The BlobProto of a mean image: num, channels, height, width as compute_image_mean sets them, and no shape."""
+    """Return the BlobProto of a mean image as compute_image_mean writes it: num, channels, height, width, no shape."""
     blob = array_to_blob(mean)
     blob.ClearField("shape")
     blob.num = 1
@@ -175,7 +178,8 @@ def mean_blob(mean: np.ndarray) -> caffe_pb2.BlobProto:
 def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:
     """Write a mean image and, beside it, its checksum.
 
-    The checksum comes first: killed in between, this leaves no mean without one, and an old mean is refused.
+    The checksum is written first. If the process is killed in between, there is no mean image without a checksum, and
+    an old mean image does not match the new checksum and is refused.
     """
     data = mean_blob(mean).SerializeToString()
     write_checksum(path, hashlib.sha256(data).hexdigest())
@@ -183,7 +187,7 @@ def write_mean(path: str | os.PathLike[str], mean: np.ndarray) -> None:
 
 
 def channel_means(mean: np.ndarray) -> list[float]:
-    """The mean of each channel, summed in float32 in pixel order as Caffe does for its log."""
+    """Return the mean of each channel, summed in float32 in pixel order, as Caffe does for its log."""
     pixels = mean.reshape(mean.shape[0], -1)
     return [float(np.add.accumulate(channel, dtype=np.float32)[-1] / np.float32(channel.size)) for channel in pixels]
 
@@ -192,15 +196,15 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tools.compute_mean",
         description="Compute the mean image of an LMDB or a view, and print the mean of each channel. Several pairs "
-        "of a database and a file are worked on together: views of one database in one pass over it.",
+        "of a database and a file can be given; views of one database are then read in one pass over it.",
         epilog="example: python -m tools.compute_mean train_lmdb mean.binaryproto",
         allow_abbrev=False,
     )
     parser.add_argument("database", metavar="DB", help="the LMDB, or a view")
-    parser.add_argument("mean", nargs="?", metavar="MEAN", help="file to write; without it the means are printed only")
-    parser.add_argument("more", nargs="*", metavar="DB MEAN", help="more of them")
-    parser.add_argument("--backend", default="lmdb", help="lmdb, the only one")
-    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("mean", nargs="?", metavar="MEAN", help="output file; without it the means are only printed")
+    parser.add_argument("more", nargs="*", metavar="DB MEAN", help="further pairs of a database and an output file")
+    parser.add_argument("--backend", default="lmdb", help="only lmdb is supported")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     return parser
 
 
@@ -210,20 +214,20 @@ def main(argv: list[str] | None = None) -> int | None:
     options = _parser().parse_args(as_argparse(sys.argv[1:] if argv is None else argv, ("force",)))
     require_lmdb(options.backend)
     if len(options.more) % 2:
-        raise UserError(f"{options.more[-1]}: no file to write its mean to; databases and files come in pairs")
+        raise UserError(f"{options.more[-1]}: no output file for its mean; databases and files must be given in pairs")
     paths = [options.database, *options.more[::2]]
     files = [options.mean, *options.more[1::2]] if options.mean else []
     if len({os.path.realpath(file) for file in files}) < len(files):
-        raise UserError("a file to write is named twice")
+        raise UserError("an output file is given twice; each database needs a different file")
     for file in files:
         there = os.path.dirname(os.path.realpath(file))
         if os.path.basename(file) != "mean.binaryproto" and any(
             os.path.exists(os.path.join(there, name)) for name in ("data.mdb", "view.json")
         ):
-            raise UserError(f"{file}: this is in the folder of a database; name a file outside of it")
+            raise UserError(f"{file}: this is in the folder of a database; choose a file outside of it")
     if not options.force:
         for file in files:
-            refuse_existing(file, "choose another name, or write over it with --force")
+            refuse_existing(file, "choose another name, or overwrite it with --force")
     everything = [open_records(path) for path in paths]
     for place, (records, mean) in enumerate(zip(everything, mean_images(everything), strict=True)):
         if files:

@@ -1,4 +1,4 @@
-"""Many small pictures with a caption each on one PNG: a contact sheet."""
+"""Contact sheets: many thumbnails with captions on one PNG."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-SIDE = 128  # pixels; pictures are scaled to fit a square of this side
-_LINE = 15  # height of a line of text
+SIDE = 128  # pixels; pictures are scaled to fit into a square with this side
+_LINE = 15  # height of a line of text in pixels
 _GAP = 10
 _PAPER, _INK = 255, 0
 
 
 def contact_sheet(pictures: Iterable[tuple[np.ndarray | None, Sequence[str]]], count: int) -> bytes:
-    """The PNG file of a sheet of ``count`` pictures: each a C x H x W image, or None for one that cannot be shown, and
-    two lines of caption.
+    """Return a contact sheet of ``count`` pictures as the bytes of a PNG file.
 
-    Colour channels are BGR. Rows and columns are about as many.
+    Each picture is a C x H x W image (BGR), or None if it cannot be shown, and two lines of caption. The numbers of
+    rows and columns are about equal.
     """
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -35,10 +35,10 @@ def contact_sheet(pictures: Iterable[tuple[np.ndarray | None, Sequence[str]]], c
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """A C x H x W image as H x W x 3 of 8 bits: large ones at most `SIDE` wide and high, small ones magnified.
+    """Return a C x H x W image as an H x W x 3 thumbnail, uint8.
 
-    Numbers other than uint8 are scaled so that the least is black and the greatest white. Of images with neither one,
-    three nor four channels the first is shown.
+    Large images are reduced to at most `SIDE` pixels, small ones magnified. Values other than uint8 are scaled so that
+    the minimum is black and the maximum white. Only the first channel is shown unless there are three or four.
     """
     if image.dtype != np.uint8:
         image = _as_bytes(image)
@@ -54,6 +54,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:
+    """Scale an image's finite values to 0 to 255; values that are not finite become 0."""
     finite = np.isfinite(image)
     low, high = (image[finite].min(), image[finite].max()) if finite.any() else (0, 0)
     scaled = (np.where(finite, image, low).astype(np.float64) - low) * (255 / (float(high) - float(low) or 1))
@@ -61,7 +62,7 @@ def _as_bytes(image: np.ndarray) -> np.ndarray:
 
 
 def cross() -> np.ndarray:
-    """What stands in the place of a picture that cannot be shown."""
+    """Return the placeholder for a picture that cannot be shown: a red cross."""
     square = np.full((SIDE, SIDE, 3), 224, np.uint8)
     for start, end in (((0, 0), (SIDE - 1, SIDE - 1)), ((0, SIDE - 1), (SIDE - 1, 0))):
         cv2.line(square, start, end, (0, 0, 192), 2, cv2.LINE_AA)
@@ -69,7 +70,7 @@ def cross() -> np.ndarray:
 
 
 def _write(sheet: np.ndarray, text: str, left: int, top: int) -> None:
-    """Text in the middle of `SIDE` pixels; smaller where it would not fit."""
+    """Draw a line of text, centred in `SIDE` pixels, in a smaller size if it would not fit."""
     font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.42
     width = cv2.getTextSize(text, font, scale, 1)[0][0]
     if width > SIDE:

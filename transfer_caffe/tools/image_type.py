@@ -1,4 +1,4 @@
-"""What an encoded image is, told from its first bytes: its type, and the quality that a JPEG was saved with."""
+"""The type of an encoded image, and the quality with which a JPEG was saved, determined from the first bytes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _LUMINANCE = (
 
 
 def image_type(data: bytes) -> str:
-    """JPEG, PNG, ..., or `unknown type`."""
+    """Return the type of an encoded image: JPEG, PNG, ..., or `unknown type`."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     return next((name for start, name in _SIGNATURES.items() if data.startswith(start)), "unknown type")
 
 
 def jpeg_quality(data: bytes) -> int | None:
-    """The quality, 1 to 100, at which libjpeg's table for luminance is nearest to this JPEG's; None if it has none.
+    """Return the quality, 1 to 100, at which libjpeg's luminance table is closest to this JPEG's; None if it has none.
 
-    For a file by libjpeg (OpenCV, Pillow, ImageMagick) that is the quality it was saved with; cameras have tables of
-    their own.
+    For a file written by libjpeg (OpenCV, Pillow, ImageMagick) this is the quality with which it was saved. Cameras
+    have their own tables.
     """
     place = 2
     while data[place : place + 1] == b"\xff" and (length := int.from_bytes(data[place + 2 : place + 4], "big")) >= 2:
@@ -42,7 +42,7 @@ def jpeg_quality(data: bytes) -> int | None:
             break
         if kind != 0xDB:
             continue
-        # tables one after the other: a byte (upper half: 16 bits a number; lower half: which table), then 64 numbers
+        # consecutive tables: a byte (upper half: 1 for 16-bit numbers; lower half: the table's number), then 64 numbers
         while len(segment) > 64:
             size = 2 if segment[0] >> 4 else 1
             numbers, which = segment[1 : 1 + 64 * size], segment[0] & 15
@@ -53,7 +53,7 @@ def jpeg_quality(data: bytes) -> int | None:
 
 
 def _scaled_sum(quality: int) -> int:
-    """The sum of the table that libjpeg makes for a quality (jpeg_set_quality, for baseline files)."""
+    """Return the sum of the table that libjpeg uses for a quality (jpeg_set_quality, for baseline files)."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     return sum(min(max((value * scale + 50) // 100, 1), 255) for value in _LUMINANCE)
 
@@ -62,6 +62,7 @@ _SUMS = [_scaled_sum(quality) for quality in range(100, 0, -1)]  # ascending
 
 
 def _nearest(total: int) -> int:
+    """Return the quality whose table has the sum closest to ``total``."""
     place = bisect.bisect_left(_SUMS, total)
     near = [each for each in (place - 1, place) if 0 <= each < 100]
     return 100 - min(near, key=lambda each: abs(_SUMS[each] - total))

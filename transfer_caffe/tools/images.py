@@ -1,4 +1,4 @@
-"""Image files as Caffe's tools read them, and the records they make of them.
+"""Reading of image files and their conversion to records, as in Caffe's tools.
 
     record, shape = image_record("images/cat.jpg", 3, Settings(resize_height=256, resize_width=256))
 
@@ -27,24 +27,24 @@ from transfer_caffe.utils.machine import keep_freed_memory
 
 MAX_SEED = 2**32 - 1
 LEAST_SCALE = 0.6
-"""With scaled_decode a JPEG is decoded no smaller than this part of the size asked for, either side."""
+"""With scaled_decode, both sides of the decoded JPEG are at least this fraction of the requested size."""
 
 
 AHEAD = 16
-"""So many tasks the threads may be ahead, two more each: while records are written to the disk, they go on."""
+"""Number of tasks, in addition to two per thread, that are decoded in advance while records are written to the disk."""
 
 
 class BrokenImage(Exception):
-    """An image that cannot be read or decoded, and why."""
+    """An image cannot be read or decoded; the message says why."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How images are stored; the names are convert_imageset's flags, and some of our own.
+    """How images are stored. The names are convert_imageset's flags, with some additional ones.
 
-    ``seed`` gives the order of ``shuffle``; ``jpeg_quality`` is that of images encoded anew (OpenCV's default, which
-    Caffe takes, is 95); ``scaled_decode`` lets libjpeg decode at 1/2, 1/4 or 1/8 of the size: see `_how_to_decode`.
-    ``damaged``: JPEGs that were cut off are stored as Caffe does, gray where data is missing.
+    ``seed`` determines the order of ``shuffle``. ``jpeg_quality`` is used for re-encoded images (Caffe uses OpenCV's
+    default, 95). With ``scaled_decode`` libjpeg decodes at 1/2, 1/4 or 1/8 of the size: see `_how_to_decode`. With
+    ``damaged`` truncated JPEGs are stored as in Caffe, gray where data is missing.
     """
 
     gray: bool = False
@@ -60,23 +60,24 @@ class Settings:
     damaged: bool = False
 
     def __post_init__(self) -> None:
-        """UserError for settings that make no sense; convert_imageset ignores half a size."""
+        """Raise UserError for invalid settings. (convert_imageset ignores a height without a width.)"""
         if min(self.resize_height, self.resize_width) < 0:
             raise UserError("--resize_height and --resize_width must not be negative")
         if bool(self.resize_height) != bool(self.resize_width):
-            raise UserError("--resize_height and --resize_width go together: give both, or none to keep sizes")
+            raise UserError("--resize_height and --resize_width belong together: give both, or none to keep the sizes")
         if not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"--seed {self.seed}: a seed is a number from 0 to {MAX_SEED}")
+            raise UserError(f"--seed {self.seed}: the seed must be a number from 0 to {MAX_SEED}")
         if self.encode_type and not _can_encode(self.encode_type):
             raise UserError(f"--encode_type {self.encode_type}: unknown image type; jpg and png are usual")
         if not 1 <= self.jpeg_quality <= 100:
-            raise UserError(f"--jpeg_quality {self.jpeg_quality}: a quality is a number from 1 to 100")
+            raise UserError(f"--jpeg_quality {self.jpeg_quality}: the quality must be a number from 1 to 100")
         if self.scaled_decode and not self.resize_height:
             raise UserError("--scaled_decode is for images that are resized: give --resize_height and --resize_width")
 
 
 def _can_encode(kind: str) -> bool:
-    if kind.lower() in ("gif", "avif"):  # which OpenCV 5 knows, and that of Caffe does not
+    """Return whether OpenCV can encode images as files of type ``kind``."""
+    if kind.lower() in ("gif", "avif"):  # supported by OpenCV 5, but not by Caffe's OpenCV
         return False
     try:
         return cv2.haveImageWriter(f"x.{kind}")
@@ -85,13 +86,13 @@ def _can_encode(kind: str) -> bool:
 
 
 def read_image(path: str, settings: Settings, from_file: bool = False) -> tuple[np.ndarray, bytes]:
-    """Decode and resize as ReadImageToCVMat: an H x W x 3 (BGR) or, with gray, H x W image; and the file's bytes.
+    """Decode and resize an image as ReadImageToCVMat does; return it and the file's bytes.
 
-    Decoding from memory tells a truncated JPEG, which decoding ``from_file``, as Caffe does, fills with gray. Raises
-    BrokenImage.
+    The image is H x W x 3 (BGR) or, with gray, H x W. Decoding from memory detects a truncated JPEG; decoding
+    ``from_file``, as Caffe does, fills it with gray. Raise BrokenImage if the image cannot be read or decoded.
     """
     try:
-        # a pipe in the place of an image would be waited for
+        # without O_NONBLOCK, opening a pipe would wait for a writer
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BrokenImage("not a file")
@@ -108,7 +109,7 @@ def read_image(path: str, settings: Settings, from_file: bool = False) -> tuple[
     if image is None:
         raise BrokenImage("cannot be decoded: not an image, or truncated")
     if settings.resize_height:
-        image = cv2.resize(image, (settings.resize_width, settings.resize_height))  # bilinear, as Caffe's
+        image = cv2.resize(image, (settings.resize_width, settings.resize_height))  # bilinear, as in Caffe
     return image, data
 
 
@@ -123,22 +124,23 @@ _FULL, _REDUCED = (
 
 
 def _how_to_decode(data: bytes, settings: Settings) -> int:
-    """OpenCV's flag. With scaled_decode the smallest of a JPEG's sizes that is not below `LEAST_SCALE` of the target.
+    """Return OpenCV's flag for decoding an image.
 
-    libjpeg then leaves out the work for what the resizing would throw away, and the pixels are others:
-    docs/benchmarks.md has both measured.
+    With scaled_decode it selects the smallest size of a JPEG that is at least `LEAST_SCALE` of the requested size.
+    libjpeg then saves work on detail that resizing would remove, but the pixels differ: docs/benchmarks.md has
+    measurements of both effects.
     """
     size = jpeg_size(data) if settings.scaled_decode else None
     if size is not None:
         for divisor, flags in sorted(_REDUCED.items(), reverse=True):
-            # an image that its EXIF data turns has its sides exchanged: both ways round must be large enough
+            # an image that is rotated by its EXIF data has its sides swapped: both orientations must be large enough
             if min(size) >= LEAST_SCALE * divisor * max(settings.resize_height, settings.resize_width):
                 return flags[settings.gray]
     return _FULL[settings.gray]
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) that a JPEG's frame header gives; None for what is no JPEG, or damaged before it."""
+    """Return (height, width) from a JPEG's frame header; None if it is not a JPEG or is damaged before that header."""
     if data[:2] != b"\xff\xd8":
         return None
     place = 2
@@ -156,17 +158,17 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def image_record(path: str, label: int, settings: Settings, from_file: bool = False) -> tuple[bytes, tuple[int, ...]]:
-    """The serialized Datum of an image file, as ReadImageToDatum makes it, and the shape of the stored image.
+    """Return the serialized Datum of an image file, as ReadImageToDatum builds it, and the shape of the stored image.
 
-    Encoded records hold the file's own bytes where it is of the type asked for and not resized (with gray, too: then
-    real Caffe stores the colour file); else the image, encoded anew.
+    Encoded records contain the file's own bytes if it has the requested type and is not resized (even with gray: real
+    Caffe then stores the colour file, too). Otherwise the image is re-encoded.
     """
     image, data = read_image(path, settings, from_file)
     if not (settings.encoded or settings.encode_type):
         return raw_datum(image, label), image.shape
     extension = os.path.splitext(path)[1].lower()[1:]
     if not (kind := settings.encode_type or extension):
-        raise BrokenImage("its name has no ending that says how to encode it: give --encode_type")
+        raise BrokenImage("its name has no extension that determines the encoding: give --encode_type")
     if not settings.resize_height and (extension == kind.lower() or (extension, kind) == ("jpeg", "jpg")):
         return encoded_datum(data, label), image.shape
     if not _can_encode(kind):
@@ -176,7 +178,7 @@ def image_record(path: str, label: int, settings: Settings, from_file: bool = Fa
 
 
 class Made(NamedTuple):
-    """What became of an image: its record and shape, or the problem; its damage; what its decoder said meanwhile."""
+    """The result for one image: its record and shape, or the problem; its damage; the messages of its decoder."""
 
     record: bytes
     shape: tuple[int, ...]
@@ -186,7 +188,7 @@ class Made(NamedTuple):
 
 
 def make_record(path: str, label: int, settings: Settings) -> Made:
-    """`image_record`, with the problem where there is one. What the decoder says is for the caller to hear."""
+    """Return the result of `image_record`, or its problem. The caller collects the messages of the decoder."""
     try:
         return Made(*image_record(path, label, settings))
     except BrokenImage as error:
@@ -197,27 +199,27 @@ def make_record(path: str, label: int, settings: Settings) -> Made:
 
 
 Task = Sequence[tuple[str, int]]
-"""Images that one thread reads at a time: paths and labels."""
+"""The images that one thread reads at a time: paths and labels."""
 
 
 def make_records(tasks: Iterable[Task], settings: Settings, jobs: int) -> Iterator[Made]:
-    """What becomes of each image of each task, in order, read by so many threads.
+    """Yield the result for each image of each task, in order, computed by ``jobs`` threads.
 
-    Threads, since OpenCV works outside of Python's lock: processes would take longer to hand over a record than to make
-    it. But they share file descriptor 2, on which libjpeg and libpng complain about an image without naming it. When
-    something is heard, what is in the works is finished, and those images are read once more, one by one.
+    Threads are used because OpenCV releases the GIL, and because processes would need more time to pass on a record
+    than to build it. But threads share file descriptor 2, where libjpeg and libpng report problems without naming the
+    image. When a message appears, the tasks in progress are completed, and their images are read again one by one.
     """
     tasks = iter(tasks)
     waiting: deque[tuple[Task, Future[list[Made]] | list[Made]]] = deque()
     keep_freed_memory()
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # a thread of ours an image, and none of OpenCV's
+    cv2.setNumThreads(1)  # one of this pool's threads per image, and no threads of OpenCV
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="images")
     try:
         with library_messages() as messages:
 
             def one_by_one(task: Task) -> list[Made]:
-                messages()
+                messages()  # discard earlier messages
                 return [make_record(*image, settings)._replace(heard=messages()) for image in task]
 
             while True:
@@ -239,15 +241,16 @@ def make_records(tasks: Iterable[Task], settings: Settings, jobs: int) -> Iterat
 
 
 def _each(task: Task, settings: Settings) -> list[Made]:
+    """Return the results for the images of a task."""
     return [make_record(path, label, settings) for path, label in task]
 
 
 @contextlib.contextmanager
 def library_messages() -> Iterator[Any]:
-    """Collect what libraries (libjpeg, libpng) write to file descriptor 2; yields a function that takes it, as text.
+    """Capture what libraries (libjpeg, libpng) write to file descriptor 2.
 
-    libjpeg reports damage inside a JPEG there and nowhere else, without the file's name. Python's own sys.stderr
-    goes on as before.
+    Yield a function that returns the captured text and clears it. libjpeg reports damage inside a JPEG only there,
+    without the file's name. Python's own sys.stderr is not affected.
     """
     sys.stderr.flush()
     saved = os.dup(2)

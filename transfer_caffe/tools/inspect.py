@@ -1,10 +1,11 @@
-"""What is in a Caffe image database: records, labels, how it was made, damage; and a contact sheet of its images.
+"""Show the content of a Caffe image database: records, labels, how it was built, damage; and draw a contact sheet.
 
     python -m tools.inspect train_lmdb
     python -m tools.inspect train_lmdb --sheet birds.png --label 7
 
-It reads every record, and decodes encoded ones: what this finds whole, Caffe can read. Of a database of hundreds of
-gigabytes --quick reads 1000 records only. Damaged records are named, and the rest goes on; the exit code is then 2.
+All records are read, and encoded ones are decoded: Caffe can read a database in which no damage is found. For databases
+of hundreds of gigabytes, --quick reads only 1000 records. Damaged records are listed without stopping the inspection;
+the exit code is then 2.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ from transfer_caffe.utils.files import checksum_path, read_json, refuse_existing
 from transfer_caffe.utils.progress import track
 
 QUICK = 1000
-MOST_IMAGES = 400  # on a sheet: 28 MB of pixels
+MOST_IMAGES = 400  # per contact sheet: 28 MB of pixels
 
 
 def line(name: str, *values: str) -> str:
-    """A line of the answer; further values stand below the first."""
+    """Return a line of the output, a title and a value; further values are on lines below the first."""
     return "\n".join(f"{'' if place else name:<12}{value}" for place, value in enumerate(values))
 
 
 def about_file(source: Database | View) -> Iterator[str]:
-    """What there is to tell before any record is read."""
+    """Yield the lines that do not depend on the records: path, kind, size, checksum."""
     database = database_of(source)
     yield line("database", shown(str(source.path)))
     yield line("kind", f"view of {shown(str(database.path))}" if isinstance(source, View) else "LMDB")
     yield line("records", f"{len(source):,}")
     file = database.path / "data.mdb"
     size = file.stat().st_size
-    values = [f"data.mdb has {size:,} bytes, {size / len(database):,.0f} a record"]
+    values = [f"data.mdb has {size:,} bytes, {size / len(database):,.0f} per record"]
     if isinstance(source, View):
         values[0] += f" of its {len(database):,}"
         values.append(f"the view has {sum(each.stat().st_size for each in source.path.iterdir()):,} bytes")
@@ -52,14 +53,14 @@ def about_file(source: Database | View) -> Iterator[str]:
     if not checksum_path(file).exists():
         checksum = "none beside data.mdb"
     elif size > CHECKED_BYTES:
-        checksum = f"there, not compared (above {CHECKED_BYTES >> 30} GiB): sha256sum -c data.mdb.sha256 does it"
+        checksum = f"not checked (above {CHECKED_BYTES >> 30} GiB): use sha256sum -c data.mdb.sha256"
     else:
-        checksum = "compared, and right"
+        checksum = "checked, correct"
     yield line("checksum", checksum)
 
 
 def about_making(source: Database | View, survey: Survey) -> Iterator[str]:
-    """How it was made, from the record beside it if there is one; else what the labels tell of it."""
+    """Yield the lines about how the database was built, from its build.json or view.json, or else from its labels."""
     name = VIEW if isinstance(source, View) else "build.json"
     path = source.path / name
     made = None
@@ -68,30 +69,30 @@ def about_making(source: Database | View, survey: Survey) -> Iterator[str]:
             made = read_json(path)
             if not isinstance(made, dict):
                 made = None
-                raise UserError("damaged: not what tools.build_lmdb writes")
+                raise UserError("damaged: not written by tools.build_lmdb")
         else:
-            yield line("made by", f"unknown: no {name}; by convert_imageset or another program")
+            yield line("made by", f"unknown: no {name}; convert_imageset or another program")
     except UserError as error:
-        yield line("made by", f"{name} cannot be used: {shown(str(error).removeprefix(f'{path}: '))}")
+        yield line("made by", f"{name} cannot be read: {shown(str(error).removeprefix(f'{path}: '))}")
     if made is None:
         yield line("order", _seen_order(survey))
         return
     whole = shown(str(made.get("copied_from", ""))) or (isinstance(source, View) and "that database")
-    yield line("made by", f"tools.split_lmdb ({name}), out of {whole}" if whole else f"tools.build_lmdb ({name})")
+    yield line("made by", f"tools.split_lmdb ({name}), from {whole}" if whole else f"tools.build_lmdb ({name})")
     root = f", images under {shown(str(made['root']))}" if made.get("root") else ""
     yield line("list", f"{shown(str(made.get('list')))}: {made.get('images')} images{root}")
     if made.get("records") != len(source):
-        yield line("", f"{name} tells of {made.get('records')} records: it belongs to another database")
+        yield line("", f"{name} describes {made.get('records')} records: it belongs to another database")
     size = f"{made.get('resize_height')} x {made.get('resize_width')} (height x width)"
-    scaled = ", large JPEGs decoded at a part of their size" if made.get("scaled_decode") else ""
+    scaled = ", large JPEGs decoded at a reduced size" if made.get("scaled_decode") else ""
     order = "unknown"
     if "shuffle" in made:
         yield line("resized", size + scaled if made.get("resize_height") else "no")
-        order = f"shuffled, seed {made.get('seed')}" if made["shuffle"] else "that of the list"
-    yield line("order", f"that of the whole database: {order}" if whole else order)
+        order = f"shuffled, seed {made.get('seed')}" if made["shuffle"] else "as in the list"
+    yield line("order", f"as in the complete database: {order}" if whole else order)
     for key, title, what, why in (
         ("skipped", "left out", "images that could not be read", "reason"),
-        ("warnings", "warnings", "images whose decoder complained", "message"),
+        ("warnings", "warnings", "images with warnings of the decoder", "message"),
     ):
         if (entries := made.get(key)) and isinstance(entries, list):
             named = [_entry(each, why) for each in entries if isinstance(each, dict)]
@@ -99,22 +100,24 @@ def about_making(source: Database | View, survey: Survey) -> Iterator[str]:
 
 
 def _entry(entry: dict[str, object], why: str) -> str:
+    """Return a line about an image that was left out or has a warning; ``why``: the key of the reason."""
     return shown(f"line {entry.get('line')}: {entry.get('path')}" + (f": {entry[why]}" if why in entry else ""))
 
 
 def _seen_order(survey: Survey) -> str:
+    """Describe the order of the records as far as it can be seen from their labels."""
     labels = survey.labels[survey.sound]
     if len(labels) and labels[0] == labels[-1] and not np.diff(labels).any():
         return "unknown; all labels are the same"
     if (np.diff(labels) >= 0).all():
-        return "not shuffled: labels ascend from record to record"
-    return f"unknown; {np.count_nonzero(np.diff(labels)):,} times the next record has another label"
+        return "not shuffled: the labels are in ascending order"
+    return f"unknown; the label changes {np.count_nonzero(np.diff(labels)):,} times from one record to the next"
 
 
 def about_records(source: Database | View, survey: Survey) -> Iterator[str]:
-    """Shapes, storage, labels, keys and damage of the records that were read."""
+    """Yield the lines about the records that were read: shapes, storage, labels, keys, damage."""
     whole = survey.read == len(source)
-    yield line("read", "all records" if whole else f"{survey.read:,} records, evenly spread: all below is of these")
+    yield line("read", "all records" if whole else f"{survey.read:,} records, evenly spaced; all below is about these")
     if survey.shapes:
         yield from _about_shapes(survey.shapes)
         ways = [f"{count:,} {name}" for name, count in survey.ways.most_common()]
@@ -127,19 +130,19 @@ def about_records(source: Database | View, survey: Survey) -> Iterator[str]:
     paths, records, some = survey.twice()
     if paths:
         named = [f"record {number}: {shown(stored(source, number)[0])}" for number in some]
-        yield line(
-            "twice", f"paths that several records have: {paths:,}, in {records:,} records", *_first(named, records)
-        )
+        yield line("twice", f"paths of several records: {paths:,}, in {records:,} records", *_first(named, records))
     elif whole:
         yield line("twice", "no path")
     if survey.complaints:
-        what = f"records that the decoder complains about: {survey.complaints:,}"
+        what = f"records with messages of the decoder: {survey.complaints:,}"
         yield line("complaints", what, *_first(survey.complaint_lines, survey.complaints))
     what = f"records: {survey.damaged:,}" if survey.damaged else "none"
     yield line("damaged", what, *_first(survey.damages, survey.damaged))
 
 
 def _about_shapes(shapes: Counter[tuple[int, ...]]) -> Iterator[str]:
+    """Yield the lines about the shapes of the images."""
+
     def name(shape: tuple[int, ...]) -> str:
         return " x ".join(map(str, shape))
 
@@ -152,13 +155,16 @@ def _about_shapes(shapes: Counter[tuple[int, ...]]) -> Iterator[str]:
         "shapes",
         f"{len(shapes):,} different ones (channels x height x width)",
         f"smallest {name(by_size[0])}, largest {name(by_size[-1])}",
-        f"most often {name(common)}: {count:,} records",
+        f"most frequent {name(common)}: {count:,} records",
     )
 
 
 def _about_labels(labels: np.ndarray, whole: bool) -> Iterator[str]:
+    """Yield the lines about the labels; ``whole``: all records were read."""
     values, counts = np.unique(labels, return_counts=True)
-    yield line("labels", f"{values[0]} to {values[-1]}: {len(values):,} classes", f"records a class: {_spread(counts)}")
+    yield line(
+        "labels", f"{values[0]} to {values[-1]}: {len(values):,} classes", f"records per class: {_spread(counts)}"
+    )
     missing = int(values[-1]) - int(values[0]) + 1 - len(values)
     if missing and whole:
         gaps: list[str] = []
@@ -166,22 +172,24 @@ def _about_labels(labels: np.ndarray, whole: bool) -> Iterator[str]:
             if after - before > 1:
                 gaps.append(f"{before + 1}" if after - before == 2 else f"{before + 1} to {after - 1}")
         more = ", ..." if len(gaps) > MOST_NAMED else ""
-        yield line("", f"labels between that no record has: {missing:,} ({', '.join(gaps[:MOST_NAMED])}{more})")
+        yield line("", f"labels between them without records: {missing:,} ({', '.join(gaps[:MOST_NAMED])}{more})")
 
 
 def _spread(numbers: np.ndarray) -> str:
+    """Return the minimum, median and maximum of numbers as text; a single number if all are equal."""
     if numbers.min() == numbers.max():
         return f"{numbers[0]:,}"
     return f"min {numbers.min():,}, median {np.median(numbers):,.6g}, max {numbers.max():,}"
 
 
 def _first(named: list[str], total: int) -> list[str]:
+    """Return the first lines of a list, and a line with the number of the rest."""
     named = named[:MOST_NAMED]
     return named + [f"... and {total - len(named):,} more"] * (total > len(named) > 0)
 
 
 def chosen(candidates: np.ndarray, count: int, seed: int | None) -> list[int]:
-    """``count`` of the candidates, in their order: evenly spread, or drawn by ``seed``."""
+    """Return ``count`` of the candidates, in their order: evenly spaced, or a random sample by ``seed``."""
     count = min(count, len(candidates))
     if seed is None:
         return candidates[np.arange(count) * len(candidates) // count].tolist()
@@ -189,7 +197,7 @@ def chosen(candidates: np.ndarray, count: int, seed: int | None) -> list[int]:
 
 
 def pictures(source: Database | View, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, tuple[str, str]]]:
-    """For a contact sheet: each image, and under it its label and the number in its key."""
+    """Yield each image for a contact sheet with its captions: its label, and the number in its key."""
     for index in indices:
         digits = re.match(rb"\d+", stored(source, index)[0])
         name = digits[0].decode() if digits else f"record {index}"
@@ -203,23 +211,23 @@ def pictures(source: Database | View, indices: Sequence[int]) -> Iterator[tuple[
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tools.inspect",
-        description="Tell what is in an image database.",
+        description="Show the content of an image database.",
         epilog="example: python -m tools.inspect train_lmdb --sheet birds.png --label 7",
         allow_abbrev=False,
     )
-    parser.add_argument("database", metavar="DB", help="the LMDB")
-    parser.add_argument("--quick", action="store_true", help=f"read {QUICK} records only, evenly spread")
-    parser.add_argument("--labels", action="store_true", help="list all labels, a line `label count` each")
+    parser.add_argument("database", metavar="DB", help="the LMDB, or a view")
+    parser.add_argument("--quick", action="store_true", help=f"read only {QUICK} records, evenly spaced")
+    parser.add_argument("--labels", action="store_true", help="list all labels, one line `label count` each")
     parser.add_argument("--sheet", metavar="FILE.png", help="draw a contact sheet of images")
-    parser.add_argument("--images", type=int, metavar="N", help="how many of them (64)")
-    parser.add_argument("--seed", type=int, metavar="S", help="draw them at random, instead of evenly spread")
-    parser.add_argument("--label", type=int, metavar="L", help="of this label only")
-    parser.add_argument("--force", action="store_true", help="write over an existing sheet")
+    parser.add_argument("--images", type=int, metavar="N", help="number of images on the sheet (64)")
+    parser.add_argument("--seed", type=int, metavar="S", help="sample the images at random instead of evenly spaced")
+    parser.add_argument("--label", type=int, metavar="L", help="show only images with this label")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing sheet")
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    """UserError for options that make no sense, before any work."""
+    """Raise UserError for invalid combinations of options, before any work."""
     file, images, seed, label = (getattr(options, name) for name in ("sheet", "images", "seed", "label"))
     if file is None:
         if (images, seed, label) != (None, None, None):
@@ -228,20 +236,20 @@ def _check(options: argparse.Namespace) -> None:
     if not file.lower().endswith(".png"):
         raise UserError(f"--sheet {file}: a sheet is a PNG file: give it a name that ends in .png")
     if os.path.isdir(file):
-        raise UserError(f"--sheet {file}: this is a folder; give a file's name")
+        raise UserError(f"--sheet {file}: this is a folder; give the name of a file")
     if not options.force:
-        refuse_existing(file, "choose another name, or write over it with --force")
+        refuse_existing(file, "choose another name, or overwrite it with --force")
     if images is not None and not 1 <= images <= MOST_IMAGES:
         raise UserError(f"--images {images}: a sheet has 1 to {MOST_IMAGES} images")
     if seed is not None and not 0 <= seed < 2**32:
-        raise UserError(f"--seed {seed}: a seed is a number from 0 to {2**32 - 1}")
+        raise UserError(f"--seed {seed}: the seed must be a number from 0 to {2**32 - 1}")
     if label is not None and options.quick:
-        raise UserError("--label needs the labels of all records: leave out --quick")
+        raise UserError("--label needs the labels of all records: omit --quick")
 
 
 @command
 def main(argv: list[str] | None = None) -> int | None:
-    """Look at a database from the command line."""
+    """Inspect a database from the command line."""
     options = _parser().parse_args(argv)
     _check(options)
     source = open_records(options.database)

@@ -1,4 +1,4 @@
-"""Go through the records of a database or view and keep what is of interest; damaged ones do not stop it."""
+"""A survey of the records of a database or view; damaged records do not stop it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from transfer_caffe.utils.errors import UserError
 MOST_NAMED = 10
 _REMEDY = "; build the database again"
 _AT_ONCE = 64  # records
-_PATH = re.compile(rb"\d{8,}_(.+)", re.DOTALL)  # in convert_imageset's keys, behind the number
+_PATH = re.compile(rb"\d{8,}_(.+)", re.DOTALL)  # the path follows the number in convert_imageset's keys
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is of interest in a record; of a damaged one the number, the key, and why."""
+    """The properties of one record; a damaged one has only its number, its key, and the damage."""
 
     index: int
     key: bytes = b""
-    way: str = ""  # that it is stored
+    way: str = ""  # how it is stored
     quality: int | None = None
     shape: tuple[int, ...] = ()
     label: int = 0
@@ -41,27 +41,27 @@ class Look:
 
 
 def database_of(source: Database | View) -> Database:
-    """The database itself: that under a view."""
+    """Return the database: of a view its database, otherwise ``source``."""
     return source.database if isinstance(source, View) else source
 
 
 def stored(source: Database | View, index: int) -> tuple[bytes, bytes]:
-    """The key and the serialized Datum of record ``index``, as they lie in the file, be it damaged or not."""
+    """Return the key and the serialized Datum of record ``index`` as stored in the file, even if it is damaged."""
     return database_of(source).raw(number(source, index))
 
 
 def number(source: Database | View, index: int) -> int:
-    """The number in the database of record ``index``."""
+    """Return the number of record ``index`` in the database."""
     return int(source.index[index]) if isinstance(source, View) else index
 
 
 def look(source: Database | View, index: int) -> Look:
-    """Read record ``index``, decode it, and keep what is of interest."""
+    """Read and decode record ``index``, and return its properties."""
     key, way, quality = b"", "", None
     try:
         key, value = stored(source, index)
         datum = caffe_pb2.Datum()
-        with contextlib.suppress(DecodeError):  # `record` tells
+        with contextlib.suppress(DecodeError):  # `source.record` reports it below
             datum.ParseFromString(value)
         if datum.encoded:
             way = image_type(datum.data)
@@ -75,9 +75,12 @@ def look(source: Database | View, index: int) -> Look:
 
 
 def looks(source: Database | View, indices: Sequence[int], messages: Callable[[], str]) -> Iterator[Look]:
-    """`look` at the records ``indices``, in that order. ``messages`` takes what decoders have said meanwhile."""
+    """Yield the properties of the records ``indices``, in that order.
+
+    ``messages`` returns and clears the messages that decoders have written.
+    """
     database = database_of(source)
-    many = len(indices) * 4 > len(database)  # else to read all would be more work than to read singly
+    many = len(indices) * 4 > len(database)  # otherwise reading single records is less work than reading ahead
     scan = lmdb_pages.Scan(database.path / "data.mdb", len(database))
     with ThreadPoolExecutor(os.cpu_count()) as pool, scan:
         for start in range(0, len(indices), _AT_ONCE):
@@ -85,35 +88,35 @@ def looks(source: Database | View, indices: Sequence[int], messages: Callable[[]
             if many:
                 scan.at(number(source, chunk[0]))
             found = list(pool.map(lambda index: look(source, index), chunk))
-            if messages():  # about which?
+            if messages():  # read the records again one by one to find the ones that the messages are about
                 found = [replace(look(source, index), complaint=messages()) for index in chunk]
             yield from found
 
 
 class Survey:
-    """What the records that were read have in common, in some 30 bytes a record."""
+    """Statistics of the records that were read, in about 30 bytes per record."""
 
     def __init__(self, indices: Sequence[int]) -> None:
-        """``indices`` are the numbers of the records that will be added, in their order."""
+        """Start with no records. ``indices``: the numbers of the records that will be added, in order."""
         self.indices = np.asarray(indices)
         self.sound = np.zeros(len(indices), bool)
         self.labels = np.zeros(len(indices), np.int32)
-        self.paths = np.zeros(len(indices), np.int64)  # a hash of each: a million paths are much
+        self.paths = np.zeros(len(indices), np.int64)  # a hash of each path, to save memory
         self.read = 0
         self.shapes: Counter[tuple[int, ...]] = Counter()
         self.ways: Counter[str] = Counter()
         self.qualities: Counter[int] = Counter()
         self.first_keys: list[bytes] = []
         self.damaged = self.complaints = 0
-        self.damages: list[str] = []  # these two: the first ones
+        self.damages: list[str] = []  # the first `MOST_NAMED`, also below
         self.complaint_lines: list[str] = []
 
     def add(self, look: Look) -> None:
-        """Count one record more."""
+        """Add the properties of one record."""
         if len(self.first_keys) < 5:
             self.first_keys.append(look.key)
         path = _PATH.fullmatch(look.key)
-        # records without a path count as all different
+        # records without a path count as different from each other
         self.paths[self.read] = hash(path[1]) if path else hash((look.index, "no path"))
         if look.complaint:
             self.complaints += 1
@@ -133,11 +136,11 @@ class Survey:
         self.read += 1
 
     def with_label(self, label: int) -> np.ndarray:
-        """The numbers of the sound records that have this label."""
+        """Return the numbers of the valid records with this label."""
         return self.indices[self.sound & (self.labels == label)]
 
     def twice(self) -> tuple[int, int, list[int]]:
-        """How many paths are there more than once, how many records have them, and some of these records."""
+        """Return the number of paths that occur more than once, the number of their records, and some of these."""
         order = np.sort(self.paths)
         again = order[1:] == order[:-1]
         if not again.any():
@@ -148,6 +151,6 @@ class Survey:
 
 
 def shown(text: str | bytes) -> str:
-    """Text for the terminal: what does not print is escaped."""
+    """Return a text with its non-printable characters escaped, for the terminal."""
     text = text.decode(errors="backslashreplace") if isinstance(text, bytes) else text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

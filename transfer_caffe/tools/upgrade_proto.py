@@ -1,12 +1,12 @@
-"""Old nets, weights and solvers written in today's form, as Caffe's upgrade_net_proto_text and its like do.
+"""Upgrade old nets, weights and solvers to the current format, as Caffe's upgrade_net_proto_text and similar tools do.
 
     python -m tools.upgrade_proto net_text    old.prototxt    new.prototxt
     python -m tools.upgrade_proto net_binary  old.caffemodel  new.caffemodel
     python -m tools.upgrade_proto solver_text old.prototxt    new.prototxt
 
-All commands here read the old forms as they are; this is for files to be edited, or read by other programs. Comments
-in a prototxt are lost. Where something of an old net had to be left out it is named, the file is written all the
-same, and the exit code is 1, as with Caffe's tools.
+All commands of this project read the old formats directly. Use this tool for files that are to be edited or read by
+other programs. Comments in a prototxt are lost. If something in an old net has to be left out, a warning names it, the
+file is still written, and the exit code is 1, as with Caffe's tools.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from transfer_caffe.utils.gflags import as_argparse
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m tools.upgrade_proto",
-        description="Write an old Caffe net (prototxt or .caffemodel) or solver in the form of Caffe 1.0.",
+        description="Write an old Caffe net (prototxt or .caffemodel) or solver in the format of Caffe 1.0.",
         epilog="example: python -m tools.upgrade_proto net_text old.prototxt new.prototxt",
         allow_abbrev=False,
     )
-    parser.add_argument("kind", choices=("net_text", "net_binary", "solver_text"), help="what the old file is")
+    parser.add_argument("kind", choices=("net_text", "net_binary", "solver_text"), help="kind of the old file")
     parser.add_argument("old", metavar="IN", help="the old file")
-    parser.add_argument("new", metavar="OUT", help="the file to write")
-    parser.add_argument("--force", action="store_true", help="write over an existing file")
+    parser.add_argument("new", metavar="OUT", help="the new file")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     return parser
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Upgrade one file from the command line."""
     options = _parser().parse_args(as_argparse(sys.argv[1:] if argv is None else argv, ("force",)))
     if not options.force:
-        refuse_existing(options.new, "choose another name, or write over it with --force")
+        refuse_existing(options.new, "choose another name, or overwrite it with --force")
     lost: list[str] = []
     if options.kind == "net_text":
         net = upgrade_net(read_text(options.old, NetParameter()), options.old, lost.append)

@@ -1,1 +1,1 @@
-"""What every part of the package needs and no part of it owns: errors, whole files, locks, processes, progress."""
+"""Utilities shared by the whole package: errors, atomic file writes, locks, processes, progress."""

@@ -1,4 +1,4 @@
-"""One way for every command to fail: a line that says what, where and what to do, and exit code 2."""
+"""Error handling of all commands: one line that says what is wrong, where and what to do, and exit code 2."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """Bad usage or bad input, in one line a person can act on. Commands print it and exit with 2."""
+    """Bad usage or bad input, described in one line that a user can act on. Commands print it and exit with code 2."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line; its --help keeps the layout of the examples in ``epilog``."""
+    """An argparse parser with one-line errors; its --help keeps the layout of the examples in ``epilog``."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)  # pyright: ignore[reportArgumentType]
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError where argparse would print the whole usage before the error."""
-        raise UserError(f"{message}; --help shows what this command takes")
+        """Raise UserError instead of printing the usage before the error, as argparse does."""
+        raise UserError(f"{message}; --help shows the arguments of this command")
 
 
 def named_path(text: str) -> Path:
-    """A path of the command line: argparse's ``type`` for paths that must not be empty."""
+    """Return a command line argument as a path: the argparse ``type`` for paths that must not be empty."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty; is a variable of the shell unset?")
+        raise argparse.ArgumentTypeError("is empty; is a shell variable unset?")
     return Path(text)
 
 
 def require_file(path: str | os.PathLike[str], remedy: str) -> None:
-    """Raise UserError, ending with ``remedy``, unless there is something at ``path``."""
+    """Raise UserError, ending with ``remedy``, unless ``path`` exists."""
     if not os.path.exists(path):
         raise UserError(f"{os.fspath(path)}: no such file; {remedy}")
 
 
 _OS_HINTS = {
-    errno.ENOSPC: "no space left on the device; free some, then run the same command again",
+    errno.ENOSPC: "no space left on the device; free some space, then run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -50,13 +50,13 @@ _OS_HINTS = {
     errno.ENOENT: "no such file or directory",
     errno.EISDIR: "this is a directory; a file was expected",
     errno.ENOTDIR: "a part of this path is a file; a directory was expected",
-    errno.EEXIST: "something of this name exists already and is in the way",
+    errno.EEXIST: "a file or folder with this name exists already",
     errno.ENAMETOOLONG: "this name is too long",
 }
 
 
 def os_error_line(error: OSError) -> str:
-    """The one line for an operating system error: the file it is about, and what is wrong with it."""
+    """Return the one-line message for an operating system error: the file, and what is wrong with it."""
     what = _OS_HINTS.get(error.errno or 0, error.strerror or str(error))
     return f"{os.fspath(error.filename)}: {what}" if error.filename else what
 
@@ -67,9 +67,9 @@ def say_error(program: str, message: str) -> None:
 
 
 def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int]:
-    """Wrap a command's ``main(argv) -> exit code`` so that bad input gives one line and 2, Ctrl-C gives 130.
+    """Wrap a command's ``main(argv) -> exit code``: bad input gives one line and exit code 2, Ctrl-C gives 130.
 
-    Errors of the program itself keep their traceback: they are bugs, and the traceback is their report.
+    All other exceptions are bugs of the program and keep their traceback.
     """
     program = _as_typed(main.__module__)
 
@@ -82,9 +82,9 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
             say_error(name, str(error))
             return 2
         except BrokenPipeError:
-            # the reader of our output (head, less) went away: not an error of ours
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it keeps the flush at exit from failing again
-            return 141  # as a shell tells of SIGPIPE
+            # the reader of our output (head, less) has closed the pipe: not an error of this program
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - otherwise the flush at exit would fail again
+            return 141  # the exit code by which a shell reports SIGPIPE
         except OSError as error:
             say_error(name, os_error_line(error))
             return 2
@@ -96,9 +96,9 @@ def command(main: Callable[[list[str] | None], int | None]) -> Callable[..., int
 
 
 def _as_typed(module: str) -> str:
-    """How people type the command of a module; empty if the module is the running program itself.
+    """Return the command line that starts a module, or "" if the module is the running program itself.
 
-    In a checkout the doors `tools` and `data_prep` at its top are typed.
+    In a checkout that is the short form, through the top-level packages `tools` and `data_prep`.
     """
     if module == "__main__":
         return ""
@@ -109,5 +109,6 @@ def _as_typed(module: str) -> str:
 
 
 def _module_of_main() -> str:
+    """Return the command line of the running program, as `python -m` or a script's name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else os.path.basename(sys.argv[0])

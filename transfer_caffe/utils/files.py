@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Atomic writes of files and folders, and their checksums."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from transfer_caffe.utils.errors import UserError
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it becomes ``path`` by rename, on failure it is removed.
+    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.
 
-    A reader, or a run that was killed and started again, sees the old file or the new one, never a part.
+    A reader, or a run that was killed and started again, sees the old file or the new one, never a partial file.
     """
     if not os.fspath(path) or not Path(path).name:
-        raise UserError(f"{os.fspath(path)!r} is no name for a file to write")
+        raise UserError(f"{os.fspath(path)!r} is not a valid name for an output file")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -42,7 +42,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As `whole_file`, for a folder. ``path`` must not exist yet; the folder yielded exists and is empty."""
+    """Do the same as `whole_file` for a folder. ``path`` must not exist yet; the yielded folder exists and is empty."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -51,7 +51,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         files = [child for child in temporary.rglob("*") if child.is_file()]
         if len(files) > 100:
-            os.sync()  # once for all: thousands of single ones take longer than the work
+            os.sync()  # once for all files: thousands of calls of fsync would take longer than writing them
         else:
             for file in files:
                 sync(file)
@@ -63,17 +63,17 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _name_target(error: BaseException, temporary: Path, path: Path) -> None:
-    """Let an error of the operating system name the file that was wanted, not the temporary one."""
+    """Make an operating system error name the requested file instead of the temporary one."""
     if not isinstance(error, OSError):
         return
     if isinstance(error.filename, str | os.PathLike):
         error.filename = os.fspath(error.filename).replace(str(temporary), str(path))
     elif error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        error.filename = str(path)  # writing, unlike opening, names no file
+        error.filename = str(path)  # an error in writing, unlike one in opening, names no file
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk: they then survive a loss of power."""
+    """Flush a file, or the directory entries of a folder, to the disk, so that it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -82,25 +82,25 @@ def sync(path: Path) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a whole file, or leave what was there."""
+    """Write a file atomically: on failure the old file stays."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a whole UTF-8 text file, or leave what was there."""
+    """Write a UTF-8 text file atomically: on failure the old file stays."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a whole JSON file, indented, with its keys in the order given."""
+    """Write a JSON file atomically, indented, with its keys in the given order."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_text(path: str | os.PathLike[str], comment: str | None = None) -> str:
-    """Read UTF-8 text; bytes that are not UTF-8 are the user's error, not ours.
+    """Read a UTF-8 text file. Raise UserError if it is not UTF-8.
 
-    Except, where ``comment`` is the sign with which they begin, in comments: old files have those in any encoding.
+    If ``comment`` (the marker that starts a comment) is given, comments may be in any encoding, as in old files.
     """
     try:
         return _decoded(path, Path(path).read_bytes(), comment)
@@ -109,6 +109,7 @@ def read_text(path: str | os.PathLike[str], comment: str | None = None) -> str:
 
 
 def _decoded(path: str | os.PathLike[str], content: bytes, comment: str | None) -> str:
+    """Return ``content`` as text with normalised line ends. If it is not UTF-8, its comments are dropped."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -119,7 +120,7 @@ def _decoded(path: str | os.PathLike[str], content: bytes, comment: str | None) 
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file that this program wrote. UserError if it is damaged."""
+    """Read a JSON file that this program wrote. Raise UserError if it is damaged."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -129,52 +130,53 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def read_record(
     path: str | os.PathLike[str], kinds: Mapping[str, type | tuple[type, ...]], remedy: str
 ) -> dict[str, Any]:
-    """Read a JSON object that this program wrote, with at least these keys, each of its kind.
+    """Read a JSON object that this program wrote.
 
-    UserError, ending with ``remedy``, if it is damaged or another's.
+    ``kinds`` maps each required key to the type of its value. Raise UserError, ending with ``remedy``, if the file is
+    damaged or was not written by this program.
     """
     record = read_json(path)
     for key, kind in kinds.items():
         value = record.get(key) if isinstance(record, dict) else None
         if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
-            raise UserError(f"{path}: damaged: {key!r} is missing, or not as this program writes it; {remedy}")
+            raise UserError(f"{path}: damaged: {key!r} is missing or has an invalid value; {remedy}")
     return record
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum_path(path: str | os.PathLike[str]) -> Path:
-    """Where the checksum of ``path`` lies, if it has one: beside it, named as it with .sha256 behind."""
+    """Return the path of the checksum file of ``path``: the same path with .sha256 appended. It need not exist."""
     path = Path(path)
     return path.with_name(path.name + ".sha256")
 
 
 def write_checksum(path: str | os.PathLike[str], digest: str | None = None) -> None:
-    """Write the checksum of ``path`` beside it, as `sha256sum` does; ``digest`` if it is known already."""
+    """Write the checksum of ``path`` beside it, in the format of `sha256sum`. ``digest``: the checksum, if known."""
     write_text(checksum_path(path), f"{digest or sha256(path)}  {Path(path).name}\n")
 
 
-def require_checksum(path: str | os.PathLike[str], remedy: str = "take a copy that is whole, or make it anew") -> None:
-    """UserError, ending with ``remedy``, if a checksum lies beside ``path`` and is not that of its bytes."""
+def require_checksum(path: str | os.PathLike[str], remedy: str = "use an intact copy, or build it again") -> None:
+    """Raise UserError, ending with ``remedy``, if a checksum file beside ``path`` does not match the file."""
     beside = checksum_path(path)
     try:
         line = beside.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return
     if not re.fullmatch(rb"[0-9a-f]{64} [ *]" + re.escape(os.fsencode(Path(path).name)) + rb"\n?", line):
-        raise UserError(f"{beside}: damaged: not a line of sha256sum about {path}; {remedy}")
+        raise UserError(f"{beside}: damaged: not a line written by sha256sum for {path}; {remedy}")
     if sha256(path) != line[:64].decode():
         raise UserError(
-            f"{path}: damaged or replaced: its checksum is not that in {beside.name} beside it; {remedy} (if it is "
-            "meant to be another file, remove that checksum)"
+            f"{path}: damaged or replaced: its checksum differs from the one in {beside.name} beside it; {remedy} (if "
+            "you replaced the file on purpose, remove that checksum file)"
         )
 
 
 def refuse_existing(path: str | os.PathLike[str], remedy: str) -> None:
-    """Raise UserError when ``path`` exists: what is the user's is never overwritten unasked."""
+    """Raise UserError if ``path`` exists: a user's files are never overwritten without being asked to."""
     if os.path.lexists(path):
         raise UserError(f"{path} exists already; {remedy}")

@@ -1,4 +1,4 @@
-"""The spelling of Caffe's command lines: `-gray`, `--gray`, `--gray=true`, `--nogray`, `-resize_height=256`."""
+"""The command line syntax of Caffe (gflags): `-gray`, `--gray`, `--gray=true`, `--nogray`, `-resize_height=256`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _FALSE = ("0", "f", "false", "n", "no")
 
 
 def as_argparse(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
-    """Rewrite gflags' spelling to argparse's: two dashes; a switch is there or it is not, the last one given counts.
+    """Rewrite command line arguments from gflags' syntax to argparse's.
 
-    ``switches`` are the names of the boolean flags, with underscores. What follows ``--`` stays as it is.
+    All flags get two dashes. A boolean flag is passed if it is true and omitted if it is false; its last occurrence
+    counts. ``switches``: the names of the boolean flags, with underscores. Arguments after ``--`` are not changed.
     """
     result: list[str] = []
     on: dict[str, bool] = {}
@@ -28,7 +29,7 @@ def as_argparse(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
         plain = name.replace("-", "_")
         if plain in switches:
             if equals and value.lower() not in _TRUE + _FALSE:
-                raise UserError(f"{word}: true or false was expected after the equals sign")
+                raise UserError(f"{word}: expected true or false after the equals sign")
             on[plain] = not equals or value.lower() in _TRUE
         elif plain.startswith("no") and plain[2:] in switches and not equals:
             on[plain[2:]] = False

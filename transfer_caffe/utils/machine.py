@@ -1,4 +1,4 @@
-"""What this process may use of its machine: processors and memory, within a container's limits."""
+"""The processors and the memory that this process may use, including the limits of a container."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 
 def cores(root: Path = Path("/")) -> int:
-    """The processors that this process may use: those of its affinity, or of a container's quota if that is less.
+    """Return the number of processors that this process may use: its CPU affinity, or a container's quota if smaller.
 
-    A quota of one and a half is one: two threads would wait for the next period. ``root`` is where proc and sys lie.
+    Fractional quotas are rounded down: with a quota of 1.5, two threads would wait for the next period. ``root``: the
+    folder that contains proc and sys.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _groups(root, "cpu"):
@@ -22,8 +23,8 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(group: Path) -> Iterator[float]:
-    """The processors that a cgroup's quota allows, if it has one; of version 2, or 1."""
-    with contextlib.suppress(OSError, ValueError):  # a quota of `max` is no number
+    """Yield the number of processors that a cgroup's quota allows, if it has one; cgroup version 2, then version 1."""
+    with contextlib.suppress(OSError, ValueError):  # the quota may be the word `max`
         most, period = (group / "cpu.max").read_text().split()
         yield int(most) / int(period)
     with contextlib.suppress(OSError, ValueError):
@@ -33,7 +34,7 @@ def _quotas(group: Path) -> Iterator[float]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of the cgroups of this process that a controller may limit, up to the root; of version 2, and 1."""
+    """Yield the folders of this process's cgroups for a controller, up to the root; of cgroup versions 2 and 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -47,9 +48,10 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for the next record or iteration; else it comes again as pages to be cleared.
+    """Make glibc keep freed memory for the next record or iteration instead of returning it to the system.
 
-    That saves half of the time of writing a database. Elsewhere than on glibc nothing happens.
+    Memory that was returned comes back as pages that the kernel has to clear. Keeping it halves the time of writing a
+    database. Without glibc this function does nothing.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -58,9 +60,9 @@ def keep_freed_memory() -> None:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """The bytes of memory that may be filled without the system, or a job's limit (a cgroup's), objecting.
+    """Return the bytes of memory that this process can still use, within the limit of its job (a cgroup) if it has one.
 
-    Pages of files that were read do not count as used: they make room. ``root`` is where proc and sys lie.
+    The page cache of files counts as available: the kernel can drop it. ``root``: the folder with proc and sys.
     """
     lines = (root / "proc/meminfo").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -78,10 +80,10 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def _room(group: Path, limit: str, used: str) -> int:
-    """What a cgroup's limit leaves; very much where there is none, or no such cgroup can be seen."""
+    """Return the bytes left below a cgroup's memory limit; a very large number if it has none or cannot be read."""
     try:
         most, now = int((group / limit).read_text()), int((group / used).read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return most - now + int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
-    except (OSError, ValueError):  # a limit of `max` is no number
+    except (OSError, ValueError):  # the limit may be the word `max`
         return 1 << 62

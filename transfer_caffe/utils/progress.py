@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, a line now and then elsewhere; on standard error."""
+"""Progress of a long loop, on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def track(items: Iterable[T], total: int, what: str, before: int = 0) -> Iterator[T]:
-    """Yield ``items`` and show how many are done, how fast, and the time left.
+    """Yield ``items`` and show how many are done, the rate, and the time left.
 
-    There are ``total``, of which ``before`` were done earlier and do not come again.
+    ``total``: number of items, including the ``before`` items that were done earlier and are not in ``items``.
+    ``what``: the name of the items.
     """
     return (_bar if sys.stderr.isatty() else _lines)(items, total, what, before)
 
 
 def _bar(items: Iterable[T], total: int, what: str, before: int) -> Iterator[T]:
+    """Yield ``items`` and show a progress bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -36,6 +38,7 @@ def _bar(items: Iterable[T], total: int, what: str, before: int) -> Iterator[T]:
 
 
 def _lines(items: Iterable[T], total: int, what: str, before: int) -> Iterator[T]:
+    """Yield ``items`` and print a line every `SECONDS_BETWEEN_LINES`."""
     start = last = time.monotonic()
     for done, item in enumerate(items, before + 1):
         yield item

@@ -1,10 +1,10 @@
-"""YAML read strictly: a key twice, an unknown key, a value of another type are errors that name file and key.
+"""Strict reading of YAML: duplicate keys, unknown keys and wrong types are errors that name the file and the key.
 
     section = Section(load_yaml(path), str(path))
     crop = section.whole("crop", least=1)
-    section.end()                       # UserError if there are keys that nobody took
+    section.end()                       # UserError if there are keys that were not read
 
-YAML itself takes the second of two equal keys, and everybody ignores what they do not know, without a word.
+A plain YAML loader silently uses the last of two equal keys, and programs often ignore unknown keys.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ from transfer_caffe.utils.files import read_text
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key twice is an error; YAML itself would take the second one without a word."""
+    """A YAML loader that refuses duplicate keys; PyYAML would silently use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node. Raise ConstructorError if it has a duplicate key."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value} is here twice", key.start_mark
-                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: Path) -> Any:
-    """The value of a YAML file. UserError, by file and line, if it is broken or has a key twice."""
+    """Return the content of a YAML file. Raise UserError, with file and line, for bad YAML or duplicate keys."""
     try:
         return yaml.load(read_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
@@ -48,10 +47,10 @@ REQUIRED = object()
 
 
 class Section:
-    """One mapping of the file: takes its keys one by one, checks their types, and knows those nobody took."""
+    """One mapping of a YAML file. Keys are read one by one with a check of their type; unread keys are detected."""
 
     def __init__(self, value: Any, where: str) -> None:
-        """Take a mapping; ``where`` says in errors which one."""
+        """Wrap a mapping; ``where`` is its name in error messages. Raise UserError if ``value`` is not a mapping."""
         self.where = where
         if not isinstance(value, dict):
             raise UserError(f"{where}: a mapping (key: value) was expected, not {shown(value)}")
@@ -59,11 +58,11 @@ class Section:
         self.known: list[str] = []
 
     def fail(self, key: str, problem: str) -> NoReturn:
-        """UserError about one key."""
+        """Raise UserError about one key."""
         raise UserError(f"{self.where}: {key}: {problem}")
 
     def take(self, key: str, default: Any = REQUIRED) -> Any:
-        """The value of a key, of any type."""
+        """Return the value of a key, of any type. Raise UserError if it is missing and there is no default."""
         self.known.append(key)
         if key not in self.left:
             if default is REQUIRED:
@@ -72,55 +71,55 @@ class Section:
         return self.left.pop(key)
 
     def text(self, key: str, default: Any = REQUIRED) -> str:
-        """Text, not empty."""
+        """Return a value that must be a non-empty string."""
         value = self.take(key, default)
         if not isinstance(value, str) or not value:
             self.fail(key, f"text was expected, not {shown(value)}")
         return value
 
     def flag(self, key: str, default: Any = REQUIRED) -> bool:
-        """True or false."""
+        """Return a value that must be true or false."""
         value = self.take(key, default)
         if not isinstance(value, bool):
             self.fail(key, f"true or false was expected, not {shown(value)}")
         return value
 
     def whole(self, key: str, least: int, default: Any = REQUIRED) -> int:
-        """A whole number, ``least`` or more."""
+        """Return a value that must be an integer >= ``least``."""
         value = self.take(key, default)
         if not is_whole(value, least):
             self.fail(key, f"a whole number, {least} or more, was expected, not {shown(value)}")
         return value
 
     def whole_or(self, key: str, word: str) -> int | None:
-        """A whole number from 1, or the word (None), which is also the default."""
+        """Return an integer >= 1, or None if the value is ``word``, which is also the default."""
         value = self.take(key, word)
         if value != word and not is_whole(value, 1):
             self.fail(key, f"`{word}` or a whole number, 1 or more, was expected, not {shown(value)}")
         return None if value == word else value
 
     def one_of(self, key: str, words: list[str], default: Any = REQUIRED) -> str:
-        """One of these words."""
+        """Return a value that must be one of ``words``."""
         value = self.take(key, default)
         if value not in words:
             self.fail(key, f"one of {', '.join(words)} was expected, not {shown(value)}")
         return value
 
     def end(self) -> None:
-        """UserError if there are keys that nobody took."""
+        """Raise UserError if there are keys that were not read."""
         if self.left:
             unknown = ", ".join(str(key) for key in self.left)
-            raise UserError(f"{self.where}: unknown key {unknown}; known are {', '.join(self.known)}")
+            raise UserError(f"{self.where}: unknown key {unknown}; known keys: {', '.join(self.known)}")
 
 
 def shown(value: Any) -> str:
-    """A value as an error message shows it."""
+    """Return a value as text for an error message."""
     text = "nothing" if value is None else repr(value)
     if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value):
-        text += " (YAML takes this for text: write it with a point and a sign, as 1.0e-4)"
+        text += " (YAML reads this as a string: write it with a decimal point and a sign, as in 1.0e-4)"
     return text
 
 
 def is_whole(value: Any, least: int) -> bool:
-    """Whether this is a whole number, and not less than that; true and false are none."""
+    """Return whether ``value`` is an integer >= ``least``; true and false are not integers."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,1 +1,1 @@
-"""From records to a batch of images, on the CPU and on a GPU."""
+"""Build batches of images from records, on the CPU and on a GPU."""

@@ -1,8 +1,8 @@
-"""The batches of a layer that reads images, made on the device on which the net runs.
+"""Build an image layer's batches on the device on which the net runs.
 
-Two kinds: from the records themselves where they lie there (`resident.Copy`), else from windows that the host has cut,
-as bytes. In both `staging` brings what belongs to a batch, and `make` does the rest with operations of the device
-alone, on tensors that stay where they are.
+If the records are in the device's memory (`resident.Copy`), batches are built from them, otherwise from windows that
+the host has cut, as bytes. In both cases `staging` copies a batch's inputs to the device, and `make` does the rest with
+device operations only, on tensors at fixed addresses.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from transfer_caffe.engine.batches.staging import Staging
 from transfer_caffe.engine.batches.transform import OnDevice
 
 FROM_MEMORY = 4
-"""How many batches are cut in advance from records in the host's memory: a thread each."""
+"""Number of batches that are prefetched from records in the host's memory, one thread each."""
 
 
 class DeviceBatches:
-    """Makes the batches of ``layer``."""
+    """Builds the batches of ``layer``."""
 
     def __init__(self, layer: ImageSource, device: torch.device, copy: resident.Copy | None, dtype: np.dtype) -> None:
-        """``copy``: the records, on the device; None if the host cuts windows of ``dtype``, bytes or floats."""
+        """``copy`` holds the records on the device; if None, the host cuts windows of ``dtype``, bytes or floats."""
         batch = layer.batch_size
         self.on_device = copy is not None
-        # no reference back to the layer: the records' memory is free at once when the layer goes
+        # no reference cycle with the layer: the records' memory is freed as soon as the layer is
         layer_proxy = weakref.proxy(layer)
         self._transform = OnDevice(layer.transformer, device)
         self.drawn = torch.zeros((4, batch), dtype=torch.int64, device=device)
-        """`Images.plan` of the batch."""
+        """The batch's `Images.plan`."""
         if copy is not None:
             assert copy.pixels is not None and copy.labels is not None
             self._pixels, self._labels = copy.pixels, torch.from_numpy(copy.labels).to(device)
@@ -49,11 +49,11 @@ class DeviceBatches:
             self.staging = Staging(targets, partial(_cut, layer_proxy), ahead)
 
     def make(self) -> list[Tensor]:
-        """Images and labels of the batch that was sent last."""
+        """Return images and labels of the batch that was sent last."""
         place, window = self.drawn[0], self.drawn[1:]
         if self.on_device:
             return [self._transform.cut(self._pixels, place, window), self._labels[place]]
-        # the next batch overwrites the labels: who holds a top must not see that
+        # clone: the next batch overwrites the labels, but tops must not change
         return [self._transform.finish(self._pixels, window), self._labels.clone()]
 
 
@@ -65,8 +65,8 @@ def _cut(layer: ImageSource, arrays: list[np.ndarray], batch: int) -> None:
     windows, labels, plan = layer.windows(batch)
     if windows.dtype != arrays[1].dtype and arrays[1].dtype == np.uint8:
         raise layer.error(
-            f"{layer.source} holds floats in a record of batch {batch}, bytes in the first one; build the database "
-            "again, or train on the CPU"
+            f"{layer.source} has a record of floats in batch {batch}, but the first record holds bytes; rebuild the "
+            "database, or train on the CPU"
         )
     for array, values in zip(arrays, (plan, windows, labels), strict=True):
         array[:] = values

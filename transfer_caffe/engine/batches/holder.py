@@ -1,9 +1,9 @@
-"""The process that keeps a source's records for all networks on a GPU; started, and told when to end, by them.
+"""The process that keeps a source's records for all networks on a GPU; the networks start it.
 
-python -m transfer_caffe.engine.holder --folder F --source random0/A/train_lmdb --device cuda:0 --on-device --listen 5
+python -m transfer_caffe.engine.batches.holder --folder F --source random0/A/train_lmdb --device cuda:0 --listen 5
 
-Nobody types this: see `sharing`. It ends when the last of its users has gone, or if none comes within a minute. What it
-says goes to a log in the folder, which it removes when all went well.
+This command is not meant for users; see `sharing`. The process ends when its last user disconnects, or if none connects
+within a minute. Its output goes to a log in the folder, which it removes if no error occurred.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SECONDS_BETWEEN_LOOKS = 0.2
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Allocate, decode, give away, end."""
-    parser = ArgumentParser(prog="python -m transfer_caffe.engine.holder", description=__doc__)
+    """Allocate memory, decode the records, share them, and end after the last user."""
+    parser = ArgumentParser(prog="python -m transfer_caffe.engine.batches.holder", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--device", type=torch.device, required=True)
@@ -49,28 +49,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gray", dest="color", action="store_const", const=False)
     parser.add_argument("--listen", type=int, required=True, metavar="FD")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine ignores it, and children inherit that
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # an engine ignores SIGTERM, and children inherit that
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Holder(args).run()
     return 0
 
 
 class Holder:
-    """The records, who uses them, and what is to be said about them."""
+    """The records, their users, and the messages for the users."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.source = Source(args.source, args.color)
-        self.name = self.source.name()  # as it was when it was asked for
+        self.name = self.source.name()  # computed once, at the start: the files may change later
         self.listener = socket.socket(fileno=args.listen)
         self.users, self.came = 0, False
         self.changed = threading.Condition()
         self.said: list[str] = []
         self.answer: Callable[[], tuple[Any, ...]] | None = None
-        """What a user gets in the end: made for each anew, since CUDA counts who has a handle."""
+        """Creates the final message to a user; called for each user, since CUDA counts the users of each handle."""
 
     def run(self) -> None:
-        """Until nobody uses the records any more."""
+        """Serve users until nobody uses the records any more."""
         records = open_records(self.args.source, self.args.color)
         channels, height, width = records.shape
         shape = (len(records), height, width, channels)
@@ -89,7 +89,7 @@ class Holder:
             if idle and self._end():
                 break
         if self.answer is None:
-            os._exit(0)  # in the midst of decoding, for nobody
+            os._exit(0)  # still decoding, but nobody is waiting for the records
 
     def _accept(self, room: bool) -> None:
         connection = Connection(self.listener.accept()[0].detach())
@@ -98,9 +98,10 @@ class Holder:
         threading.Thread(target=self._serve, args=(connection, room), daemon=True).start()
 
     def _end(self) -> bool:
-        """Whether nobody is about to come, either: with the lock, under which users come.
+        """Return whether the process may end: with the lock, under which users connect, none is about to connect.
 
-        The lock is kept until this process is gone and its memory free: the next to decide counts on that.
+        The lock is held until this process has ended and its memory is free; the next process that decides where to
+        put records relies on that.
         """
         lock = os.open(self.args.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         try:
@@ -124,7 +125,7 @@ class Holder:
             answer = "unlike" if isinstance(error, resident.Unlike) else "error", text
             self._settle(lambda: answer)
         except BaseException:
-            traceback.print_exc()  # into the log; without an end users would wait for ever
+            traceback.print_exc()  # into the log; exit, because users would wait forever otherwise
             os._exit(1)
 
     def _say(self, line: str) -> None:
@@ -138,7 +139,7 @@ class Holder:
             self.changed.notify_all()
 
     def _serve(self, connection: Connection, room: bool) -> None:
-        """Tell one user all there is to tell, and wait until it has gone. A user sends nothing."""
+        """Send all messages to one user, and wait until it disconnects. Users send nothing."""
         try:
             connection.send(("allocated", os.getpid(), self.args.on_device, room))
             told = len(self.said)
@@ -166,12 +167,12 @@ class Holder:
 
 
 def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Callable[[], tuple[Any, ...]]]:
-    """Memory for bytes that other processes can map, and a function that gives what they map it with."""
+    """Allocate memory that other processes can map; return it and a function that returns how to map it."""
     if device.type == "cuda":
         pixels = torch.empty(shape, dtype=torch.uint8, device=device)
         return pixels, lambda: reduce_tensor(pixels)
     size = int(np.prod(shape))
-    # it has no name that could be left behind: others open it by way of this process
+    # an anonymous file cannot be left behind; other processes open it through this process's /proc entry
     file = os.memfd_create("records")
     os.posix_fallocate(file, 0, size)
     return mapped(f"/proc/self/fd/{file}", shape), lambda: (mapped, (f"/proc/{os.getpid()}/fd/{file}", shape))

@@ -1,4 +1,4 @@
-"""What the layers that read images read from, whatever holds it."""
+"""The interfaces of record sources and of the layers that read images from them."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from transfer_caffe.utils.errors import UserError
 
 
 class Records(Protocol):
-    """What a layer reads from: records numbered from 0, each an array (channels, height, width) and a label."""
+    """A source of records, numbered from 0; each is an array (channels, height, width) and a label."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of records."""
         ...
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the first record."""
+        """The shape of the first record."""
         ...
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
-        """Record ``index``."""
+        """Return record ``index``."""
         ...
 
 
 class ImageSource(Protocol):
-    """The layer whose batches are made on a device: what of it `device_batches` asks for."""
+    """A layer whose batches are built on a device, as far as `device_batches` uses it."""
 
     batch_size: int
     source: str
@@ -36,17 +36,17 @@ class ImageSource(Protocol):
 
     @property
     def keeps_records(self) -> bool:
-        """Whether the host has all records decoded in its memory."""
+        """Whether all records are kept decoded in the host's memory."""
         ...
 
     def plan(self, batch: int) -> np.ndarray:
-        """(4, batch size): of each image its record, the window's row and column, and whether it is mirrored."""
+        """Return, for each image, its record, its window's row and column, and whether it is mirrored; (4, batch)."""
         ...
 
     def windows(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The windows that the host has cut (batch size, height, width, channels), their labels, and the plan."""
+        """Return the windows that the host has cut (batch, height, width, channels), their labels, and the plan."""
         ...
 
     def error(self, message: str) -> UserError:
-        """An error that names the layer."""
+        """Return a UserError that names the layer."""
         ...

@@ -1,11 +1,11 @@
-"""All records of a source, decoded once and kept as bytes: on the GPU where they fit, else in the host's memory.
+"""Keep all records of a source decoded, as bytes: on the GPU if they fit, otherwise in the host's memory.
 
-    copy = copy_of(records, key, "random0/A/train_lmdb", device)      # whether and where, told in a line of the log
-    if copy and copy.ready():                                         # decodes them, the first time
+    copy = copy_of(records, key, "random0/A/train_lmdb", device)      # logs whether and where they are kept
+    if copy and copy.ready():                                         # decodes them the first time
         copy.pixels, copy.labels
 
-Half of ImageNet at 256 x 256 is 118 GiB. What fits nowhere is read and decoded for each batch anew. Layers over the
-same source (a training net's and a test net's) have one copy in common; it goes when the last of them goes.
+Half of ImageNet at 256 x 256 is 118 GiB. Records that fit nowhere are read and decoded again for each batch. Layers
+with the same source (in a training net and a test net) share one copy; it is freed together with the last of them.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from transfer_caffe.utils.machine import available_memory, cores
 
 MOST_THREADS = 16
 CHUNK_BYTES = 8 << 20
-"""Records are decoded and copied in pieces of about this size, by one thread each."""
+"""Records are decoded and copied in chunks of about this size, each by one thread."""
 SECONDS_BETWEEN_LINES = 10.0
 _PLACE = "data_layer.cpp:45"
 
 
 def threads() -> int:
-    """How many threads decode: OpenCV and LMDB work outside of Python's lock."""
+    """Return the number of decoding threads; OpenCV and LMDB release Python's global interpreter lock."""
     return min(MOST_THREADS, cores())
 
 
 def reserve(total: int) -> int:
-    """The bytes of a memory of ``total`` that no copy takes: for weights, activations, and whoever else is there."""
+    """Return the bytes, out of ``total``, that are reserved for weights, activations and other programs."""
     return min(8 << 30, total * 15 // 100)
 
 
 class Unlike(Exception):
-    """A record has another shape than the first one, or holds floats."""
+    """Raised if a record's shape differs from the first one's, or if it holds floats."""
 
 
 class Copy:
-    """The decoded records of a source. Made as a promise; `ready` fetches them."""
+    """The decoded records of a source. Memory is only promised at first; `ready` decodes the records."""
 
     def __init__(self, source: str, on_device: bool, promised: int, fetch: Fetch) -> None:
-        """``on_device``: whether they are where the net runs; ``promised``: the bytes that ``fetch`` will allocate."""
+        """``on_device``: whether they are on the net's device; ``promised``: the bytes that ``fetch`` will allocate."""
         self.on_device = on_device
         self.promised = promised
-        """Memory that will be taken, and that still counts as free."""
+        """Bytes that will be allocated, but still count as free memory."""
         self.pixels: Tensor | None = None
         """uint8, (records, height, width, channels)."""
         self.labels: np.ndarray | None = None
@@ -64,17 +64,17 @@ class Copy:
         self._fetch: Fetch | None = fetch
 
     def ready(self) -> bool:
-        """Have all records decoded, unless that is done. False if they are not alike, or the memory is gone.
+        """Decode all records unless that is done. Return False if their shapes differ or there is no memory left.
 
-        UserError for a record that is damaged.
+        Raise UserError for a record that is damaged.
         """
         if self._fetch is not None:
             fetch, self._fetch = self._fetch, None
             try:
                 self.pixels, self.labels = fetch()
             except (Unlike, torch.OutOfMemoryError) as error:
-                why = error if isinstance(error, Unlike) else "the memory that was free is not any more"
-                say(f"{self._source}: not kept: {why}; each batch is decoded anew")
+                why = error if isinstance(error, Unlike) else "there is not enough free memory any more"
+                say(f"{self._source}: not kept in memory: {why}; the records are decoded again for each batch")
             finally:
                 self.promised = 0
         return self.pixels is not None
@@ -85,14 +85,14 @@ _copies: weakref.WeakValueDictionary[Hashable, Copy] = weakref.WeakValueDictiona
 
 
 def copy_of(records: Records, key: Hashable, source: str, device: torch.device) -> Copy | None:
-    """The copy of a source for nets on ``device``, or None where there is no room; ``key`` tells sources apart.
+    """Return the copy of a source for nets on ``device``, or None if there is no room; ``key`` identifies the source.
 
-    Room is given away in the order of the calls: a solver makes its training net first. A key that is a
-    `sharing.Source` stands for one copy of all processes that share this GPU, where a sweep wants that.
+    Memory is assigned in the order of the calls; a solver builds its training net first. If ``key`` is a
+    `sharing.Source` and a sweep has enabled sharing, all processes on this GPU share one copy.
     """
     found = _copies.get((device, key))
     if found is not None:
-        say(f"{source}: shares the records that another layer keeps")
+        say(f"{source}: shares the records kept by another layer")
         return found
     share = sharing.Share.of_this_process()
     if share is not None and isinstance(key, sharing.Source):
@@ -118,7 +118,7 @@ def _private(records: Records, source: str, place: torch.device, on_device: bool
 def _shared(
     share: sharing.Share, key: sharing.Source, records: Records, source: str, device: torch.device
 ) -> Copy | None:
-    """The copy that a process of its own keeps for all networks on this GPU, which is started if need be."""
+    """Return the copy that a separate process keeps for all networks on this GPU; start that process if necessary."""
     with share.lock():
         user = share.join(key)
         if user is None:
@@ -127,9 +127,12 @@ def _shared(
                 return None
             user = share.start(key, place, place is device)
         else:
-            say(f"{source}: shares the records that process {user.pid} keeps")
+            say(f"{source}: shares the records kept by process {user.pid}")
     if not user.room:
-        say(f"{source}: not kept: the memory that was free is not any more; each batch is decoded anew")
+        say(
+            f"{source}: not kept in memory: there is not enough free memory any more; the records are decoded again "
+            "for each batch"
+        )
         user.give_up()
         return None
 
@@ -145,15 +148,15 @@ def _shared(
 
 
 def shape_of(records: Records) -> tuple[int, int, int, int]:
-    """Number, height, width, channels of records that are like the first one."""
+    """Return number, height, width and channels of the records, assuming that all are like the first one."""
     channels, height, width = records.shape
     return len(records), height, width, channels
 
 
 def _place(records: Records, source: str, device: torch.device, networks: int = 1) -> torch.device | None:
-    """Where there is room for all records: ``device``, the host's memory, or nowhere; said in a line of the log.
+    """Return where all records fit: ``device``, the CPU (the host's memory), or None; log the decision.
 
-    ``networks``: how many run on the device, each with weights and activations of its own.
+    ``networks`` is the number of networks on the device, each with its own weights and activations.
     """
     shape = shape_of(records)
     size = math.prod(shape)
@@ -169,17 +172,20 @@ def _place(records: Records, source: str, device: torch.device, networks: int = 
     if size <= host:
         say(f"{what}: {why}; they are kept in the host's memory, which has room for {_size(host)}")
         return torch.device("cpu")
-    say(f"{what}: {why}, the host's memory for {_size(host)}; each batch is decoded anew by {threads()} threads")
+    say(
+        f"{what}: {why}, the host's memory for {_size(host)}; the records are decoded again for each batch, by "
+        f"{threads()} threads"
+    )
     return None
 
 
 def say(line: str) -> None:
-    """A line in the log."""
+    """Write a line to the log."""
     glog.info(_PLACE, line)
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """Free and total bytes of a device."""
+    """Return the free and total bytes of a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
     available = available_memory()  # only tests keep records "on" the CPU
@@ -195,15 +201,15 @@ def _size(count: int) -> str:
 
 
 def load(records: Records, pixels: Tensor, source: str, say: Callable[[str], None]) -> np.ndarray:
-    """Decode all ``records`` into ``pixels`` by several threads; gives their labels. Says how far it is.
+    """Decode all ``records`` into ``pixels`` in several threads and return their labels; report progress with ``say``.
 
-    UserError for a record that is damaged; of several the first one.
+    Raise UserError for a record that is damaged; if there are several, for the first one.
     """
     count, size = len(records), math.prod(pixels.shape[1:])
     labels = np.empty(count, np.float32)
     chunk = min(count, max(1, CHUNK_BYTES // size))
     workers = threads()
-    # a GPU's tensor is filled through pinned buffers in a ring, another one directly
+    # a tensor on a GPU is filled through a ring of pinned buffers, one on the host directly
     buffers = deque(Buffer([pixels[:chunk]]) for _ in range(workers + 2)) if pixels.is_cuda else None
     pending: deque[tuple[int, Buffer | None, Future[None]]] = deque()
     progress = _Progress(source, count, say)
@@ -247,12 +253,12 @@ def _decode(records: Records, first: int, pixels: np.ndarray, labels: np.ndarray
         if image.dtype != np.uint8:
             raise Unlike(f"record {first + index} holds floats")
         if image.shape[1:] != pixels.shape[1:3] or image.shape[0] != pixels.shape[3]:
-            raise Unlike(f"record {first + index} is {list(image.shape)}, another shape than the first one's")
+            raise Unlike(f"record {first + index} is {list(image.shape)}, not the shape of the first record")
         pixels[index] = image.transpose(1, 2, 0)
 
 
 class _Progress:
-    """Lines in the log about a long loading."""
+    """Log the progress of decoding every few seconds."""
 
     def __init__(self, source: str, count: int, say: Callable[[str], None]) -> None:
         self._source, self._count, self._say = source, count, say

@@ -1,15 +1,15 @@
-"""One copy of a source's records for all networks on a GPU: found, or started, by the first that needs it.
+"""Share one copy of a source's records among all networks on a GPU; the first network that needs it starts a holder.
 
     TRANSFER_CAFFE_SHARED_RECORDS=2:/tmp/transfer_caffe-1000/records-GPU-ab12
 
-A sweep sets that: how many networks a GPU has, and a folder. The records are kept by a process of their own
-(`engine.holder`), since memory of a GPU that others see by CUDA's IPC lasts as long as the process that allocated it.
-Users hold a connection to it, a socket in the folder: the kernel closes that however a user ends, and when the last one
-has gone the holder ends, too. Should the holder be killed, its users end at once, with one line and exit code 2: what
-they would read on is no longer theirs. The same command goes on from their snapshots. Records in the host's memory stay
-mapped, and their users go on.
+A sweep sets this variable to the number of networks per GPU and a folder. A separate process, the holder
+(`batches.holder`), keeps the records, since GPU memory shared through CUDA IPC lasts only as long as the process that
+allocated it. Users hold a connection to the holder through a socket in the folder. The kernel closes it however a user
+ends, and when the last user has gone, the holder ends as well. If the holder is killed, its users end at once with one
+line and exit code 2, because the memory is no longer theirs; the same command resumes from their snapshots. Records in
+the host's memory stay mapped, so their users continue.
 
-All that is decided (who starts a holder, what still has room, that a holder ends) is decided under one lock a folder.
+All decisions (who starts a holder, what fits in memory, whether a holder ends) are made under one lock per folder.
 """
 
 from __future__ import annotations
@@ -38,64 +38,64 @@ from transfer_caffe.utils.errors import UserError, say_error
 
 _PLACE = "data_layer.cpp:45"
 _started: list[subprocess.Popen[bytes]] = []
-"""Holders that this process has started; they outlive it, if others use them."""
+"""Holders that this process has started; they outlive it if other processes use them."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A database or view, and how its images are decoded: `views.open_records`."""
+    """A database or view, and how its images are decoded (see `formats.views.open_records`)."""
 
     path: Path
     color: bool | None
 
     def name(self) -> str:
-        """A short name, another one when the records are others."""
+        """Return a short name, which changes when the records change."""
         files = whole_of(self.path) / "data.mdb", self.path / RECORDS
         states = [(state.st_ino, state.st_size, state.st_mtime_ns) for state in (f.stat() for f in files if f.exists())]
         return hashlib.blake2b(repr((str(self.path), self.color, states)).encode(), digest_size=8).hexdigest()
 
 
 class Lost(Exception):
-    """The holder has ended before it gave its records away."""
+    """Raised if the holder ended before it shared its records."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Where the networks on one GPU meet, and how many there are at a time."""
+    """The folder that the networks on one GPU share, and the number of networks that run at a time."""
 
     networks: int
     folder: Path
 
     @classmethod
     def of_this_process(cls) -> Share | None:
-        """What the environment says; None where nothing is shared."""
+        """Return the setting of the environment variable; None if nothing is shared."""
         given = os.environ.get(processes.SHARED_RECORDS, "")
         networks, _, folder = given.partition(":")
         return cls(int(networks), Path(folder)) if folder and networks.isdecimal() else None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only one that decides; others wait."""
+        """Hold the folder's lock; other processes wait."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def join(self, source: Source) -> User | None:
-        """A connection to the holder of ``source``; None where there is none. With the `lock` held."""
+        """Return a connection to the holder of ``source``; None if there is none. The `lock` must be held."""
         connection = socket.socket(socket.AF_UNIX)
         with self._address(source) as address:
             try:
                 connection.connect(address)
                 return User(connection, source)
             except (FileNotFoundError, ConnectionRefusedError, Lost):
-                connection.close()  # that of one that was killed, perhaps
+                connection.close()  # the socket may be left over from a holder that was killed
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(address)
                 return None
 
     def start(self, source: Source, device: torch.device, on_device: bool) -> User:
-        """Start a holder of ``source`` with memory of ``device``. With the `lock` held."""
+        """Start a holder of ``source`` with memory of ``device``. The `lock` must be held."""
         log = self.folder / f"{source.name()}.log"
         argv = [sys.executable, "-m", "transfer_caffe.engine.batches.holder", "--folder", str(self.folder)]
         argv += ["--source", str(source.path), "--device", str(device)] + ["--on-device"] * on_device
@@ -105,7 +105,7 @@ class Share:
         with socket.socket(socket.AF_UNIX) as listener, self._address(source) as address, open(log, "wb") as output:
             listener.bind(address)
             listener.listen(64)
-            # it listens before it runs: this process need not try again and again
+            # the socket listens before the holder runs, so this process does not have to retry
             argv += ["--listen", str(listener.fileno())]
             _started.append(
                 subprocess.Popen(
@@ -119,12 +119,12 @@ class Share:
         except Lost:
             raise UserError(
                 f"{source.path}: the process that keeps its records for several networks could not start; {log} says "
-                "why; --jobs 1 does without"
+                "why; --jobs 1 does not need it"
             ) from None
 
     @contextlib.contextmanager
     def _address(self, source: Source) -> Iterator[str]:
-        """The socket's path, short however long the folder's is: the kernel takes 107 bytes."""
+        """Yield a short path of the socket, however long the folder's path is: the kernel's limit is 107 bytes."""
         folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             yield f"/proc/self/fd/{folder}/{source.name()}.socket"
@@ -136,12 +136,12 @@ class User:
     """A connection to the holder of a source."""
 
     def __init__(self, connection: socket.socket, source: Source) -> None:
-        """Wait until the holder has its memory. Lost if it ends before."""
+        """Wait until the holder has allocated its memory. Raise Lost if it ends before."""
         self.source = source
         self._connection = Connection(connection.detach())
         self._given_up = False
         _, self.pid, self.on_device, self.room = self._message()
-        """``room`` is False where the memory that the holder asked for was not there."""
+        """``room`` is False if the holder could not allocate its memory."""
 
     def _message(self) -> tuple:
         try:
@@ -150,7 +150,10 @@ class User:
             raise Lost from None
 
     def receive(self) -> tuple[Tensor, np.ndarray] | str:
-        """Pixels and labels, once they are decoded; or why they cannot be kept. UserError for what is damaged."""
+        """Wait for the records; return pixels and labels, or the reason why they cannot be kept.
+
+        Raise UserError for damaged records, or if the holder ended.
+        """
         while True:
             try:
                 kind, *rest = self._message()
@@ -176,30 +179,30 @@ class User:
                 return pixels, labels
 
     def _watch(self) -> None:
-        """End this process when the holder ends, before it reads on from memory that is another's now."""
+        """End this process when the holder ends, since the shared memory is freed then."""
         with contextlib.suppress(Lost):
             self._message()
         if not self._given_up:
             say_error(
                 "python -m transfer_caffe.engine",
-                f"{self.source.path}: process {self.pid}, which keeps its records on the GPU for several networks, was "
-                "ended; the same command goes on from the newest snapshot",
+                f"{self.source.path}: process {self.pid}, which keeps its records on the GPU for several networks, has "
+                "ended; run the same command again to resume from the newest snapshot",
             )
             os._exit(2)
 
     def give_up(self) -> None:
-        """Tell the holder that this user has gone."""
+        """Disconnect from the holder."""
         self._given_up = True
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as connection:
-            connection.shutdown(socket.SHUT_RDWR)  # wakes who waits for a message, too
+            connection.shutdown(socket.SHUT_RDWR)  # also wakes a thread that waits for a message
 
 
 def no_ipc(source: Source, error: RuntimeError) -> str:
-    """What to say where CUDA's IPC does not work: some containers and virtual machines have none."""
+    """Return the error message for machines without CUDA IPC (some containers and virtual machines)."""
     why = str(error).splitlines()[0]
-    return f"{source.path}: processes cannot share its records on this GPU ({why}); --jobs 1 does without"
+    return f"{source.path}: processes cannot share its records on this GPU ({why}); use --jobs 1"
 
 
 def mapped(path: str, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of bytes in a file that is mapped into memory."""
+    """Return a tensor of bytes backed by a memory-mapped file."""
     return torch.from_file(path, shared=True, size=int(np.prod(shape)), dtype=torch.uint8).view(shape)

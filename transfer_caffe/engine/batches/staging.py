@@ -1,10 +1,10 @@
-"""Batches on their way to a device: host buffers in a ring, filled ahead by threads, copied without waiting.
+"""Copy batches to a device through a ring of host buffers, which threads fill ahead, without waiting for the copies.
 
     staging = Staging([windows, labels], fill, ahead=4)     # fill(arrays, batch) writes a batch into a buffer's arrays
-    staging.send(7)                                         # batch 7 is, or will be, in `windows` and `labels`
+    staging.send(7)                                         # copies batch 7 to `windows` and `labels`
 
-The copies are put on the device's current stream: what is put there next sees the batch. The threads make no call to
-CUDA, so that they may go on while a CUDA graph is captured.
+The copies are enqueued on the device's current stream; later operations on that stream see the batch. The threads make
+no CUDA calls, so they may run while a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import torch
 from torch import Tensor
 
 SPARE = 3
-"""Buffers beyond those that are being filled: the host may be so many batches ahead of the device."""
+"""Number of buffers beyond those being filled: how many batches the host may be ahead of the device."""
 
 
 class Buffer:
-    """Host memory in the shapes of some tensors; for tensors of a GPU pinned, so that a copy need not be waited for."""
+    """Host memory with the shapes of some tensors; pinned if they are on a GPU, so that copies are asynchronous."""
 
     def __init__(self, targets: Sequence[Tensor]) -> None:
         pinned = targets[0].is_cuda
         self._tensors = [torch.empty(each.shape, dtype=each.dtype, pin_memory=pinned) for each in targets]
         self.arrays = [tensor.numpy() for tensor in self._tensors]
-        # blocking: who waits for it leaves the core to the threads that make batches
+        # blocking: a waiting thread sleeps and leaves the core to the threads that build batches
         self._sent = torch.cuda.Event(blocking=True) if pinned else None
 
     def wait(self) -> None:
-        """Return once its last copy is done: before that it must not be written again."""
+        """Wait until the last copy is done; the buffer must not be written before that."""
         if self._sent is not None:
             self._sent.synchronize()
 
     def send(self, targets: Sequence[Tensor]) -> None:
-        """Put copies to ``targets`` on the current stream. A target may have fewer rows: it gets the first ones."""
+        """Enqueue copies to ``targets`` on the current stream. A target with fewer rows gets the first ones."""
         for tensor, target in zip(self._tensors, targets, strict=True):
             target.copy_(tensor[: len(target)], non_blocking=True)
         if self._sent is not None:
@@ -45,17 +45,17 @@ class Buffer:
 
 
 class Staging:
-    """A ring of buffers between what makes batches on the host and the tensors that they are for."""
+    """A ring of buffers between the host, which builds batches, and the target tensors."""
 
     def __init__(self, targets: Sequence[Tensor], fill: Callable[[list[np.ndarray], int], None], ahead: int) -> None:
-        """``ahead``: how many batches are made in advance, each by a thread of its own; 0: none, and no threads."""
+        """``ahead`` is the number of batches prefetched, each in its own thread; 0 means no prefetching, no threads."""
         self._targets, self._fill, self._ahead = targets, fill, ahead
         self._free = deque(Buffer(targets) for _ in range(ahead + SPARE))
         self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="batches") if ahead else None
         self._coming: deque[tuple[int, Buffer, Future[None]]] = deque()
 
     def send(self, batch: int) -> None:
-        """Let the targets be this batch. Whatever its making raises is raised here."""
+        """Copy a batch to the targets. Errors that occur while it is built are raised here."""
         if self._pool is None:
             buffer, made = self._take(), None
         else:
@@ -70,7 +70,7 @@ class Staging:
             self._free.append(buffer)
 
     def _foreseen(self, pool: ThreadPoolExecutor, batch: int) -> tuple[Buffer, Future[None]]:
-        """This batch, in the works already if it follows the last one; starts on those after it."""
+        """Return a batch's buffer and future, prefetched if it follows the last one; prefetch the next batches."""
         if self._coming and self._coming[0][0] != batch:
             self._forget()
         for number in range(batch + len(self._coming), batch + 1 + self._ahead):
@@ -84,7 +84,7 @@ class Staging:
         return buffer
 
     def _forget(self) -> None:
-        """Take back the buffers of batches that nobody asked for, once no thread writes to them."""
+        """Discard prefetched batches: reclaim their buffers once no thread writes to them."""
         for _, _, made in self._coming:
             made.cancel()
         wait([made for _, _, made in self._coming])

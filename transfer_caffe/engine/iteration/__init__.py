@@ -1,1 +1,1 @@
-"""How one training iteration is computed: step by step on a CPU, in several processes, or as a CUDA graph."""
+"""Compute one training iteration: step by step on a CPU, in several processes, or as a CUDA graph."""

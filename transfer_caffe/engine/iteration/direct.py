@@ -1,17 +1,19 @@
-"""Forward and backward pass of an iteration on a CPU without autograd: the operations of each layer, one after another.
+"""Forward and backward pass of an iteration on a CPU without autograd: each layer's operations are called directly.
 
     run = Direct(net)
     loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
 
-An iteration of a small net is some hundred operations on a few kilobytes, and autograd's bookkeeping took a good part
-of its time (`mini` of the demo, one thread: 4.7 ms with it, 4.1 ms without). The layers of a CaffeNet have a `Step`
-that knows both directions and works in place where Caffe does; any other layer runs by autograd as a step of its own,
-so every net can be run like this, with the gradients that `Net.backward` gives, to rounding.
+An iteration of a small net consists of about a hundred operations on a few kilobytes, so autograd's bookkeeping takes a
+considerable part of its time (`mini` of the demo, one thread: 4.7 ms with autograd, 4.1 ms without). The layers of a
+CaffeNet have a `Step` that implements both passes and works in place where Caffe does. Any other layer runs through
+autograd as a separate step. Every net can therefore be run like this, and the gradients equal those of `Net.backward`
+up to rounding.
 
-A net of moderate size is run in *shards*: equal parts of each batch, whose gradients are summed in order. Operations of
-such a net are too short to be shared among threads, which would wait for each other hundreds of times an iteration; so
-each shard is computed by a process of its own (`crew`), and they meet once. How many shards there are depends on the
-net alone (`threads.shards_of`), and the results depend on the shards, not on how many processes compute them.
+A net of moderate size is computed in *shards*: equal parts of each batch, whose gradients are summed in a fixed order.
+The operations of such a net are too short to be split among threads, which would wait for each other hundreds of times
+per iteration. Instead, each shard is computed by a separate process (`crew`), and the processes synchronise once. The
+number of shards depends on the net only (`threads.shards_of`). The results depend on the shards, but not on the number
+of processes that compute them.
 """
 
 from __future__ import annotations
@@ -33,29 +35,29 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 
 NOTHING = torch.empty(0)
-"""In the place of values that are not there yet, or not needed any more."""
+"""Placeholder for values that are not computed yet or not needed any more."""
 
 
 class Clock:
-    """Seconds of each layer, forward and backward, summed over passes."""
+    """Seconds per layer, forward and backward, summed over passes."""
 
     def __init__(self) -> None:
-        """Nothing measured yet."""
+        """Create a clock without measurements."""
         self.forward: dict[Layer, float] = {}
         self.backward: dict[Layer, float] = {}
 
     def add(self, where: dict[Layer, float], layer: Layer, since: float) -> float:
-        """Count the time since then for a layer; gives the time now."""
+        """Add the time since ``since`` to a layer's seconds in ``where`` and return the current time."""
         now = time.perf_counter()
         where[layer] = where.get(layer, 0.0) + now - since
         return now
 
 
 class Direct:
-    """The passes of one net; see this module."""
+    """The forward and backward pass of one net; see the module's docstring."""
 
     def __init__(self, net: Net, shards: int = 1, workers: int = 1) -> None:
-        """``shards`` are computed by ``workers`` processes; a net that cannot be split takes 1 (`splits`)."""
+        """Compute ``shards`` shards in ``workers`` processes; a net that cannot be split needs 1 shard (`splits`)."""
         self.net = net
         workers = min(workers, shards)
         if workers > 1:
@@ -69,7 +71,7 @@ class Direct:
 
     @staticmethod
     def splits(net: Net) -> bool:
-        """Whether layers treat each image by itself, batches are of one size, and each output is one value."""
+        """Return whether all layers treat images independently, batch sizes are equal and each output is a scalar."""
         part = _Part(net, Shard())
         sizes = {net.shapes[top][0] for step in part.reads for top in step.layer.top if net.shapes[top]}
         single = all(net.shapes[name] == () for name in net.outputs)
@@ -77,9 +79,9 @@ class Direct:
 
     @torch.no_grad()
     def __call__(self, batch: int, add: bool = False, clock: Clock | None = None) -> Result:
-        """The loss and the outputs of a batch. Gradients stand in the blobs, or are added to those that do.
+        """Return the loss and the outputs of a batch; store the gradients in the blobs, or with ``add`` add them there.
 
-        ``clock`` measures the layers, in the parts that this process computes.
+        ``clock`` measures the layers, in the shards that this process computes.
         """
         read = self.parts[0].read(batch, clock)
         if self._crew is not None:
@@ -96,7 +98,7 @@ class Direct:
         for blob in self.net.learnable:
             gradient, before = found.get(blob), blob.data.grad if add else None
             blob.data.grad = gradient if before is None else before if gradient is None else before + gradient
-        # a loss is divided by the number of images of the whole batch, and so is an accuracy: the whole is the sum
+        # a shard divides its loss and its accuracy by the number of images of the complete batch: add up the shards'
         outputs = first.outputs
         for other in results[1:]:
             outputs = {name: value + other.outputs[name] for name, value in outputs.items()}
@@ -104,7 +106,7 @@ class Direct:
 
 
 def _summed(parts: list[dict[Blob, Tensor]]) -> dict[Blob, Tensor]:
-    """The gradients of the blobs, summed over parts in their order."""
+    """Return the gradients of the blobs, summed over parts in order."""
     sums = dict(parts[0])
     for part in parts[1:]:
         for blob, gradient in part.items():
@@ -113,14 +115,14 @@ def _summed(parts: list[dict[Blob, Tensor]]) -> dict[Blob, Tensor]:
 
 
 class _Part:
-    """A net's steps for one shard, in the order in which they run; values and gradients have a number for each top."""
+    """A net's steps for one shard, in execution order. Each top of a step has a number, by which values are stored."""
 
     def __init__(self, net: Net, shard: Shard) -> None:
-        """Find a step for each layer."""
+        """Choose a step for each layer."""
         self.net, self.shard = net, shard
         self._by_autograd: set[Layer] = set()
         self._arrange()
-        while wrong := self._unserved():  # one layer's step decides what the others' may do
+        while wrong := self._unserved():  # replacing one layer's step can invalidate others
             self._by_autograd |= wrong
             self._arrange()
         self.reads = [step for step in self.steps if isinstance(step, Read)]
@@ -131,18 +133,18 @@ class _Part:
         self.gradients: dict[Blob, Tensor] = {}
 
     def _arrange(self) -> None:
-        """Make the steps, those of the layers in ``_by_autograd`` by autograd."""
+        """Create the steps; layers in ``_by_autograd`` run through autograd."""
         net = self.net
         self.steps: list[Step] = []
         self._current: dict[str, int] = {}
-        """The number of a blob's newest values."""
+        """For each blob, the number of its newest values."""
         self._makers: list[Step] = []
         self._users: list[int] = []
         for layer, weights in zip(net.layers, net.loss_weights, strict=True):
             if layer in net.postponed:
                 continue
             self._append(layer, layer.param.bottom, weights)
-            if relu := net.relu_after.get(layer):  # it works on what the pooling has made of its bottom
+            if relu := net.relu_after.get(layer):  # a postponed ReLU is applied to the pooling's top
                 self._append(relu, layer.top, [], layer.top)
         self._find_overwriting()
 
@@ -172,22 +174,22 @@ class _Part:
                 step.overwrites = self._makers[bottom].frees_output and self._users[bottom] == 1
 
     def _unserved(self) -> set[Layer]:
-        """The layers whose steps would not do what Caffe does in this net."""
+        """Return the layers whose steps would not match Caffe's behaviour in this net."""
         wrong: set[Layer] = set()
         for index, step in enumerate(self.steps):
             if isinstance(step, ByAutograd):
                 continue
-            # the gradient is of what later layers in place leave: so they must write where this one has written
+            # Caffe computes the gradient from what later in-place layers leave, so they must overwrite this step's top
             writers = [other for other in self.steps[index + 1 :] if other.layer.top[:1] == step.layer.top[:1]]
             if step.layer.buffer is not None and not all(other.overwrites for other in writers):
                 wrong.add(step.layer)
-            # its own gradient is all that it knows
+            # this step computes the gradient of its own loss only, so its top must not be used elsewhere
             if isinstance(step, SoftmaxLossStep) and self._users[step.tops[0]] != len(step.terms):
                 wrong.add(step.layer)
         return wrong
 
     def read(self, batch: int, clock: Clock | None) -> dict[int, Tensor]:
-        """The tops of the layers that read, whole, by their numbers."""
+        """Return the complete tops of the data layers, by number."""
         found: dict[int, Tensor] = {}
         for step in self.reads:
             since = time.perf_counter()
@@ -198,7 +200,7 @@ class _Part:
         return found
 
     def run(self, read: dict[int, Tensor], batch: int, clock: Clock | None = None) -> None:
-        """Both passes; results are left in ``loss``, ``outputs`` and ``gradients``."""
+        """Run both passes and store the results in ``loss``, ``outputs`` and ``gradients``."""
         count = len(self._makers)
         values = [NOTHING] * count
         needs = [False] * count

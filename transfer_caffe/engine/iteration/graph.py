@@ -1,12 +1,13 @@
-"""Forward and backward pass of an iteration as one CUDA graph: the host puts the batch in place, and says `replay`.
+"""Forward and backward pass of an iteration as one CUDA graph: the host prepares the batch and replays the graph.
 
     run = Pass(net)                     # on a CPU: `Direct`
     loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
 
-A small net's kernels take less time than PyTorch takes to start them one by one; recorded once, they are started
-together. What differs from batch to batch is put in place before: the batch's records and windows (`Images.prepare`),
-and the seeds of Dropout's masks. So an iteration computes what it computes without a graph, and training can be resumed
-at any. The update stays outside: it is one operation for all blobs of a rate (`updates`), and the rate changes.
+A small net's kernels take less time than PyTorch needs to launch them one by one; a graph launches them together.
+Everything that differs between batches is set before the replay: the batch's records and windows (`Images.prepare`) and
+the seeds of Dropout's masks. An iteration therefore computes the same as without a graph, and training can be resumed
+at any iteration. The update is not part of the graph: it is one operation for all blobs with the same learning rate
+(`solver.updates`), and the rate changes.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ CAPTURABLE = (
     shaping.Concat, shaping.Flatten, shaping.Reshape, shaping.Silence, shaping.Slice, shaping.Split,
     vision.Convolution, vision.LRN, vision.Pooling, Dropout, Neuron,
 )  # fmt: skip
-"""Layers that neither look at values on the host nor draw there, batch by batch."""
+"""Layers that neither read values nor sample random numbers on the host in each batch."""
 
 WARM_UP = 3
-"""Iterations without a graph: libraries allocate and choose algorithms in their first ones."""
+"""Number of iterations before capture, in which libraries allocate memory and choose algorithms."""
 
 
 class Recorder(Protocol):
-    """A CUDA graph, or in tests something that does what it would do."""
+    """A CUDA graph, or a stand-in for one in tests."""
 
     def register(self, generators: Sequence[torch.Generator]) -> None:
-        """What the recorded function draws from; at each replay it draws by the seeds that they have then."""
+        """Register the generators that the recorded function uses; each replay uses their seeds at that time."""
         ...
 
     def record(self, function: Callable[[], Result]) -> Result:
-        """Record a function; its results, and the gradients it leaves, are where each replay will put them."""
+        """Record a function; each replay writes to the tensors of its results and of the gradients it leaves."""
         ...
 
     def replay(self) -> None:
-        """Compute the results anew, in place."""
+        """Compute the results again, in place."""
         ...
 
 
@@ -57,39 +58,39 @@ class CudaGraph:
     """`torch.cuda.CUDAGraph` as a `Recorder`, on the current stream, which must not be the default one."""
 
     def __init__(self) -> None:
-        """An empty graph."""
+        """Create an empty graph."""
         self._graph = torch.cuda.CUDAGraph()
 
     def register(self, generators: Sequence[torch.Generator]) -> None:
-        """As `Recorder.register`."""
+        """See `Recorder.register`."""
         for generator in generators:
             self._graph.register_generator_state(generator)
 
     def record(self, function: Callable[[], Result]) -> Result:
-        """As `Recorder.record`."""
-        # thread_local: what other threads ask of CUDA meanwhile is no part of this
+        """See `Recorder.record`."""
+        # thread_local: CUDA calls of other threads during the capture are allowed and not captured
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
             return function()
 
     def replay(self) -> None:
-        """As `Recorder.replay`."""
+        """See `Recorder.replay`."""
         self._graph.replay()
 
 
 def forward_backward(net: Net, batch: int) -> Result:
-    """Run a net on a batch, and add the gradients of its loss to those that the blobs have."""
+    """Run a net on a batch, add the gradients of its loss to the blobs' gradients, and return loss and outputs."""
     loss, outputs = net.forward(batch)
     if loss.requires_grad:
         loss.backward()
-    # nobody holds on to this batch's autograd graph: it would keep activations, and its stream
+    # detach: holding the autograd graph would keep the activations and the stream alive
     return loss.detach(), {name: value.detach() for name, value in outputs.items()}
 
 
 def direct_of(net: Net, own_process: bool = True) -> Direct | None:
-    """A net's passes without autograd; None on a GPU, or in bf16.
+    """Return a net's passes without autograd; None on a GPU, in bf16, or with force_backward.
 
-    ``own_process``: whether this process is there for the net alone. Then `threads.plan` decides how many threads or
-    processes compute it; else the batch is computed in one piece, by the threads that PyTorch has.
+    ``own_process`` says that this process only runs this net: `threads.plan` then sets the number of threads or
+    processes. Otherwise the batch is computed as one shard with PyTorch's current threads.
     """
     context = net.layers[0].context
     if context.device.type != "cpu":
@@ -106,12 +107,12 @@ def direct_of(net: Net, own_process: bool = True) -> Direct | None:
 
 
 class Pass:
-    """`forward_backward`, the quickest way: `Direct` on a CPU; on a GPU by a graph, once the net is warm."""
+    """`forward_backward` in the fastest way: `Direct` on a CPU; on a GPU a CUDA graph, after the warm-up."""
 
     def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True) -> None:
-        """``recorder``: what makes graphs; by default `CudaGraph` on a GPU, and none on a CPU.
+        """``recorder`` creates graphs; by default it is `CudaGraph` on a GPU, and there is none on a CPU.
 
-        ``own_process`` as in `direct_of`; without it, no CUDA graph is made by default either.
+        ``own_process`` as in `direct_of`; without it, no CUDA graph is used by default.
         """
         self._net = net
         device = net.layers[0].context.device
@@ -129,13 +130,13 @@ class Pass:
             self._make = None
 
     def add(self, batch: int) -> Result:
-        """As a call, but the gradients are added to those that the blobs have."""
+        """Like a call, but add the gradients to the blobs' existing gradients."""
         if self._direct is not None:
             return self._direct(batch, add=True)
         return forward_backward(self._net, batch)
 
     def __call__(self, batch: int) -> Result:
-        """The loss and the outputs of a batch; the gradients stand in the blobs."""
+        """Return the loss and the outputs of a batch; store the gradients in the blobs."""
         if self._direct is not None:
             return self._direct(batch)
         blobs = self._net.learnable
@@ -148,7 +149,7 @@ class Pass:
         assert self._recorder is not None and self._result is not None
         self._put_in_place(batch)
         self._recorder.replay()
-        # an update may have changed which tensors these are
+        # an update may have replaced the gradient tensors
         for blob, gradient in zip(blobs, self._gradients, strict=True):
             blob.data.grad = gradient
         loss, outputs = self._result
@@ -161,7 +162,7 @@ class Pass:
             generator.manual_seed(layer.seed(batch))
 
     def _record(self, recorder: Recorder, batch: int) -> bool:
-        """Record an iteration; nothing is computed by that. False, and never again, if it cannot be."""
+        """Record an iteration without computing it; return False, and never try again, if that fails."""
         blobs = self._net.learnable
         recorder.register([generator for _, generator in self._drawing])
         for layer, generator in self._drawing:
@@ -180,7 +181,7 @@ class Pass:
             for blob in blobs:
                 blob.data.grad = None
         finally:
-            # whoever runs the net otherwise (the loss of the last display) finds it as it was
+            # restore the state for passes outside the graph (for example, the loss displayed after training)
             for images in self._images:
                 images.prepares = True
             for layer, _ in self._drawing:
@@ -189,7 +190,7 @@ class Pass:
 
 
 def uncapturable(net: Net) -> str:
-    """Why a net's iterations cannot be recorded, in words; empty where they can."""
+    """Return the reason why a net's iterations cannot be recorded; empty if they can."""
     if net.force_backward:
         return "force_backward is set"
     for layer in net.layers:
@@ -198,5 +199,5 @@ def uncapturable(net: Net) -> str:
             or (isinstance(layer, Images) and layer.by_device)
             or (isinstance(layer, DummyData) and layer.is_constant)
         ):
-            return f"layer {layer.name!r} ({layer.type}) looks at values, or draws them, on the host"
+            return f"layer {layer.name!r} ({layer.type}) reads values or samples random numbers on the host"
     return ""

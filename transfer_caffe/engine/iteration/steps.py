@@ -1,7 +1,7 @@
-"""The layers of a CaffeNet, forward and backward, as operations without autograd; and any other layer with it.
+"""The layers of a CaffeNet, forward and backward, without autograd; any other layer runs through autograd.
 
-What each computes is what the layer of that name computes (`engine.layers`); tests compare the two. A step works in
-place where Caffe does, which saves memory traffic, and makes its buffers hold in the backward pass what Caffe's hold.
+Each step computes the same as the layer of that name (`engine.layers`); tests compare the two. A step works in place
+where Caffe does. This saves memory traffic, and in the backward pass its buffers then hold the same values as Caffe's.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Gradients = list[Tensor | None]
 
 
 class Shard:
-    """Which part of a batch a step computes: the ``count`` equal parts are numbered from 0."""
+    """The part of a batch that a step computes: part ``number``, from 0, of ``count`` equal parts."""
 
     def __init__(self, number: int = 0, count: int = 1) -> None:
-        """Part ``number`` of ``count``."""
+        """Create part ``number`` of ``count``."""
         self.number, self.count = number, count
 
     def of(self, whole: Tensor) -> Tensor:
-        """This part of a tensor whose first axis counts the images of the batch."""
+        """Return this part of a tensor whose first axis is the batch axis."""
         if self.count == 1:
             return whole
         size = len(whole) // self.count
@@ -36,19 +36,20 @@ class Shard:
 
 
 class Step:
-    """A layer in a pass. ``forward`` keeps in ``saved`` what ``backward``, called at most once after it, needs.
+    """A layer in a pass. ``forward`` stores in ``saved`` what ``backward``, called at most once after it, needs.
 
-    ``bottoms`` and ``tops`` are numbers (`Direct`): a blob that layers change in place has one for each of them.
+    ``bottoms`` and ``tops`` are numbers of values (see `direct`): a blob that layers change in place has a separate
+    number for each of these layers.
     """
 
     splits: ClassVar[bool] = True
-    """Whether the layer treats each image of a batch by itself, so that it can be computed in shards."""
+    """Whether the layer treats the images of a batch independently, so that it can be computed in shards."""
     frees_output: ClassVar[bool] = True
-    """Whether a later layer may overwrite the tops: ``backward`` does not need them, or as Caffe finds them then."""
+    """Whether a later layer may overwrite the tops: ``backward`` does not need them, or reads the new ones as Caffe."""
     writes_in_place: ClassVar[bool] = False
-    """Whether ``forward`` writes its top over its bottom where it may (``overwrites``)."""
+    """Whether ``forward`` writes its top over its bottom if it is allowed to (``overwrites``)."""
     unary: ClassVar[bool] = False
-    """Whether it is a `Unary`."""
+    """Whether this is a `Unary`."""
 
     def __init__(self, layer: Layer, shard: Shard, weight: float) -> None:
         """``weight`` is the loss weight of the first top."""
@@ -56,41 +57,41 @@ class Step:
         self.bottoms: list[int] = []
         self.tops: list[int] = []
         self.cut: set[int] = set()
-        """The bottoms, by number, that get no gradient (propagate_down: false)."""
+        """The indices of bottoms that get no gradient (propagate_down: false)."""
         self.terms: list[tuple[int, float]] = []
-        """The tops that count in the loss, by number, and their weights."""
+        """The tops that contribute to the loss, by number, and their loss weights."""
         self.needs: list[bool] = []
-        """Which bottoms need a gradient, in this pass."""
+        """Which bottoms need a gradient in this pass."""
         self.overwrites = False
-        """Whether it may write its top over its bottom."""
+        """Whether the step may write its top over its bottom."""
         self.roots = [root_of(blob) for blob in layer.blobs]
         self.learned = [root.data.requires_grad for root in self.roots]
         self.learns = any(self.learned)
         self.gradients: Gradients = [None] * len(self.roots)
-        """Those of the layer's blobs, after ``backward``."""
+        """The gradients of the layer's blobs, after ``backward``."""
         self.saved: Any = None
-        """What ``forward`` keeps for ``backward``; the pass frees it as soon as it can."""
+        """What ``forward`` stores for ``backward``; the pass frees it as early as possible."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
-        """Whether this kind of step can do what the layer is set to."""
+        """Return whether this kind of step supports the layer's settings."""
         return True
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        """The tops."""
+        """Return the tops."""
         raise NotImplementedError
 
     def tops_need(self) -> list[bool]:
-        """Which tops need a gradient, after ``forward``."""
+        """Return which tops need a gradient; call it after ``forward``."""
         return [self.learns or any(self.needs)] * len(self.tops)
 
     def backward(self, gradients: Gradients) -> Gradients:
-        """The gradients of the bottoms from those of the tops; those of the blobs are left in ``gradients``."""
+        """Return the bottoms' gradients, given the tops' gradients; store the blobs' gradients in ``gradients``."""
         raise NotImplementedError
 
 
 class Unary(Step):
-    """One bottom, one top; the weights are looked up once, since they stay where they are."""
+    """A step with one bottom and one top. It looks up its weights once, since they stay at the same address."""
 
     unary = True
 
@@ -100,23 +101,23 @@ class Unary(Step):
         self.bias = self.values[1] if len(self.values) > 1 else None
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        """The top of a bottom."""
+        """Return the top for bottom ``x``."""
         raise NotImplementedError
 
     def down(self, gradient: Tensor) -> Tensor | None:
-        """The gradient of the bottom, where it needs one, from that of the top."""
+        """Return the bottom's gradient, if it needs one, given the top's gradient."""
         raise NotImplementedError
 
 
 def root_of(blob: Blob) -> Blob:
-    """The blob that holds the values of a shared one."""
+    """Return the blob that holds the values of a shared blob."""
     while blob.owner is not None:
         blob = blob.owner
     return blob
 
 
 class ByAutograd(Step):
-    """Any layer, its gradients by autograd."""
+    """Any layer, with gradients from autograd."""
 
     splits = False
     frees_output = False
@@ -146,7 +147,7 @@ class ByAutograd(Step):
         )
         for (where, index, _), gradient in zip(asked, found, strict=True):
             where[index] = gradient
-        # an update changes blobs' gradients in place; autograd may give one tensor for several, or an expanded one
+        # an update changes gradients in place, but autograd may return the same tensor twice, or an expanded one
         self.gradients = [
             None if each is None else each.clone(memory_format=torch.contiguous_format) for each in self.gradients
         ]
@@ -154,17 +155,17 @@ class ByAutograd(Step):
 
 
 class Read(ByAutograd):
-    """A layer without bottoms: its batch is made once, and each shard takes its part."""
+    """A layer without bottoms: its batch is built once, and each shard takes its part."""
 
-    splits = True  # and a source may hand out the same tensor again: it must not be overwritten
+    splits = True  # frees_output stays False: a source may return the same tensor again, so it must not be overwritten
 
 
 class AccuracyStep(Step):
-    """Accuracy, which passes no gradient."""
+    """Accuracy, which propagates no gradient."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
-        # what is ignored may lie in one shard alone, and an accuracy of each class has another number of images in each
+        # ignored labels may be in some shards only, and the number of images per class differs between shards
         return isinstance(layer, loss.Accuracy) and layer.ignore is None and len(layer.top) == 1
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -176,7 +177,7 @@ class AccuracyStep(Step):
 
 
 class ConvolutionStep(Unary):
-    """Convolution over images, one bottom."""
+    """2-D convolution with one bottom."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -204,7 +205,7 @@ class ConvolutionStep(Unary):
 
 
 class ReLUStep(Unary):
-    """max(x, 0); in place its gradient is that of the values that are there in the backward pass, as Caffe's is."""
+    """max(x, 0); in place, the gradient depends on the buffer's values in the backward pass, as in Caffe."""
 
     writes_in_place = True
 
@@ -221,7 +222,7 @@ class ReLUStep(Unary):
 
 
 class PoolingStep(Unary):
-    """MAX pooling without places, and AVE pooling, by PyTorch's operations."""
+    """MAX pooling without indices, and AVE pooling, by PyTorch's operations."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -246,7 +247,7 @@ class PoolingStep(Unary):
         bottom, places = self.saved
         if bottom.is_contiguous(memory_format=torch.channels_last):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
-        # of the bottom the operations take the shape alone, so it may have been overwritten since
+        # these operations only use the bottom's shape, so it may have been overwritten
         if self.is_maximum:
             return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
         return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
@@ -278,7 +279,7 @@ class LRNStep(Unary):
 
 
 class InnerProductStep(Unary):
-    """A fully connected layer whose bottom's first axis counts the images."""
+    """A fully connected layer whose bottom's first axis is the batch axis."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -299,7 +300,7 @@ class InnerProductStep(Unary):
 
 
 class DropoutStep(Unary):
-    """Dropout: the mask of the whole batch is drawn, and a shard takes its part of it."""
+    """Dropout: the mask of the complete batch is sampled, and each shard takes its part of it."""
 
     writes_in_place = True
 
@@ -318,7 +319,7 @@ class DropoutStep(Unary):
 
 
 class SoftmaxLossStep(Step):
-    """SoftmaxWithLoss of one label an image, at the end of a net."""
+    """SoftmaxWithLoss with one label per image, at the end of a net."""
 
     @classmethod
     def serves(cls, layer: Layer) -> bool:
@@ -351,7 +352,7 @@ STEPS: tuple[type[Step], ...] = (
 
 
 def step_for(layer: Layer, shard: Shard, weight: float, by_autograd: bool) -> Step:
-    """The step of a layer; ``by_autograd`` where the others must not be used."""
+    """Return the step of a layer; with ``by_autograd``, always use autograd."""
     if not layer.param.bottom and not layer.blobs:
         return Read(layer, shard, weight)
     kinds = () if by_autograd else STEPS

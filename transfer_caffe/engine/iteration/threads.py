@@ -1,12 +1,12 @@
-"""How many threads or processes compute a net.
+"""Choose the number of threads or processes that compute a net.
 
-That follows from the net alone, as far as the machine has the cores: where there are enough, results do not depend on
-how many there are. OMP_NUM_THREADS in the environment says otherwise, as everywhere.
+The choice depends on the net, up to the number of cores: with enough cores, results do not depend on their number. The
+environment variable OMP_NUM_THREADS overrides the number of cores.
 
-- Small nets are computed by one thread: two of them would wait for each other after each of some hundred operations.
-- Nets of moderate size in shards of the batch, each by a process of its own (`direct`); the results depend on the
-  shards only.
-- Large nets by PyTorch's own threads, which share each operation (how they wait: `waiting`).
+- Small nets are computed by one thread: two threads would wait for each other after each of about a hundred operations.
+- Nets of moderate size are computed in shards of the batch, each in a separate process (`direct`); the results depend
+  on the shards only.
+- Large nets are computed by PyTorch's threads, which split each operation (`waiting` says how they wait).
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from transfer_caffe.engine.net import Net
 from transfer_caffe.utils.machine import cores
 
 FLOP_A_SHARD = 4e8
-"""Work of a shard, at least: some milliseconds, beside which the microseconds of two processes' meeting are nothing."""
+"""Minimum work of a shard, in FLOP: some milliseconds, compared to which synchronising processes costs little."""
 
 MOST_SHARDS = 8
 
 FLOP_A_WEIGHT = 400
-"""Work for each weight from which on shards pay: each has gradients of all weights of its own, which must be summed."""
+"""Minimum FLOP per weight and shard for shards to be worthwhile: each shard's weight gradients must be summed."""
 
 MOST_WEIGHTS = 1 << 22
-"""Of a net in shards: their gradients, of each shard, are kept and summed (16 MB each)."""
+"""Maximum number of weights of a net in shards: each shard keeps gradients of all weights (16 MB each)."""
 
 FLOP_A_THREAD = 2e9
-"""Work of an iteration for each of PyTorch's threads, at least."""
+"""Minimum work of an iteration for each of PyTorch's threads, in FLOP."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a net is computed: in ``shards``, by ``workers`` threads, or by ``threads`` of PyTorch's."""
+    """How a net is computed: in ``shards`` shards by ``workers`` processes, or by ``threads`` PyTorch threads."""
 
     shards: int
     workers: int
     threads: int
 
     def __str__(self) -> str:
-        """In words, for the log."""
+        """Describe the plan for the log."""
         if self.shards > 1:
             return f"{self.shards} shards of each batch, {self.workers} at a time"
         return f"{self.threads} thread{'s' * (self.threads > 1)}"
 
 
 def plan(net: Net) -> Plan:
-    """The plan for a training net on a CPU, by its work and the cores that this process may use."""
+    """Return the plan for a training net on a CPU, from its work and the cores that this process may use."""
     given = _given()
     most = given or cores()
-    # with nobody to share them shards cost a fifth: small, batch 64, 53 iterations a second in two, 65 in one
+    # on one core, shards cost a fifth of the speed: `small`, batch 64, runs 53 iterations/s in two shards, 65 in one
     shards = shards_of(net) if most > 1 else 1
     if shards > 1:
         return Plan(shards, min(most, shards), 1)
@@ -63,12 +63,12 @@ def plan(net: Net) -> Plan:
 
 
 def _given() -> int | None:
-    """OMP_NUM_THREADS, where it is a number: PyTorch has taken it."""
+    """Return PyTorch's number of threads if OMP_NUM_THREADS sets it, otherwise None."""
     return torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].isdecimal() else None
 
 
 def shards_of(net: Net) -> int:
-    """In how many shards a net is computed: a function of the net alone."""
+    """Return the number of shards in which a net is computed; it depends on the net only."""
     if net.force_backward or net.layers[0].context.dtype != torch.float32:
         return 1
     flop = work(net)
@@ -88,7 +88,7 @@ def shards_of(net: Net) -> int:
 
 
 def work(net: Net) -> float:
-    """The floating-point operations of the products of an iteration: forward, and backward where something learns."""
+    """Return the FLOP of an iteration's matrix products: the forward pass, and the backward pass as far as needed."""
     flop = 0.0
     learning = False
     for layer in net.layers:

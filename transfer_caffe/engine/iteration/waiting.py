@@ -1,15 +1,15 @@
-"""Let PyTorch's threads sleep soon when they wait for each other: what a program imports before torch.
+"""Let PyTorch's threads sleep soon when they wait for each other. Import this module before torch.
 
-A thread that has done its part of an operation waits for the others. By default it spins for long before it sleeps: on
-a machine that has something else to do, that takes the core from the very thread that is waited for. Beside two busy
-loops on two cores an iteration of CaffeNet took 4.5 s by default and 2.1 s with a short spin, and nets of some hundred
-small operations came to a standstill.
+A thread that has finished its part of an operation waits for the others. By default it spins for a long time before it
+sleeps; on a busy machine, this takes the core away from the thread that it waits for. With two busy loops on the same
+two cores, an iteration of CaffeNet took 4.5 s by default and 2.1 s with a short spin, and nets with hundreds of small
+operations almost stopped.
 
-OpenMP reads these variables when it is loaded. What the user has set about it stays.
+OpenMP reads these environment variables when it is loaded. Variables that the user has set are not changed.
 """
 
 import os
 
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = "10000"  # GNU's OpenMP: some 20 microseconds
-    os.environ["KMP_BLOCKTIME"] = "0"  # LLVM's and Intel's: milliseconds
+    os.environ["GOMP_SPINCOUNT"] = "10000"  # GNU OpenMP: about 20 microseconds
+    os.environ["KMP_BLOCKTIME"] = "0"  # LLVM and Intel OpenMP: in milliseconds

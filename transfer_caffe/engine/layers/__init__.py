@@ -1,7 +1,7 @@
-"""Caffe's layers on PyTorch, by the names that prototxt files give them: what each computes, and what it learns.
+"""Caffe's layers on PyTorch, by the type names that prototxt files use.
 
-base.py says what a layer is; vision, neuron, common, shaping and loss are those that compute, as Caffe groups them;
-data and sources are those that read.
+`base` defines the base class. `vision`, `neuron`, `common`, `shaping` and `loss` hold the layers that compute, grouped
+as in Caffe; `data` and `sources` hold the data layers.
 """
 
 from transfer_caffe.engine.layers import common, data, loss, neuron, shaping, sources, vision

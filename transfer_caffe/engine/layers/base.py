@@ -1,7 +1,7 @@
-"""What a layer is: settings and bottoms' shapes in, blobs made by fillers, tops computed once a batch.
+"""The base class of layers: it is set up from its settings and bottom shapes, and computes its tops once per batch.
 
-Gradients come from autograd; where Caffe's gradient is not that of its forward formula, or PyTorch lacks the
-operation or has it slowly, a layer has an autograd function of its own.
+Gradients come from autograd. A layer has its own autograd function where Caffe's gradient is not the derivative of its
+forward formula, or where PyTorch has no operation for it or only a slow one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of a net share: the seed, the device, the phase, and whether all gradients are wanted.
+    """Settings that all layers of a net share: the seed, the device, the phase, and whether all gradients are computed.
 
-    ``dtype`` is what layers compute in that can do with less than float32 (`Layer.precision`).
+    ``dtype`` is the precision of layers that do not require float32 (`Layer.precision`).
     """
 
     seed: int
@@ -38,68 +38,68 @@ class Context:
 
 
 class Blob:
-    """A learnable blob: its values, Caffe's multipliers, and whether gradients are computed for it."""
+    """A learnable blob: its values, Caffe's multipliers (lr_mult, decay_mult), and whether it is learned."""
 
     def __init__(self, data: Tensor, lr_mult: float = 1.0, decay_mult: float = 1.0, owner: Blob | None = None) -> None:
-        """``owner`` is the blob whose values these are, seen in another shape."""
+        """Create a blob; with ``owner``, a view of that blob's values in another shape."""
         self._data, self.lr_mult, self.decay_mult, self.owner = data, lr_mult, decay_mult, owner
         self.learned = lr_mult != 0
         self.given: tuple[bool, ...] = (False, False)
-        """Whether lr_mult and decay_mult were given, for a blob that others share."""
+        """Whether lr_mult and decay_mult were given explicitly; used for blobs that layers share."""
 
     @property
     def data(self) -> Tensor:
-        """The values; a shared blob's in this one's shape."""
+        """The values; for a view of another blob, that blob's values in this blob's shape."""
         return self._data if self.owner is None else self.owner.data.view(self._data.shape)
 
     def move_to(self, memory: Tensor) -> None:
-        """Keep the values in another tensor of the same shape."""
+        """Move the values into another tensor of the same shape."""
         memory.copy_(self._data.detach())
         self._data = memory.requires_grad_(self._data.requires_grad)
 
     def seen_as(self, shape: Shape) -> Blob:
-        """The same values for a layer that needs them in another shape (share_mode: PERMISSIVE)."""
+        """Return a view of the values for a layer that needs them in another shape (share_mode: PERMISSIVE)."""
         return Blob(torch.empty(shape, device="meta"), self.lr_mult, self.decay_mult, owner=self)
 
 
 class Buffer:
-    """What a blob's memory holds once the forward pass is over; the net fills it in."""
+    """The content of a blob's memory after the forward pass; the net fills it in."""
 
     content: Tensor
 
 
 class Layer:
-    """Base of all layers. ``name`` and ``type`` as in the prototxt; ``blobs`` are the learnable blobs in order."""
+    """Base class of all layers. ``name`` and ``type`` are as in the prototxt; ``blobs`` are the learnable blobs."""
 
-    # (least, most) bottoms and tops; most None: any number
+    # (minimum, maximum) number of bottoms and tops; a maximum of None means any number
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
-    # a loss counts in the net's loss with weight 1, and may leave its top unnamed
+    # a loss layer has loss weight 1 by default, and its top may be unnamed
     is_loss: ClassVar[bool] = False
-    # real Caffe's backward pass of some layers does not look at propagate_down
+    # whether real Caffe's backward pass of this layer ignores propagate_down
     ignores_propagate_down: bool = False
-    # where the net's dtype is a shorter one than float32: whether this layer computes in it (`low`), in that of each
-    # bottom (`given`: it moves, picks or scales values), or in float32 all the same
+    # if the net's dtype is shorter than float32: whether this layer computes in that dtype (`low`), in the dtype of
+    # each bottom (`given`: it moves, selects or scales values), or still in float32
     precision: ClassVar[Literal["float32", "given", "low"]] = "float32"
-    # the bottom that holds labels, if one does
+    # the index of the bottom that holds labels, if there is one
     label_bottom: ClassVar[int | None] = None
     check_labels: bool = False
-    """Whether to look at the labels of each batch; not where the layer that reads them does."""
+    """Whether to check the labels of each batch; False where the data layer checks them."""
 
     def __init__(self, param: LayerParameter, context: Context) -> None:
-        """Keep the settings; blobs are made by `setup`, once the bottoms' shapes are known."""
+        """Store the settings; `setup` creates the blobs once the bottoms' shapes are known."""
         self.param = param
         self.name: str = param.name
         self.type: str = param.type
         self.key: str = param.name
-        """The name by which it draws its random numbers: its own, made unique by the net."""
+        """The name that seeds the layer's random numbers: its name, which the net makes unique."""
         self.context = context
         self.blobs: list[Blob] = []
         self.in_place = list(param.bottom[:1]) == list(param.top[:1])
         self.buffer: Buffer | None = None
-        """That of the first top, where Caffe's backward pass reads it after it was overwritten; None elsewhere."""
+        """The buffer of the first top, if Caffe's backward pass reads it after it was overwritten; otherwise None."""
         self.top: list[str] = list(param.top)
-        """The names of the tops; one that a loss leaves unnamed is ``(automatic)`` (Net::AppendTop)."""
+        """The names of the tops; an unnamed top of a loss layer is called ``(automatic)`` (Net::AppendTop)."""
         if self.is_loss:
             self.top += ["(automatic)"] * (self.tops[0] - len(self.top))
         for what, names, (least, most) in (("bottom", param.bottom, self.bottoms), ("top", self.top, self.tops)):
@@ -107,35 +107,35 @@ class Layer:
                 allowed = str(least) if least == most else f"{least} to {'any' if most is None else most}"
                 raise self.error(f"takes {allowed} {what} blobs, not {len(names)}")
         if len(param.propagate_down) not in (0, len(param.bottom)):
-            raise self.error(f"gives {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
+            raise self.error(f"has {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
 
     def error(self, message: str) -> UserError:
-        """An error that names this layer."""
+        """Return a UserError that names this layer."""
         return UserError(f"layer {self.name!r} ({self.type}): {message}")
 
     def setup(self, shapes: Sequence[Shape]) -> None:
-        """Check the bottoms' shapes and make the blobs."""
+        """Check the bottoms' shapes and create the blobs."""
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        """The tops. ``batch`` counts the batches this net has seen: data and dropout are functions of it."""
+        """Return the tops. ``batch`` is the number of the batch: data and dropout are functions of it."""
         raise NotImplementedError
 
     def cast(self, bottoms: list[Tensor]) -> list[Tensor]:
-        """The bottoms in the precision in which this layer takes them."""
+        """Return the bottoms in the precision in which this layer computes."""
         if self.precision == "given" or self.context.dtype == torch.float32:
             return bottoms
         dtype = self.context.dtype if self.precision == "low" else torch.float32
         return [bottom.to(dtype) for bottom in bottoms]
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
-        """Take the values of some tops, by name, from outside. Only layers that are fed by code can."""
-        raise self.error("makes its tops itself, and cannot be fed")
+        """Set the values of some tops by name. Raise UserError unless the layer is one that the program feeds."""
+        raise self.error("computes its tops itself and cannot be fed")
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of the tops: by a run on the meta device, which computes shapes without values.
+        """Return the shapes of the tops, from a run on the meta device, which computes shapes without values.
 
-        With some operations PyTorch loads its compiler for that, which takes a second: the layers of a CaffeNet tell
-        their shapes themselves.
+        For some operations PyTorch imports its compiler for that, which takes a second. The layers of a CaffeNet
+        therefore override this method.
         """
         blobs = self.blobs
         self.blobs = [Blob(blob.data.detach().to("meta")) for blob in blobs]
@@ -146,7 +146,7 @@ class Layer:
             self.blobs = blobs
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
-        """Append a learnable blob, filled, with the multipliers of its ``param {}``."""
+        """Append a learnable blob, initialised by ``filler``, with the multipliers of its ``param {}``."""
         index = len(self.blobs)
         generator = rng.torch_generator(self.context.seed, "fill", self.name, index)
         values = fill(shape, filler, generator, f"layer {self.name!r}, blob {index}").to(self.context.device)
@@ -155,20 +155,23 @@ class Layer:
         self.blobs.append(Blob(values.requires_grad_(lr_mult != 0 or self.context.force_backward), lr_mult, decay_mult))
 
     def axis(self, axis: int, shape: Shape, ends: int = 0) -> int:
-        """Caffe's CanonicalAxisIndex: a negative axis counts from the end. ``ends`` 1 allows the place behind it."""
+        """Return the canonical axis index, as Caffe's CanonicalAxisIndex: a negative axis counts from the end.
+
+        With ``ends`` 1 the position after the last axis is allowed as well.
+        """
         count = len(shape) + ends
         if not -count <= axis < count:
             raise self.error(f"axis {axis} is out of range for a blob of shape {list(shape)}")
         return axis % count
 
     def require_same_shape(self, shapes: Sequence[Shape], what: str = "bottoms") -> None:
-        """Error unless all shapes are the same."""
+        """Raise UserError unless all shapes are the same."""
         if any(shape != shapes[0] for shape in shapes):
-            raise self.error(f"needs {what} of one shape, not {', '.join(str(list(shape)) for shape in shapes)}")
+            raise self.error(f"needs {what} of the same shape, not {', '.join(str(list(shape)) for shape in shapes)}")
 
 
 def spatial(layer: Layer, param: Any, name: str, default: int | None, axes: int = 2) -> tuple[int, ...]:
-    """A spatial setting of a layer (`formats.shapes.spatial`); what is wrong with it is an error of the layer."""
+    """Return a spatial setting of a layer (`formats.shapes.spatial`); raise UserError if it is invalid."""
     try:
         return shapes.spatial(param, name, default, axes)
     except ValueError as error:
@@ -176,5 +179,5 @@ def spatial(layer: Layer, param: Any, name: str, default: int | None, axes: int 
 
 
 def default_filler(filler: FillerParameter, given: bool, value: float) -> FillerParameter:
-    """``filler`` where it was ``given``, else the constant that a layer has for a default."""
+    """Return ``filler`` if it was ``given``, otherwise a constant filler with the layer's default ``value``."""
     return filler if given else FillerParameter(type="constant", value=value)

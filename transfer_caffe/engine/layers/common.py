@@ -1,4 +1,4 @@
-"""Layers with weights for any blob, and normalisations: InnerProduct, Embed, BatchNorm, Scale, Bias, MVN, ..."""
+"""Layers for blobs of any shape, with weights or normalising: InnerProduct, Embed, BatchNorm, Scale, Bias, MVN, ..."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from transfer_caffe.formats.shapes import inner_product_blobs
 
 
 class InnerProduct(Layer):
-    """Fully connected layer (caffe/layers/inner_product_layer.cpp). Weights: outputs, inputs (transposed if so set)."""
+    """Fully connected layer (caffe/layers/inner_product_layer.cpp).
+
+    Weights: (outputs, inputs), or (inputs, outputs) with ``transpose``.
+    """
 
     precision = "low"
 
@@ -25,7 +28,7 @@ class InnerProduct(Layer):
         self.first = self.axis(param.axis, shape)
         inputs, outputs = math.prod(shape[self.first :]), param.num_output
         if outputs < 1:
-            raise self.error("inner_product_param gives no num_output")
+            raise self.error("inner_product_param has no num_output")
         self.transpose = param.transpose
         for blob, filler in zip(
             inner_product_blobs(param, inputs), (param.weight_filler, param.bias_filler), strict=False
@@ -42,13 +45,13 @@ class InnerProduct(Layer):
 
 
 LARGE = 1 << 20
-"""Weights from which on oneDNN is asked for a product by name: below, its overhead eats what it gains."""
+"""Number of weights from which oneDNN's matrix product is called explicitly; below, its overhead outweighs the gain."""
 
 _onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows x inputs by outputs x inputs, plus bias."""
+    """Return x (rows, inputs) times the transpose of weight (outputs, inputs), plus bias."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 2
     if _onednn is None or not plain or weight.numel() < LARGE:
         return F.linear(x, weight, bias)
@@ -58,16 +61,17 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Rows x inputs by outputs x inputs, plus bias, for float32 on a CPU, without autograd: as `_linear`."""
+    """Return the same product as `_linear`, for float32 on a CPU and without autograd."""
     if _onednn is None or weight.numel() < LARGE:
         return F.linear(x, weight, bias)
     return _onednn(x.contiguous(), weight, bias, "none", [], "")
 
 
 class _LargeLinear(torch.autograd.Function):
-    """F.linear by oneDNN's products in the place of MKL's, forward and for the bottom's gradient.
+    """F.linear with oneDNN's matrix product instead of MKL's, for the top and for the bottom's gradient.
 
-    On an AMD EPYC 95 and 86 instead of 75 and 66 GFLOP/s a core (batch 64): 1.4% of an iteration of CaffeNet.
+    On an AMD EPYC these reach 95 and 86 instead of 75 and 66 GFLOP/s per core (batch 64), which saves 1.4% of an
+    iteration of CaffeNet.
     """
 
     @staticmethod
@@ -88,7 +92,7 @@ class _LargeLinear(torch.autograd.Function):
 
 
 class Embed(Layer):
-    """A learned row for each integer (caffe/layers/embed_layer.cpp). Weights: input_dim, num_output."""
+    """Look up a learned vector for each integer (caffe/layers/embed_layer.cpp). Weights: (input_dim, num_output)."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.embed_param
@@ -114,8 +118,8 @@ class Embed(Layer):
 class BatchNorm(Layer):
     """Batch normalisation without scale and bias (caffe/layers/batch_norm_layer.cpp).
 
-    Blobs: the sums of means and of variances of the batches, each a channel, fading by moving_average_fraction, and
-    the sum of their weights. They change in the forward pass of training, and are never learned.
+    Blobs: the moving sums of the batches' means and variances per channel (decay: moving_average_fraction), and the sum
+    of their weights. The forward pass of training updates them; they are never learned by gradients.
     """
 
     ignores_propagate_down = True
@@ -127,7 +131,7 @@ class BatchNorm(Layer):
             raise self.error(f"needs a bottom of 2 or more axes (num, channels, ...), not {list(shape)}")
         channels = shape[1]
         if any(spec.HasField("lr_mult") and spec.lr_mult for spec in self.param.param):
-            raise self.error("its statistics are not learned: give its param {} lr_mult: 0, or none")
+            raise self.error("its statistics are not learned: set lr_mult: 0 in its param {}, or remove param {}")
         for size in (channels, channels, 1):
             self.add_blob((size,), FillerParameter())
             statistic = self.blobs[-1]
@@ -143,10 +147,10 @@ class BatchNorm(Layer):
             return [F.batch_norm(x, means * factor, variances * factor, eps=self.eps)]
         count = x.numel() // self.channels
         if count == 1:
-            # one value a channel: it is its own mean
+            # with one value per channel, that value is the mean
             y, mean, variance = x * 0, x.detach().reshape(-1), torch.zeros_like(variances)
         else:
-            # with a momentum of 1 these come back as the batch's mean and unbiased variance, which Caffe sums up
+            # with momentum 1 these become the batch's mean and unbiased variance, which Caffe accumulates
             mean, variance = torch.zeros_like(means), torch.zeros_like(variances)
             y = F.batch_norm(x, mean, variance, training=True, momentum=1.0, eps=self.eps)
         if not x.is_meta:
@@ -158,7 +162,7 @@ class BatchNorm(Layer):
 
 
 class Bias(Layer):
-    """Adds a blob, learned or the second bottom, at the axes from ``axis`` on (caffe/layers/bias_layer.cpp)."""
+    """Add a blob, learned or the second bottom, broadcast from ``axis`` on (caffe/layers/bias_layer.cpp)."""
 
     bottoms = (1, 2)
 
@@ -169,9 +173,9 @@ class Bias(Layer):
             self.add_blob(shape, param.filler)
 
     def place(self, shapes: Sequence[Shape], axis: int, num_axes: int) -> Shape:
-        """Where the second blob goes: its shape, and ``wide``, the shape with which it is broadcast."""
+        """Return the shape of the added blob, and set ``wide``, the shape in which it is broadcast."""
         shape = shapes[0]
-        # a blob of no axes goes with the first axis, whatever `axis` says
+        # a blob without axes (a scalar) is placed at the first axis, whatever `axis` is
         first = 0 if len(shapes) > 1 and not shapes[1] else self.axis(axis, shape)
         if len(shapes) > 1:
             own = shapes[1]
@@ -190,7 +194,7 @@ class Bias(Layer):
 
 
 class Scale(Bias):
-    """Multiplies by a blob, learned or the second bottom, and may add a bias (caffe/layers/scale_layer.cpp)."""
+    """Multiply by a blob, learned or the second bottom, and optionally add a bias (caffe/layers/scale_layer.cpp)."""
 
     ignores_propagate_down = True
 
@@ -209,7 +213,7 @@ class Scale(Bias):
 
 
 class _Normalised(torch.autograd.Function):
-    """Rows less their mean and over their deviation + eps; the gradient takes eps for 0 (mvn_layer.cpp)."""
+    """Subtract each row's mean and divide by its standard deviation + eps; the gradient ignores eps (mvn_layer.cpp)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, eps: float) -> Tensor:
@@ -227,9 +231,9 @@ class _Normalised(torch.autograd.Function):
 
 
 class MVN(Layer):
-    """Each image, or each of its channels, less its mean and over its deviation (caffe/layers/mvn_layer.cpp).
+    """Normalise each image, or each of its channels, to mean 0 and variance 1 (caffe/layers/mvn_layer.cpp).
 
-    The top has four axes always, with ones behind.
+    The top always has four axes; missing ones are appended with size 1.
     """
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -260,10 +264,10 @@ class Softmax(Layer):
 
 
 class ArgMax(Layer):
-    """The places of the top_k largest values, or the values (caffe/layers/argmax_layer.cpp); no gradient passes.
+    """Indices of the top_k largest values, or the values (caffe/layers/argmax_layer.cpp); no gradient passes.
 
-    Without ``axis`` over all of an image: num x 1 x top_k places, with out_max_val num x 2 x top_k, then places and
-    values. Of equal values the later place comes first.
+    Without ``axis`` the maximum is taken over each image; the top is then num x 1 x top_k (indices), or with
+    out_max_val num x 2 x top_k (indices and values). Of equal values, the one with the larger index comes first.
     """
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -286,9 +290,9 @@ class ArgMax(Layer):
 
 
 class _Largest(torch.autograd.Function):
-    """The largest of each place; the gradient goes to the one blob that Caffe takes it from.
+    """Elementwise maximum; the gradient goes to the blob that Caffe selects (eltwise_layer.cpp).
 
-    Of two equal values in the first two blobs that is the second, further on the earlier (eltwise_layer.cpp).
+    If the first two blobs are equal that is the second; a later blob must be strictly larger.
     """
 
     @staticmethod
@@ -308,7 +312,10 @@ class _Largest(torch.autograd.Function):
 
 
 class Eltwise(Layer):
-    """Sum (with coefficients), product or maximum of blobs of one shape (caffe/layers/eltwise_layer.cpp)."""
+    """Elementwise sum (with coefficients), product or maximum of blobs of the same shape.
+
+    See caffe/layers/eltwise_layer.cpp.
+    """
 
     bottoms = (2, None)
 
@@ -317,7 +324,8 @@ class Eltwise(Layer):
         self.require_same_shape(shapes)
         if param.coeff and (len(param.coeff) != len(shapes) or param.operation == EltwiseParameter.PROD):
             raise self.error(
-                f"coeff is given once a bottom ({len(shapes)}), and not for PROD; it is given {len(param.coeff)} times"
+                f"coeff must be given once per bottom ({len(shapes)}), and not with PROD; it is given "
+                f"{len(param.coeff)} times"
             )
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -334,7 +342,7 @@ class Eltwise(Layer):
 
 
 class Parameter(Layer):
-    """A learned blob as a top (caffe/layers/parameter_layer.hpp); it starts as zeros."""
+    """A learned blob as the top (caffe/layers/parameter_layer.hpp); it is initialised with zeros."""
 
     bottoms = (0, 0)
 

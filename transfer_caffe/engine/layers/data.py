@@ -1,10 +1,11 @@
-"""Batches of images with labels, cropped, mirrored, freed of the mean as Caffe does; Data reads an LMDB or a view.
+"""Batches of images with labels: cropped, mirrored, mean-subtracted as in Caffe. Data reads an LMDB or a view of one.
 
-Batch b of a net holds the records b * batch_size ... modulo the number of records, and its crops and flips are
-drawn from (seed, layer, phase, b): nothing has to be saved to resume at any iteration.
+Batch b of a net holds batch_size records from b * batch_size on, modulo the number of records. Its crops and flips are
+sampled from (seed, layer, phase, b), so no state has to be saved to resume at any iteration.
 
-On the CPU a batch is made by numpy. For a GPU the host draws, and reads where it must: `Images.prepare`; all else
-happens there: `Images.make`. The records lie on the GPU (`resident`), or their windows come from the host (`staging`).
+On the CPU, NumPy builds a batch. For a GPU, the host samples crops and flips and reads records if necessary
+(`Images.prepare`); the GPU does the rest (`Images.make`). The records are either in the GPU's memory
+(`batches.resident`), or the host copies the windows that it has cut to the GPU (`batches.staging`).
 """
 
 from __future__ import annotations
@@ -29,40 +30,40 @@ from transfer_caffe.engine.layers.base import Layer, Shape
 from transfer_caffe.formats.proto.caffe_pb2 import DataParameter
 from transfer_caffe.formats.views import open_records
 
-# a database whose decoded records fit in this many bytes is decoded once and kept
+# a database whose decoded records fit in this many bytes is decoded once and kept in memory
 KEEP_BYTES = 512 << 20
 
 FINISH_BYTES = 256 << 20
-"""Records that fit in so many bytes as float32 are kept less their mean and scaled: a batch is then copies alone, made
-in two thirds of the time (128 of 28 x 28 out of 32 x 32: 0.48 instead of 0.71 ms)."""
+"""Records that fit in this many bytes as float32 are kept mean-subtracted and scaled: a batch is then copied only, in
+two thirds of the time (128 crops of 28 x 28 from 32 x 32 images: 0.48 instead of 0.71 ms)."""
 
 
 class Images(Layer):
-    """Base of the layers that read images with labels: tops are the images and, if asked for, the labels.
+    """Base class of the layers that read images with labels. The tops are the images and, optionally, the labels.
 
-    Batch b holds the records at places b * batch_size onwards of an endless order: `places`.
+    Batch b holds batch_size records from position b * batch_size of an endless order; see `places`.
 
-    On a GPU `forward` is `prepare` and `make`. A CUDA graph captures `make` alone: set ``prepares`` to False, and call
-    `prepare`, on the stream of the replay, before each.
+    On a GPU, `forward` is `prepare` followed by `make`. A CUDA graph captures `make` only: set ``prepares`` to False
+    and call `prepare` on the replay's stream before each replay.
     """
 
     bottoms = (0, 0)
     tops = (1, 2)
     _made_by_device: ClassVar[tuple[str, ...]] = ("cuda",)
-    """The types of devices that make their batches themselves; tests add the CPU."""
+    """Types of devices on which batches are built with `make`; tests add the CPU."""
 
     def open(self) -> tuple[Records, str, int, int]:
-        """The records, the name of where they lie, the batch size, and rand_skip."""
+        """Return the records, the name of their source, the batch size, and rand_skip."""
         raise NotImplementedError
 
     def identity(self) -> Hashable:
-        """What tells the records of this layer from those of others."""
+        """Return a key that distinguishes the records of this layer from those of others."""
         raise NotImplementedError
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.records, self.source, self.batch_size, rand_skip = self.open()
         if self.batch_size < 1:
-            raise self.error("gives no batch_size")
+            raise self.error("has no batch_size")
         self.skip = rng.derived_seed(self.context.seed, "rand_skip", self.key) % rand_skip if rand_skip else 0
         self.with_labels = len(self.top) > 1
         first = self.records.record(0)[0]
@@ -71,7 +72,7 @@ class Images(Layer):
         self.label_limits: dict[str, int] = {}
         self._kept: tuple[np.ndarray | list[np.ndarray], np.ndarray] | None = None
         self._finished: tuple[np.ndarray, np.ndarray] | None = None
-        """All records as `Transformer.finish_whole` has them, and their labels."""
+        """All records as returned by `Transformer.finish_whole`, and their labels."""
         self._pool: ThreadPoolExecutor | None = None
         self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
         self.prepares = True
@@ -83,7 +84,7 @@ class Images(Layer):
             self._copy = resident.copy_of(self.records, self.identity(), self.source, self.context.device)
 
     def limit_labels(self, classes: int, layer: str) -> None:
-        """From now on a label outside 0 ... classes - 1, which ``layer`` could not use, is an error."""
+        """Reject labels outside 0 ... classes - 1 from now on, because ``layer`` cannot use them."""
         self.label_limits[layer] = classes
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -97,23 +98,23 @@ class Images(Layer):
 
     @property
     def keeps_records(self) -> bool:
-        """Whether the host has all records decoded in its memory."""
+        """Whether all records are kept decoded in the host's memory."""
         return self._kept is not None
 
     @property
     def resident(self) -> bool:
-        """Whether all records are in the memory of the device on which the net runs; they are brought there."""
+        """Whether all records are in the memory of the net's device; loads them there if there is room."""
         return self.by_device and self._batches().on_device
 
     def prepare(self, batch: int) -> None:
-        """Let `make` give this batch: on a GPU, puts copies on its current stream.
+        """Prepare a batch for `make`; on a GPU, enqueue its copies on the current stream.
 
-        Waits for the GPU only where the host is some batches ahead of it.
+        The host waits for the GPU only if it is several batches ahead.
         """
         self._batches().staging.send(batch)
 
     def make(self) -> list[Tensor]:
-        """The tops of the batch prepared last: operations of the device alone, on tensors that stay where they are."""
+        """Return the tops of the last prepared batch, using device operations only, on tensors at fixed addresses."""
         return self._batches().make()[: 2 if self.with_labels else 1]
 
     def _batches(self) -> DeviceBatches:
@@ -130,15 +131,18 @@ class Images(Layer):
         return self._device
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """The shapes of the tops: images (batch, channels, height, width) and labels (batch,)."""
+        """Return the shapes of the tops: images (batch, channels, height, width) and labels (batch,)."""
         return [(self.batch_size, *self.transformer.out_shape), (self.batch_size,)][: len(self.top)]
 
     def places(self, batch: int) -> np.ndarray:
-        """The numbers of the records of a batch."""
+        """Return the indices of the records of a batch."""
         return (self.skip + batch * self.batch_size + np.arange(self.batch_size)) % len(self.records)
 
     def plan(self, batch: int) -> np.ndarray:
-        """What is drawn for a batch of records of the first one's size: int64, (4, batch): record, top, left, flip."""
+        """Return the random choices for a batch, for records of the first one's size.
+
+        int64, (4, batch): record, top, left, flip.
+        """
         places = self.places(batch)
         return np.stack([places, *self.transformer.draws(self._draw(batch), len(places), self.transformer.shape)])
 
@@ -147,7 +151,7 @@ class Images(Layer):
         return rng.numpy_generator(self.context.seed, "transform", self.key, phase, batch)
 
     def windows(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A batch as bytes (or floats): windows (batch, height, width, channels), labels, and its `plan`."""
+        """Return a batch as bytes (or floats): windows (batch, height, width, channels), labels, and its `plan`."""
         plan = self.plan(batch)
         places, cut = plan[0], self.transformer.cut
         if self._kept and isinstance(self._kept[0], np.ndarray):
@@ -158,17 +162,17 @@ class Images(Layer):
             records, labels = self._read(places)
         every, draw = np.arange(len(places)), self._draw(batch)
         if isinstance(records, np.ndarray):
-            if records.shape[1:3] != self.transformer.shape[1:]:  # all of a size, but not of the first record's
+            if records.shape[1:3] != self.transformer.shape[1:]:  # all of one size, but not the first record's
                 plan[1:] = self.transformer.draws(draw, len(places), (0, *records.shape[1:3]))
             return cut(records, every, plan[1:]), labels, plan
-        windows = []  # of several sizes, each cropped by itself
+        windows = []  # records of several sizes are cropped one by one
         for index, record in enumerate(records):
             plan[1:, index : index + 1] = self.transformer.draws(draw, 1, (0, *record.shape[:2]))
             windows.append(cut(np.ascontiguousarray(record)[None], every[:1], plan[1:, index : index + 1]))
         return np.concatenate(windows), labels, plan
 
     def _upcoming(self, batch: int) -> tuple[Tensor, Tensor]:
-        """This batch, made already if it was foreseen; where records are decoded each time, start on the next."""
+        """Return a batch, prefetched if possible; if records are decoded each time, start prefetching the next one."""
         if self._fits():
             if self._finished is None and self._kept is None:
                 records, labels = self._kept = self._read(np.arange(len(self.records)))
@@ -192,12 +196,12 @@ class Images(Layer):
             return torch.from_numpy(windows.transpose(0, 3, 1, 2)), torch.from_numpy(labels[plan[0]])
         windows, labels, plan = self.windows(batch)
         images = torch.from_numpy(self.transformer.finish(windows, plan[1:]))
-        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)  # most are so already
+        return images.contiguous(memory_format=torch.channels_last), torch.from_numpy(labels)  # usually no copy
 
     def _read(self, places: np.ndarray) -> tuple[np.ndarray | list[np.ndarray], np.ndarray]:
-        """Records (uint8, or float32 where they hold floats), channels last; labels (float32, as Caffe's blobs are).
+        """Read records (uint8, or float32 if they hold floats; channels last) and labels (float32, as Caffe's blobs).
 
-        Records of several sizes, which are cropped to one, come as a list.
+        Records of several sizes, which are cropped to one size later, are returned as a list.
         """
         records, labels = [], np.empty(len(places), np.float32)
         for index, place in enumerate(places.tolist()):
@@ -214,27 +218,27 @@ class Images(Layer):
             if not 0 <= label < classes:
                 raise self.error(
                     f"record {place} of {self.source} has label {label}, but layer "
-                    f"{layer!r} knows the classes 0 to {classes - 1} only"
+                    f"{layer!r} has the classes 0 to {classes - 1} only"
                 )
 
     def _require_labels(self, labels: np.ndarray) -> None:
-        """As `_require_label`, for all records."""
+        """Apply `_require_label` to all records."""
         for classes in self.label_limits.values():
             for place in np.flatnonzero((labels < 0) | (labels >= classes))[:1].tolist():
                 self._require_label(place, int(labels[place]))
 
     def _require_room(self, place: int, shape: Shape) -> None:
-        """Error unless a record of another size than the first can be cropped like that one."""
+        """Raise UserError unless a record whose size differs from the first one's can be cropped like it."""
         crop, first = self.transformer.crop, self.transformer.shape
         if not crop or shape[0] != first[0] or min(shape[1:]) < crop or self.transformer.mean_file:
             raise self.error(
                 f"record {place} of {self.source} is {list(shape)}, the first record is {list(first)}"
-                + (f"; sizes may differ where all have room for the crop_size {crop}, without a mean_file" * bool(crop))
+                + (f"; sizes may differ if all are at least crop_size {crop} and no mean_file is set" * bool(crop))
             )
 
 
 def _together(records: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    """Records of one size as one array; those of several sizes as they are."""
+    """Stack records of one size into one array; return records of several sizes unchanged."""
     if any(record.shape != records[0].shape for record in records):
         return records
     pixels = np.empty((len(records), *records[0].shape), np.result_type(*records))
@@ -244,12 +248,12 @@ def _together(records: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
 
 
 class Data(Images):
-    """Batches from an LMDB (caffe/layers/data_layer.cpp), or from a view of one."""
+    """Read batches from an LMDB (caffe/layers/data_layer.cpp), or from a view of one."""
 
     def open(self) -> tuple[Records, str, int, int]:
         param, transform = self.param.data_param, self.param.transform_param
         if param.backend != DataParameter.LMDB:
-            raise self.error("only LMDB databases are read; convert the LEVELDB to LMDB, and set backend: LMDB")
+            raise self.error("only LMDB databases are supported; convert the LEVELDB to LMDB, and set backend: LMDB")
         if transform.force_color and transform.force_gray:
             raise self.error("force_color and force_gray cannot both be set")
         return open_records(param.source, self._color()), param.source, param.batch_size, param.rand_skip
@@ -258,7 +262,7 @@ class Data(Images):
         return Source(Path(self.source).resolve(), self._color())
 
     def _color(self) -> bool | None:
-        """As in `datum.decode_datum`."""
+        """Return ``color`` as `formats.datum.decode_datum` takes it."""
         transform = self.param.transform_param
         return transform.force_color if transform.force_color or transform.force_gray else None
 

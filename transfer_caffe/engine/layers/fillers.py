@@ -1,6 +1,6 @@
-"""Caffe's weight fillers (include/caffe/filler.hpp), drawn with a generator given by the caller.
+"""Caffe's weight fillers (include/caffe/filler.hpp), sampled with a generator that the caller passes.
 
-The distributions are Caffe's; the numbers are not, since Caffe draws from its own generator.
+The distributions are the same as Caffe's. The values are not, since Caffe uses a different random number generator.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Shape = tuple[int, ...]
 
 
 def fill(shape: Shape, filler: FillerParameter, generator: torch.Generator, where: str) -> torch.Tensor:
-    """A float32 tensor of ``shape`` filled as ``filler`` says; ``where`` names layer and blob in errors."""
+    """Return a float32 tensor of ``shape``, initialised by ``filler``; ``where`` names layer and blob in errors."""
     kind = filler.type
     if kind not in _FILLERS:
         raise UserError(f"{where}: unknown filler type {kind!r}; known: {', '.join(sorted(_FILLERS))}")
     if filler.sparse > _num(shape):
         raise UserError(f"{where}: sparse {filler.sparse} is more than the {_num(shape)} outputs of the layer")
     if filler.sparse != -1 and kind != "gaussian":
-        raise UserError(f"{where}: sparse is for the gaussian filler only, not for {kind!r}")
+        raise UserError(f"{where}: sparse is only valid for the gaussian filler, not for {kind!r}")
     return _FILLERS[kind](shape, filler, generator, where)
 
 
@@ -50,12 +50,12 @@ def _positive_unitball(shape: Shape, filler: FillerParameter, generator: torch.G
 
 
 def _num(shape: Shape) -> int:
-    """Blob::num: a blob without axes has one item."""
+    """Return Blob::num; a blob without axes has one item."""
     return shape[0] if shape else 1
 
 
 def _fan(shape: Shape, filler: FillerParameter) -> float:
-    """The n of the xavier and msra fillers: count/num, count/channels (shape[1]), or their mean."""
+    """Return the n of the xavier and msra fillers: count/num, count/channels (shape[1]), or their mean."""
     fan_in = math.prod(shape) / _num(shape)
     # a blob with one axis has channels 1 (Blob::channels is LegacyShape(1))
     fan_out = math.prod(shape) / (shape[1] if len(shape) > 1 else 1)

@@ -1,4 +1,4 @@
-"""Losses and Accuracy (caffe/layers/loss_layer.cpp and the files of each)."""
+"""Loss layers and Accuracy (caffe/layers/loss_layer.cpp and the file of each layer)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from transfer_caffe.formats.proto.caffe_pb2 import BlobProto, HingeLossParameter
 
 _LEAST_FLOAT = float(np.finfo(np.float32).tiny)  # C++'s FLT_MIN
 LARGEST_LOSS = -math.log(_LEAST_FLOAT)
-"""That of a label in SoftmaxWithLoss: Caffe takes no probability for less than FLT_MIN."""
+"""The largest loss of a label in SoftmaxWithLoss: Caffe clamps probabilities to at least FLT_MIN."""
 _LEAST_PROBABILITY = 1e-20  # kLOG_THRESHOLD of InfogainLoss and MultinomialLogisticLoss
 
 
 class _Labelled(Layer):
-    """A layer of scores and integer labels: the label blob has the scores' shape without the class axis."""
+    """Base class of layers with scores and integer labels, one label for each position of the scores.
+
+    The label blob has the shape of the scores without the class axis.
+    """
 
     bottoms = (2, 2)
     label_bottom = 1
@@ -31,13 +34,15 @@ class _Labelled(Layer):
     check_labels = True
 
     def class_axis(self) -> int:
-        """The axis of the scores that counts the classes."""
+        """Return the class axis of the scores."""
         return 1
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         scores, labels = shapes[0], shapes[1]
         if self.is_loss and scores[:1] != labels[:1]:
-            raise self.error(f"needs as many labels as images, not {list(labels)} for scores of {list(scores)}")
+            raise self.error(
+                f"needs as many labels as images; the labels are {list(labels)}, the scores {list(scores)}"
+            )
         self.class_dim = self.axis(self.class_axis(), scores)
         self.classes = scores[self.class_dim]
         places = math.prod(scores) // self.classes
@@ -45,31 +50,35 @@ class _Labelled(Layer):
         """Whether each image has one label."""
         if math.prod(labels) != places:
             raise self.error(
-                f"needs one label for each of the {places} places of the scores {list(scores)}, "
+                f"needs one label for each of the {places} positions of the scores {list(scores)}, "
                 f"not labels of shape {list(labels)}"
             )
 
     def rows(self, bottoms: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Scores as (places, classes) and labels as (places,) integers."""
+        """Return the scores as (positions, classes) and the labels as (positions,) integers.
+
+        On a CPU, raise UserError for a label that is out of range.
+        """
         labels = bottoms[1].detach().reshape(-1).long()
         if self.check_labels and labels.device.type == "cpu":
             wrong = labels[((labels < 0) | (labels >= self.classes)) & (labels != self.ignored())]
             if wrong.numel():
-                raise self.error(f"the label {wrong[0]} is outside of its classes, 0 to {self.classes - 1}")
+                raise self.error(f"label {wrong[0]} is out of range; the classes are 0 to {self.classes - 1}")
         return bottoms[0].movedim(self.class_dim, -1).reshape(-1, self.classes), labels
 
     def outer(self, bottoms: list[Tensor]) -> int:
-        """The number of images: the places before the class axis (a Filter may have left fewer than were foreseen)."""
+        """Return the number of positions before the class axis, the images (a Filter may have removed some)."""
         return math.prod(bottoms[0].shape[: self.class_dim])
 
     def ignored(self) -> int:
-        """The label that does not count; one that no image has where none is set."""
+        """Return the label to ignore; a value that no image has if none is set."""
         return -sys.maxsize if self.ignore is None else self.ignore
 
     def normalizer(self, mode: int, outer: int, labels: int, valid: Tensor | None) -> float | Tensor:
-        """What the summed loss is divided by (LossLayer::GetNormalizer); never less than 1.
+        """Return the divisor of the summed loss (LossLayer::GetNormalizer), at least 1.
 
-        ``outer`` is the number of images, ``labels`` of labels, ``valid`` of those not ignored (None: all).
+        ``outer`` is the number of images, ``labels`` the number of labels, ``valid`` the number of labels that are not
+        ignored (None: all of them).
         """
         if mode == LossParameter.NONE:
             return 1.0
@@ -81,7 +90,7 @@ class _Labelled(Layer):
 
 
 def _normalization(loss: LossParameter, default: int) -> int:
-    """The mode that a loss_param asks for; the old switch `normalize` counts where `normalization` is not set."""
+    """Return the normalisation mode of a loss_param; the deprecated `normalize` applies if `normalization` is unset."""
     if loss.HasField("normalization"):
         return loss.normalization
     if loss.HasField("normalize"):
@@ -110,7 +119,7 @@ class SoftmaxWithLoss(_Labelled):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         scores, labels = self.rows(bottoms)
         losses = F.cross_entropy(scores, labels, ignore_index=self.ignored(), reduction="none")
-        # Caffe's gradient does not know of the limit
+        # Caffe's gradient ignores the clamp
         losses = _value_of(losses, losses.detach().clamp(max=LARGEST_LOSS))
         valid = None if self.ignore is None else (labels != self.ignore).sum()
         tops = [losses.sum() / self.normalizer(self.mode, self.outer(bottoms), labels.numel(), valid)]
@@ -120,7 +129,7 @@ class SoftmaxWithLoss(_Labelled):
 
 
 class _LogOfAtLeast(torch.autograd.Function):
-    """log(max(p, least)) with the gradient 1 / max(p, least), also where p is less."""
+    """log(max(p, least)), with the gradient 1 / max(p, least) also where p < least."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, least: float) -> Tensor:
@@ -140,12 +149,12 @@ def _log_of_at_least(p: Tensor, least: float = _LEAST_PROBABILITY) -> Tensor:
 
 
 def _value_of(x: Tensor, value: Tensor) -> Tensor:
-    """``value``, with the gradient of x."""
+    """Return ``value``, with the gradient of x."""
     return value + (x - x.detach())
 
 
 class MultinomialLogisticLoss(_Labelled):
-    """Minus the mean logarithm of the label's probability (caffe/layers/multinomial_logistic_loss_layer.cpp)."""
+    """Negative mean log probability of the label (caffe/layers/multinomial_logistic_loss_layer.cpp)."""
 
     is_loss = True
 
@@ -159,9 +168,10 @@ class MultinomialLogisticLoss(_Labelled):
 
 
 class InfogainLoss(_Labelled):
-    """Loss of the softmax with a matrix H that says what each class is worth at each label (infogain_loss_layer.cpp).
+    """Softmax loss weighted by an infogain matrix H (caffe/layers/infogain_loss_layer.cpp).
 
-    H is classes x classes, from infogain_loss_param.source or the third bottom; a second top is the softmax.
+    H is classes x classes (row: label), from infogain_loss_param.source or the third bottom. A second top is the
+    softmax.
     """
 
     bottoms = (2, 3)
@@ -175,7 +185,7 @@ class InfogainLoss(_Labelled):
         super().setup(shapes)
         loss = self.param.loss_param
         if loss.HasField("normalize"):
-            raise self.error("does not know the old switch normalize; give normalization: VALID or BATCH_SIZE")
+            raise self.error("does not support the deprecated normalize; set normalization: VALID or BATCH_SIZE")
         self.ignore = loss.ignore_label if loss.HasField("ignore_label") else None
         self.mode = _normalization(loss, LossParameter.VALID)
         self.matrix: Tensor | None = None
@@ -183,7 +193,7 @@ class InfogainLoss(_Labelled):
         if len(shapes) < 3:
             where = self.param.infogain_loss_param.source
             if not where:
-                raise self.error("needs infogain_loss_param { source } or a third bottom, for its matrix")
+                raise self.error("needs infogain_loss_param { source } or a third bottom for its matrix")
             array = blob_to_array(read_binary(where, BlobProto()), where)
             self.matrix, count = torch.from_numpy(array.copy()).to(self.context.device), array.size
         if count != self.classes**2:
@@ -194,7 +204,7 @@ class InfogainLoss(_Labelled):
         matrix = (bottoms[2].detach() if self.matrix is None else self.matrix).reshape(self.classes, self.classes)
         valid = labels != self.ignored()
         rows = matrix.to(scores.device)[torch.where(valid, labels, 0)] * valid[:, None]
-        # the value is cut at a probability of 1e-20, the gradient is that of the logarithm of the softmax
+        # the value clamps probabilities to at least 1e-20, the gradient is the unclamped log softmax's
         logs = F.log_softmax(scores, 1)
         logs = _value_of(logs, logs.detach().clamp(min=math.log(_LEAST_PROBABILITY)))
         count = None if self.ignore is None else valid.sum()
@@ -228,14 +238,14 @@ class SigmoidCrossEntropyLoss(_Labelled):
 
 
 class EuclideanLoss(Layer):
-    """Half the mean, over images, of the squared distance of two blobs (caffe/layers/euclidean_loss_layer.cpp)."""
+    """Half the squared distance of two blobs, averaged over images (caffe/layers/euclidean_loss_layer.cpp)."""
 
     bottoms = (2, 2)
     is_loss = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if shapes[0][0] != shapes[1][0] or math.prod(shapes[0]) != math.prod(shapes[1]):
-            raise self.error(f"needs bottoms of one size, not {list(shapes[0])} and {list(shapes[1])}")
+            raise self.error(f"needs bottoms of the same size, not {list(shapes[0])} and {list(shapes[1])}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         difference = bottoms[0].flatten() - bottoms[1].flatten()
@@ -243,7 +253,7 @@ class EuclideanLoss(Layer):
 
 
 class HingeLoss(_Labelled):
-    """One-against-all hinge loss, L1 or L2, over images (caffe/layers/hinge_loss_layer.cpp)."""
+    """One-vs-all hinge loss, L1 or L2, averaged over images (caffe/layers/hinge_loss_layer.cpp)."""
 
     is_loss = True
 
@@ -259,7 +269,7 @@ class HingeLoss(_Labelled):
 
 
 class _ContrastiveDistance(torch.autograd.Function):
-    """sqrt(x), with the gradient that Caffe's contrastive loss takes for it: 1 / (2 (sqrt(x) + 1e-4))."""
+    """sqrt(x), with the gradient that Caffe's contrastive loss uses: 1 / (2 (sqrt(x) + 1e-4))."""
 
     @staticmethod
     def forward(ctx: Any, squares: Tensor) -> Tensor:
@@ -273,9 +283,10 @@ class _ContrastiveDistance(torch.autograd.Function):
 
 
 class ContrastiveLoss(Layer):
-    """Of pairs: those alike (bottom 2 is not 0) cost their squared distance, others what they lack to the margin.
+    """Contrastive loss of pairs of vectors (caffe/layers/contrastive_loss_layer.cpp).
 
-    As caffe/layers/contrastive_loss_layer.cpp; the legacy version takes the margin of squared distances.
+    Similar pairs (bottom 2 is not 0) cost their squared distance, dissimilar ones max(margin - distance, 0)^2. The
+    legacy version compares the squared distance with the margin: max(margin - distance^2, 0).
     """
 
     bottoms = (3, 3)
@@ -285,7 +296,7 @@ class ContrastiveLoss(Layer):
         first, second, alike = shapes
         if first != second or math.prod(first[2:]) != 1 or math.prod(alike) != first[0]:
             raise self.error(
-                "needs two blobs of num x channels and one value a pair, not "
+                "needs two blobs of num x channels and one value per pair, not "
                 f"{', '.join(str(list(shape)) for shape in shapes)}"
             )
 
@@ -303,9 +314,9 @@ class ContrastiveLoss(Layer):
 
 
 class Accuracy(_Labelled):
-    """Part of the places whose label is among the top_k scores; a tie counts against the label (accuracy_layer.cpp).
+    """Fraction of positions whose label is among the top_k scores; ties count as errors (accuracy_layer.cpp).
 
-    A second top is the accuracy of each class, 0 for one that the batch does not have.
+    A second top is the accuracy per class; 0 for classes that do not occur in the batch.
     """
 
     tops = (1, 2)

@@ -1,8 +1,9 @@
-"""LRN across channels on a GPU, a Triton kernel each way: one pass over memory where vision.py makes a dozen.
+"""LRN across channels on a GPU as two Triton kernels, one per direction: one pass over memory instead of a dozen.
 
-Imported where there is a GPU alone, and Triton comes with PyTorch's CUDA builds. Values are read as they lie with the
-channels last: those around a channel are then beside it. Sums are float32, whatever the tensor's type; nothing depends
-on the order in which blocks run. Not measured yet: it was tested through Triton's interpreter.
+Imported only on machines with a GPU; Triton comes with PyTorch's CUDA builds. The tensors are in channels-last memory
+format, so neighbouring channels are adjacent in memory. Sums are accumulated in float32, whatever the tensors' type,
+and results do not depend on the order in which blocks run. Performance has not been measured yet; correctness was
+tested with Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def _power(scale, beta, THREE_QUARTERS: tl.constexpr):
 
 @triton.jit
 def _places(BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    """The values that this program works on, by number."""
+    """Return the indices of the values that this program instance computes."""
     block = tl.program_id(0)
-    if WIDE:  # more values than an int32 counts; its remainders are the quicker ones
+    if WIDE:  # more values than int32 can index; int32 remainders are faster
         block = block.to(tl.int64)
     return block * BLOCK + tl.arange(0, BLOCK)
 
@@ -79,7 +80,7 @@ def _backward(
 
 
 class FusedLRN(torch.autograd.Function):
-    """As vision.py's function of the same arguments."""
+    """The same function as `vision._LRNAcrossChannels`, with the same arguments."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
@@ -94,7 +95,7 @@ class FusedLRN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale = ctx.saved_tensors
-        # Caffe reads the top's buffer, which a layer in place may have overwritten
+        # Caffe reads the top's buffer, which an in-place layer may have overwritten
         top = y if ctx.buffer is None else ctx.buffer.content
         gradient, top = (each.contiguous(memory_format=torch.channels_last) for each in (grad_outputs[0], top))
         out = torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""Layers that work on each value by itself: ReLU, Sigmoid, Power, Dropout, ... (caffe/layers/neuron_layer.hpp)."""
+"""Elementwise layers: ReLU, Sigmoid, Power, Dropout, ... (caffe/layers/neuron_layer.hpp)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, default_fill
 
 
 class _WithBuffer(torch.autograd.Function):
-    """A neuron layer whose backward pass finds in its buffers what later layers have left there."""
+    """A neuron layer whose backward pass reads buffers that later layers have overwritten."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Neuron, buffer: Buffer) -> Tensor:
@@ -31,22 +31,22 @@ class _WithBuffer(torch.autograd.Function):
 
 
 class Neuron(Layer):
-    """A function of each value, `value`, with the `slope` that Caffe's backward pass computes from its buffers.
+    """An elementwise function, `value`, with the derivative, `slope`, that Caffe's backward pass computes from buffers.
 
-    In a buffer that a layer changes in place the old values are gone: Caffe's gradient is then that of the new ones.
-    Sigmoid, then Dropout in place, is such a case, and BNLL in place by itself. Where ``buffer`` is None nothing
-    of the kind happens, and autograd's gradient is Caffe's.
+    When a layer works in place, the old values in its buffer are lost, and Caffe computes the gradient from the new
+    ones. This happens, for example, with Sigmoid followed by in-place Dropout, and with in-place BNLL. If ``buffer`` is
+    None, no values are lost, and autograd's gradient equals Caffe's.
     """
 
     keeps_slope_in_place = True
-    """Whether one layer in place, with none after it, has the same gradient as one with a top of its own."""
+    """Whether the gradient in place, with no in-place layer after it, is the same as with a separate top."""
 
     def value(self, x: Tensor) -> Tensor:
-        """The function."""
+        """Return the value of the function."""
         raise NotImplementedError
 
     def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
-        """The derivative, from what the buffers of bottom and top hold in the backward pass."""
+        """Return the derivative, computed from the content of the bottom's and top's buffers in the backward pass."""
         raise NotImplementedError
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -65,7 +65,7 @@ class AbsVal(Layer):
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if self.in_place:
-            raise self.error("cannot work in place: give its top a name of its own")
+            raise self.error("cannot work in place: give its top a different name from its bottom")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [bottoms[0].abs()]
@@ -84,7 +84,7 @@ class BNLL(Neuron):
 
 
 class Clip(Neuron):
-    """x, but at least clip_param.min and at most clip_param.max."""
+    """x clamped to the range from clip_param.min to clip_param.max."""
 
     keeps_slope_in_place = False
 
@@ -106,10 +106,10 @@ class Dropout(Layer):
         if not 0 <= self.ratio < 1:
             raise self.error(f"dropout_ratio must be at least 0 and less than 1, not {self.ratio:g}")
         self.generator: torch.Generator | None = None
-        """What a CUDA graph draws from (`engine.graph`); elsewhere each batch has a generator of its own."""
+        """The generator used inside a CUDA graph (`iteration.graph`); otherwise each batch has its own generator."""
 
     def seed(self, batch: int) -> int:
-        """That of a batch's mask."""
+        """Return the seed of a batch's mask."""
         return rng.derived_seed(self.context.seed, "dropout", self.key, batch)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -119,14 +119,14 @@ class Dropout(Layer):
         return [(x * self.mask(x.shape, x.device, batch)).to(x.dtype)]
 
     def mask(self, shape: Sequence[int], device: torch.device, batch: int) -> Tensor:
-        """What a batch is multiplied by: 0 where a unit is dropped, else 1 / (1 - ratio)."""
+        """Return the mask by which a batch is multiplied: 0 for dropped units, 1 / (1 - ratio) for the others."""
         generator = self.generator or torch.Generator(device=device).manual_seed(self.seed(batch))
         keep = torch.rand(shape, device=device, generator=generator).ge_(self.ratio)
         return keep.mul_(1 / (1 - self.ratio))
 
 
 class ELU(Neuron):
-    """x where it is positive, else alpha * (exp(x) - 1)."""
+    """x where x > 0, otherwise alpha * (exp(x) - 1)."""
 
     def value(self, x: Tensor) -> Tensor:
         return F.elu(x, self.param.elu_param.alpha)
@@ -172,14 +172,14 @@ class Power(Layer):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         param, x = self.param.power_param, bottoms[0]
         if param.power * param.scale == 0:
-            # a constant, whatever x is, with a gradient of 0
+            # a constant, independent of x, with gradient 0
             return [x * 0 + (1.0 if param.power == 0 else torch.tensor(param.shift).pow(param.power).item())]
         inner = x * param.scale + param.shift
         return [inner if param.power == 1 else inner.pow(param.power)]
 
 
 class PReLU(Layer):
-    """max(x, 0) + slope * min(x, 0) with a learned slope, of each channel or of all."""
+    """max(x, 0) + slope * min(x, 0), with a learned slope for each channel or one shared by all channels."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.prelu_param, shapes[0]
@@ -236,7 +236,7 @@ class TanH(Neuron):
 
 
 class Threshold(Layer):
-    """1 where x is larger than the threshold, else 0. No gradient passes."""
+    """1 where x is larger than the threshold, otherwise 0. No gradient passes."""
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [(bottoms[0].detach() > self.param.threshold_param.threshold).to(bottoms[0].dtype)]

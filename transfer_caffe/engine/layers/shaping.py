@@ -1,4 +1,4 @@
-"""Layers that move values around: Concat, Slice, Reshape, Crop, Tile, Reduction, Filter, ..."""
+"""Layers that rearrange, select or reduce values: Concat, Slice, Reshape, Crop, Tile, Reduction, Filter, ..."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from transfer_caffe.formats.proto.caffe_pb2 import ReductionParameter
 
 
 class BatchReindex(Layer):
-    """The items of bottom 0 that bottom 1 names, in its order (caffe/layers/batch_reindex_layer.cpp)."""
+    """Select the items of bottom 0 whose indices are in bottom 1, in that order (batch_reindex_layer.cpp)."""
 
     bottoms = (2, 2)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if len(shapes[1]) != 1:
-            raise self.error(f"bottom 1 must have one axis, the places to take, not {list(shapes[1])}")
+            raise self.error(f"bottom 1 must have one axis, the indices to select, not shape {list(shapes[1])}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         places = bottoms[1].detach().long()
         if places.device.type == "cpu" and places.numel():
             wrong = places[(places < 0) | (places >= bottoms[0].shape[0])]
             if wrong.numel():
-                raise self.error(f"bottom 1 names item {wrong[0]}; bottom 0 has {bottoms[0].shape[0]}")
+                raise self.error(
+                    f"bottom 1 holds index {wrong[0]}, out of range for the {bottoms[0].shape[0]} items of bottom 0"
+                )
         return [bottoms[0].index_select(0, places)]
 
 
 class Concat(Layer):
-    """Blobs one after the other along an axis."""
+    """Concatenate blobs along an axis."""
 
     precision = "given"
     bottoms = (1, None)
@@ -44,7 +46,7 @@ class Concat(Layer):
         axis = self.axis(param.concat_dim if param.HasField("concat_dim") else param.axis, shapes[0])
         self.along = axis
         self.require_same_shape(
-            [shape[:axis] + shape[axis + 1 :] for shape in shapes], f"bottoms that, but for axis {axis}, are"
+            [shape[:axis] + shape[axis + 1 :] for shape in shapes], f"bottoms that, except for axis {axis}, are"
         )
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -52,7 +54,7 @@ class Concat(Layer):
 
 
 class Crop(Layer):
-    """Bottom 0 cut to the size of bottom 1, from ``axis`` on, at ``offset`` (caffe/layers/crop_layer.cpp)."""
+    """Crop bottom 0 to the size of bottom 1, from ``axis`` on, at ``offset`` (caffe/layers/crop_layer.cpp)."""
 
     bottoms = (2, 2)
 
@@ -61,9 +63,9 @@ class Crop(Layer):
         first = self.axis(param.axis, shape)
         axes, offsets = len(shape) - first, list(param.offset)
         if len(offsets) > 1 and len(offsets) != axes:
-            raise self.error(f"offset is given once, or for each of the {axes} axes, not {len(offsets)} times")
+            raise self.error(f"offset must be given once or for each of the {axes} axes, not {len(offsets)} times")
         if len(wanted) != len(shape):
-            raise self.error(f"needs bottoms with as many axes, not {list(shape)} and {list(wanted)}")
+            raise self.error(f"needs bottoms with the same number of axes, not {list(shape)} and {list(wanted)}")
         offsets = offsets if len(offsets) > 1 else (offsets or [0]) * axes
         for axis, offset in enumerate(offsets, start=first):
             if offset + wanted[axis] > shape[axis]:
@@ -79,7 +81,7 @@ class Crop(Layer):
 
 
 class Filter(Layer):
-    """The items of each bottom but the last for which that one, the selector, is not 0 (filter_layer.cpp)."""
+    """Select the items of each bottom where the last bottom, the selector, is not 0 (caffe/layers/filter_layer.cpp)."""
 
     bottoms = (2, None)
     tops = (1, None)
@@ -87,14 +89,14 @@ class Filter(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         selector = shapes[-1]
         if math.prod(selector) != selector[0]:
-            raise self.error(f"the selector, its last bottom, must have one value an item, not {list(selector)}")
+            raise self.error(f"the selector, its last bottom, must have one value per item, not {list(selector)}")
         if len(self.top) != len(shapes) - 1:
-            raise self.error(f"makes {len(shapes) - 1} tops, one of each bottom but the last, not {len(self.top)}")
+            raise self.error(f"needs {len(shapes) - 1} tops, one per bottom except the last, not {len(self.top)}")
         if any(shape[0] != selector[0] for shape in shapes):
-            raise self.error(f"needs bottoms of as many items as the selector has, {selector[0]}")
+            raise self.error(f"needs bottoms with as many items as the selector, {selector[0]}")
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """As if all items were selected, as in Caffe: how many are depends on the values."""
+        """Return the shapes as if all items were selected, as Caffe does: the number depends on the values."""
         return list(shapes[:-1])
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
@@ -103,7 +105,7 @@ class Filter(Layer):
 
 
 class Flatten(Layer):
-    """The axes from ``axis`` to ``end_axis`` as one."""
+    """Flatten the axes from ``axis`` to ``end_axis`` into one."""
 
     precision = "given"
     ignores_propagate_down = True
@@ -111,9 +113,9 @@ class Flatten(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.flatten_param
         self.first, self.last = self.axis(param.axis, shapes[0]), self.axis(param.end_axis, shapes[0])
-        # with end_axis one before axis Caffe puts an axis of size 1 between them
+        # if end_axis is one before axis, Caffe inserts an axis of size 1 between them
         if self.first > self.last + 1:
-            raise self.error(f"axis {param.axis} lies behind end_axis {param.end_axis} in a blob of {list(shapes[0])}")
+            raise self.error(f"axis {param.axis} is after end_axis {param.end_axis} in a blob of {list(shapes[0])}")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         if self.first > self.last:
@@ -139,7 +141,7 @@ class Reduction(Layer):
 
 
 class Reshape(Layer):
-    """Another shape for the same values: 0 keeps a size, -1 takes what is left (caffe/layers/reshape_layer.cpp)."""
+    """Change the shape; dim 0 copies the bottom's size, -1 is inferred (caffe/layers/reshape_layer.cpp)."""
 
     precision = "given"
     ignores_propagate_down = True
@@ -148,7 +150,7 @@ class Reshape(Layer):
         self.new_shape(shapes[0])
 
     def new_shape(self, shape: Shape) -> Shape:
-        """The top's shape for a bottom's."""
+        """Return the top's shape for a bottom's shape."""
         param = self.param.reshape_param
         first = self.axis(param.axis, shape, ends=1) if param.axis >= 0 else len(shape) + param.axis + 1
         if not 0 <= first <= len(shape):
@@ -160,11 +162,11 @@ class Reshape(Layer):
         for index, size in enumerate(dims):
             if size == 0:
                 if first + index >= len(shape):
-                    raise self.error(f"dim {index} is 0, for as before, but the bottom {list(shape)} has no such axis")
+                    raise self.error(f"dim {index} is 0 (copy the size), but the bottom {list(shape)} has no such axis")
                 dims[index] = shape[first + index]
         dims = [*shape[:first], *dims, *shape[last:]]
         if dims.count(-1) > 1 or min(dims, default=1) < -1:
-            raise self.error(f"shape {list(param.shape.dim)} may hold one -1, and sizes of 0 or more")
+            raise self.error(f"shape {list(param.shape.dim)} may have one -1 at most; other sizes must be 0 or more")
         known = math.prod(size for size in dims if size != -1)
         if -1 in dims:
             if not known or math.prod(shape) % known:
@@ -179,7 +181,7 @@ class Reshape(Layer):
 
 
 class Silence(Layer):
-    """Takes blobs, so that they are no outputs of the net."""
+    """Consume blobs so that they are not outputs of the net."""
 
     bottoms = (1, None)
     tops = (0, 0)
@@ -189,7 +191,7 @@ class Silence(Layer):
 
 
 class Slice(Layer):
-    """A blob cut along an axis, at the slice points or into equal parts (caffe/layers/slice_layer.cpp)."""
+    """Slice a blob along an axis, at the slice points or into equal parts (caffe/layers/slice_layer.cpp)."""
 
     precision = "given"
     tops = (1, None)
@@ -202,7 +204,7 @@ class Slice(Layer):
         size, points = shapes[0][self.along], list(param.slice_point)
         if not points:
             if size % tops:
-                raise self.error(f"axis {self.along} of {list(shapes[0])} cannot be cut into {tops} equal parts")
+                raise self.error(f"axis {self.along} of {list(shapes[0])} cannot be sliced into {tops} equal parts")
             self.parts = [size // tops] * tops
             return
         if len(points) != tops - 1:
@@ -210,14 +212,16 @@ class Slice(Layer):
         edges = [0, *points, size]
         self.parts = [end - start for start, end in itertools.pairwise(edges)]
         if min(self.parts) < 1:
-            raise self.error(f"slice_point {points} must rise, and stay within axis {self.along} of {list(shapes[0])}")
+            raise self.error(
+                f"slice_point {points} must be increasing and within axis {self.along} of {list(shapes[0])}"
+            )
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return list(bottoms[0].split(self.parts, self.along))
 
 
 class Split(Layer):
-    """A blob under several names."""
+    """Make a blob available as several tops."""
 
     precision = "given"
     tops = (1, None)
@@ -227,12 +231,12 @@ class Split(Layer):
 
 
 class Tile(Layer):
-    """A blob so many times in a row along an axis."""
+    """Repeat a blob ``tiles`` times along an axis."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.along = self.axis(self.param.tile_param.axis, shapes[0])
         if self.param.tile_param.tiles < 1:
-            raise self.error("tile_param gives no tiles")
+            raise self.error("tile_param has no tiles")
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [torch.cat([bottoms[0]] * self.param.tile_param.tiles, self.along)]

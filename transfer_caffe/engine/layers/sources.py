@@ -1,6 +1,6 @@
-"""The layers without bottoms other than Data: Input, MemoryData, DummyData, HDF5Data, ImageData.
+"""The data layers other than Data: Input, MemoryData, DummyData, HDF5Data, ImageData.
 
-What is drawn (orders, dummy values) is a function of (seed, layer, batch), as everywhere: see rng.py.
+Everything random (orders, dummy values) is a function of (seed, layer, batch); see `engine.rng`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transfer_caffe.utils.files import read_text
 
 
 class Input(Layer):
-    """Blobs of the given shapes, fed from outside; zeros until then."""
+    """Blobs of given shapes that the program feeds; zeros until then."""
 
     bottoms = (0, 0)
     tops = (1, None)
@@ -42,7 +42,7 @@ class Input(Layer):
         return list(self.shapes.values())
 
     def feed(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set tops by name, each in its shape."""
+        """Set tops by name. Raise UserError for a shape mismatch."""
         for name, array in values.items():
             if array.shape != self.shapes[name]:
                 raise self.error(f"top {name!r} is {list(self.shapes[name])}, not {list(array.shape)}")
@@ -53,7 +53,7 @@ class Input(Layer):
 
 
 class MemoryData(Layer):
-    """Images and labels that code has fed, so many a batch, over and over (caffe/layers/memory_data_layer.cpp)."""
+    """Images and labels that the program feeds, in batches, repeated endlessly (caffe/layers/memory_data_layer.cpp)."""
 
     bottoms = (0, 0)
     tops = (2, 2)
@@ -74,7 +74,7 @@ class MemoryData(Layer):
         num = len(images)
         if images.shape[1:] != self.image or labels.size != num or num % self.size or not num:
             raise self.error(
-                f"takes images of {list(self.image)} and as many labels, a multiple of {self.size}, "
+                f"needs images of {list(self.image)} and as many labels, a multiple of batch_size {self.size}, "
                 f"not {list(images.shape)} and {list(labels.shape)}"
             )
         self.values = [
@@ -84,13 +84,13 @@ class MemoryData(Layer):
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         if self.values is None:
-            raise self.error("has no data: it is fed by code, and a program that does so has to feed it first")
+            raise self.error("has no data: the program must feed it first (`Net.feed`)")
         first = batch * self.size % len(self.values[0])
         return [values[first : first + self.size] for values in self.values]
 
 
 class DummyData(Layer):
-    """Blobs made by fillers: constants once, others anew for each batch (caffe/layers/dummy_data_layer.cpp)."""
+    """Blobs made by fillers: constant ones once, others for each batch (caffe/layers/dummy_data_layer.cpp)."""
 
     bottoms = (0, 0)
     tops = (1, None)
@@ -110,7 +110,7 @@ class DummyData(Layer):
         ]
         for what, values in (("data_filler", fillers), ("shape", given)):
             if len(values) not in (1, count):
-                raise self.error(f"gives {len(values)} {what} for {count} tops; give one, or one for each")
+                raise self.error(f"has {len(values)} {what} for {count} tops; give one, or one per top")
         self.fillers = fillers * (count if len(fillers) == 1 else 1)
         self.shapes = given * (count if len(given) == 1 else 1)
         self._made: dict[str, Tensor] = {}
@@ -138,10 +138,10 @@ class DummyData(Layer):
 
 
 class HDF5Data(Layer):
-    """Rows of datasets in HDF5 files, each top the dataset of its name (caffe/layers/hdf5_data_layer.cpp).
+    """Rows of datasets in HDF5 files; each top is the dataset of the same name (caffe/layers/hdf5_data_layer.cpp).
 
-    ``source`` is a text file that names the HDF5 files, one a line. The files follow each other, their rows too; with
-    ``shuffle`` the files are in another order each time, and the rows of each.
+    ``source`` is a text file that lists the HDF5 files, one per line. Files and rows are read in order; with
+    ``shuffle``, the files and the rows of each file are shuffled in every epoch.
     """
 
     bottoms = (0, 0)
@@ -150,12 +150,12 @@ class HDF5Data(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.hdf5_data_param
         if self.param.HasField("transform_param"):
-            raise self.error("does not transform what it reads; remove transform_param")
+            raise self.error("does not support data transformation; remove transform_param")
         if param.batch_size < 1:
-            raise self.error("hdf5_data_param gives no batch_size")
+            raise self.error("hdf5_data_param has no batch_size")
         self.files = [line.strip() for line in read_text(param.source).splitlines() if line.strip()]
         if not self.files:
-            raise self.error(f"{param.source} names no HDF5 file")
+            raise self.error(f"{param.source} lists no HDF5 file")
         self.batch_size = param.batch_size
         self._read = functools.lru_cache(maxsize=2)(self._read_file)
         self.shapes = [array.shape[1:] for array in self._read(0)]
@@ -166,12 +166,12 @@ class HDF5Data(Layer):
             for name, shape, array in zip(self.top, self.shapes, arrays, strict=True):
                 if array.shape[1:] != shape or len(array) != len(arrays[0]) or not len(array):
                     raise self.error(
-                        f"{self.files[index]}: dataset {name!r} is {list(array.shape)}; rows of {list(shape)} were "
-                        f"expected, as many in all datasets ({len(arrays[0])})"
+                        f"{self.files[index]}: dataset {name!r} is {list(array.shape)}; expected rows of "
+                        f"{list(shape)}, and the same number in all datasets ({len(arrays[0])})"
                     )
 
     def _read_file(self, index: int) -> list[np.ndarray]:
-        import h5py  # few nets need it
+        import h5py  # imported here, since few nets need it
 
         path = self.files[index]
         if not os.path.exists(path):
@@ -184,9 +184,9 @@ class HDF5Data(Layer):
                         raise self.error(f"{path}: no dataset {name!r} for the top of this name; it has {list(file)}")
                     arrays.append(np.asarray(file[name], np.float32))
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{path}: not a sound HDF5 file ({error})") from None
+            raise UserError(f"{path}: not a valid HDF5 file ({error})") from None
         if any(array.ndim < 1 for array in arrays):
-            raise self.error(f"{path}: its datasets must have rows, that is 1 or more axes")
+            raise self.error(f"{path}: its datasets must have rows, that is, 1 or more axes")
         return arrays
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -202,7 +202,7 @@ class HDF5Data(Layer):
         return [torch.from_numpy(top).to(self.context.device) for top in tops]
 
     def _find(self, epoch: int, place: int) -> tuple[int, int]:
-        """File and row of a place in an epoch's order."""
+        """Return the file and the row at a position in an epoch's order."""
         shuffle, files = self.param.hdf5_data_param.shuffle, np.arange(len(self.files))
         if shuffle:
             files = rng.numpy_generator(self.context.seed, "files", self.key, epoch).permutation(files)
@@ -218,7 +218,7 @@ class HDF5Data(Layer):
 
 
 class _ImageList:
-    """The images that an image list names, read and resized as Caffe's ReadImageToCVMat does."""
+    """The images of an image list, read and resized as Caffe's ReadImageToCVMat does."""
 
     def __init__(self, layer: ImageData) -> None:
         param = layer.param.image_data_param
@@ -231,20 +231,20 @@ class _ImageList:
             if not line.strip():
                 continue
             try:
-                # joined as Caffe does: as text
+                # concatenated as text, as Caffe does
                 self.lines.append((param.root_folder + name, int(label)))
             except ValueError:
-                raise layer.error(f"{param.source}, line {number}: `path label` was expected, not {line!r}") from None
+                raise layer.error(f"{param.source}, line {number}: expected `path label`, not {line!r}") from None
         if not self.lines:
-            raise layer.error(f"{param.source} names no image")
+            raise layer.error(f"{param.source} lists no image")
         self.shape: Shape = self.record(0)[0].shape
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
-        """(channels, height, width) in BGR or gray, and the label."""
-        import cv2  # takes a while to load
+        """Return the image, (channels, height, width) in BGR or gray, and the label."""
+        import cv2  # imported here, since importing it takes a while
 
         path, label = self.lines[index]
         flag = cv2.IMREAD_COLOR if self.color else cv2.IMREAD_GRAYSCALE
@@ -258,9 +258,9 @@ class _ImageList:
 
 
 class ImageData(Images):
-    """Batches of the images that a list names (caffe/layers/image_data_layer.cpp).
+    """Read batches of the images in an image list (caffe/layers/image_data_layer.cpp).
 
-    With ``shuffle`` in another order each time the list has been gone through.
+    With ``shuffle``, the order is shuffled in every epoch.
     """
 
     tops = (2, 2)

@@ -1,4 +1,4 @@
-"""Layers over images: Convolution, Deconvolution, Pooling, LRN (caffe/layers/conv_layer.cpp and so on)."""
+"""Image layers: Convolution, Deconvolution, Pooling, LRN (caffe/layers/conv_layer.cpp and others)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, 
 
 
 class Convolution(Layer):
-    """Convolution with group, pad, stride and dilation, over 1 to 3 spatial axes. Weights: out, in/group, kernel.
+    """Convolution with group, pad, stride and dilation over 1 to 3 spatial axes. Weights: out, in/group, kernel.
 
-    With several bottoms, each of one shape, the same weights make a top of each.
+    With several bottoms of the same shape, the same weights are applied to each, one top per bottom.
     """
 
     bottoms = (1, None)
@@ -32,13 +32,13 @@ class Convolution(Layer):
         param, shape = self.param.convolution_param, shapes[0]
         self.require_same_shape(shapes)
         if len(self.top) != len(shapes):
-            raise self.error(f"makes one top of each bottom: {len(shapes)} tops, not {len(self.top)}")
+            raise self.error(f"needs one top per bottom: {len(shapes)} tops, not {len(self.top)}")
         self.channel_axis = self.axis(param.axis, shape)
         axes = len(shape) - self.channel_axis - 1
         if not 1 <= axes <= 3:
             raise self.error(f"needs a bottom with 1 to 3 axes after axis {param.axis}, not {list(shape)}")
         if not param.kernel_size and not param.HasField("kernel_h"):
-            raise self.error("convolution_param gives no kernel_size")
+            raise self.error("convolution_param has no kernel_size")
         self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
         self.dilation, self.group = spatial(self, param, "dilation", 1, axes), param.group
         self.kernel = spatial(self, param, "kernel_size", None, axes)
@@ -53,7 +53,7 @@ class Convolution(Layer):
             self.add_blob(blob, filler)
 
     def sizes(self, sides: Shape) -> list[int]:
-        """The spatial sizes of the tops."""
+        """Return the spatial sizes of the tops."""
         return convolution_sides(sides, self.kernel, self.stride, self.pad, self.dilation)
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -61,30 +61,30 @@ class Convolution(Layer):
         return [(*shape[:axis], outputs, *self.sizes(shape[axis + 1 :])) for shape in shapes]
 
     def blob_shapes(self, channels: int) -> tuple[Shape, ...]:
-        """The shapes of weights and bias."""
+        """Return the shapes of weights and bias."""
         return convolution_blobs(self.param.convolution_param, channels, self.kernel)
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [self.over_images(bottom) for bottom in bottoms]
 
     def over_images(self, bottom: Tensor) -> Tensor:
-        """One bottom; Caffe takes all axes before ``axis`` for the batch."""
+        """Convolve one bottom; like Caffe, treat all axes before ``axis`` as the batch."""
         images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
         weight, *bias = (blob.data.to(images.dtype) for blob in self.blobs)
         top = self.convolve(images, weight, bias[0] if bias else None)
         return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(num, channels, spatial axes) to (num, num_output, spatial axes)."""
+        """Convolve (num, channels, spatial axes) to (num, num_output, spatial axes)."""
         if images.ndim == 4:
-            # whatever made them, from here on the channels lie last in memory: poolings take a third of the time so
+            # from here on use the channels-last memory format: pooling then takes a third of the time
             images = images.contiguous(memory_format=torch.channels_last)
         function = self.functions[len(self.kernel) - 1]
         return function(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
 class Deconvolution(Convolution):
-    """The transpose of Convolution: its forward is the other's backward. Weights: in, out/group, kernel."""
+    """Transposed convolution: its forward pass is Convolution's backward pass. Weights: in, out/group, kernel."""
 
     functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
@@ -103,9 +103,11 @@ class Deconvolution(Convolution):
 
 
 class Pooling(Layer):
-    """MAX and AVE pooling (caffe/layers/pooling_layer.cpp): output sizes round up, and a window that would start
-    in the padding only is dropped; AVE divides by the window clipped to the padded image. PyTorch's ceil_mode
-    follows the same rules. A second top of MAX is the place of each maximum in its channel's plane.
+    """MAX and AVE pooling (caffe/layers/pooling_layer.cpp).
+
+    Output sizes round up, and a window that would start beyond the image, in the padding, is dropped. AVE divides by
+    the size of the window clipped to the padded image. PyTorch's ceil_mode follows the same rules. A second top of MAX
+    holds the index of each maximum within its channel's plane.
     """
 
     tops = (1, 2)
@@ -118,14 +120,14 @@ class Pooling(Layer):
         if param.pool not in (Pool.MAX, Pool.AVE):
             raise self.error("only MAX and AVE pooling are supported, not STOCHASTIC")
         if len(self.top) > 1 and param.pool != Pool.MAX:
-            raise self.error("a second top, the places of the maxima, is for MAX pooling only")
+            raise self.error("a second top, the indices of the maxima, is supported for MAX pooling only")
         self.kernel = shape[2:] if param.global_pooling else spatial(self, param, "kernel_size", None)
         self.stride, self.pad = spatial(self, param, "stride", 1), spatial(self, param, "pad", 0)
         if param.global_pooling:
             if any(param.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")):
                 raise self.error("give kernel_size or global_pooling, not both")
             if self.pad != (0, 0) or self.stride != (1, 1):
-                raise self.error("with global_pooling pad is 0 and stride 1")
+                raise self.error("with global_pooling, pad must be 0 and stride 1")
         if min(*self.kernel, *self.stride) < 1:
             raise self.error("kernel_size and stride must be positive (or set global_pooling)")
         if any(pad >= k for pad, k in zip(self.pad, self.kernel, strict=True)):
@@ -135,14 +137,14 @@ class Pooling(Layer):
         self.size = [pooled_side(*side, self.ceil, any(self.pad)) for side in sides]
         if min(self.size) < 1:
             raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
-        # PyTorch drops a last window outside of the image with no padding too, and takes no more than half the kernel
+        # PyTorch also drops a last window outside the image without padding, and allows pad up to half the kernel only
         self.native = all(2 * pad <= k for pad, k in zip(self.pad, self.kernel, strict=True)) and self.size == [
             pooled_side(*side, self.ceil, True) for side in sides
         ]
 
     @property
     def is_plain_maximum(self) -> bool:
-        """Whether it is MAX pooling, without the places, by PyTorch's operation."""
+        """Whether this is MAX pooling without indices that PyTorch's operation supports."""
         return self.native and len(self.top) == 1 and self.param.pooling_param.pool == Pool.MAX
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -154,7 +156,7 @@ class Pooling(Layer):
             return [F.avg_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
         if self.is_plain_maximum:
             return [F.max_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
-        # pad by hand, on the far side as much as the last window needs
+        # pad explicitly, at the end as much as the last window needs
         ends = [
             (n - 1) * s + k - p - side
             for n, s, k, p, side in zip(self.size, self.stride, self.kernel, self.pad, x.shape[2:], strict=True)
@@ -172,7 +174,7 @@ class Pooling(Layer):
         return [top, torch.where(inside, rows * width + columns, -1).to(torch.float32)][: len(self.top)]
 
     def _areas(self, x: Tensor) -> Tensor:
-        """The area of each window, clipped to the image with its padding, as height x width."""
+        """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
         sides = []
         for n, stride, kernel, pad, side in zip(
             self.size, self.stride, self.kernel, self.pad, x.shape[2:], strict=True
@@ -183,9 +185,9 @@ class Pooling(Layer):
 
 
 class _LRNAcrossChannels(torch.autograd.Function):
-    """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size channels around); see lrn_layer.cpp.
+    """y = x * scale^-beta, scale = k + alpha / size * (sum of x^2 over size neighbouring channels); see lrn_layer.cpp.
 
-    Computed in float32, whatever x is.
+    Computed in float32, whatever the type of x.
     """
 
     @staticmethod
@@ -206,7 +208,7 @@ class _LRNAcrossChannels(torch.autograd.Function):
 
 
 def lrn_scale(x: Tensor, size: int, alpha: float, beta: float, k: float) -> tuple[Tensor, Tensor]:
-    """The scale of LRN across channels and scale^-beta, by which x is multiplied; all float32 of one shape."""
+    """Return the scale of LRN across channels and scale^-beta, the factor of x; all are float32 of the same shape."""
     scale = _channel_sums(x * x, size, alpha / size, k)
     return scale, _negative_power(scale, beta)
 
@@ -215,25 +217,25 @@ def lrn_gradient(
     gradient: Tensor, x: Tensor, scale: Tensor, power: Tensor, size: int, alpha: float, beta: float,
     top: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The gradient of LRN's bottom x; ``top`` is what its buffer holds, where a layer in place has overwritten it."""
+    """Return the gradient of LRN's bottom x; ``top`` is the top's buffer if an in-place layer has overwritten it."""
     weighted = gradient * power
-    # gradient * top, in Caffe: other than x * power where the top was overwritten
+    # Caffe computes gradient * top, which differs from gradient * x * power if the top was overwritten
     by_top = weighted * x if top is None else gradient * top
     sums = _channel_sums(by_top.div_(scale), size, 2 * alpha * beta / size)
     return weighted.addcmul_(sums, x, value=-1)
 
 
 FEW_CHANNELS = 32
-"""So many the sums over channels are quicker by a product with a matrix: with 16 and 32 channels LRN takes 0.61 and
-0.88 of its time with shifted sums, with 64 already 1.15."""
+"""Up to this number of channels, sums over channels are faster as a matrix product than as shifted sums: LRN takes 0.61
+and 0.88 times as long with 16 and 32 channels, but 1.15 times as long with 64."""
 
 
 def _channel_sums(x: Tensor, size: int, factor: float, constant: float = 0.0) -> Tensor:
-    """For each channel ``constant`` + ``factor`` * the sum over the size channels around it (size is odd)."""
+    """Return ``constant`` + ``factor`` * the sum over the ``size`` channels around each channel (size is odd)."""
     count, reach = x.shape[1], size // 2
     if count <= FEW_CHANNELS:
         band = _band(count, reach, factor, x.device)
-        rows = x.permute(0, 2, 3, 1)  # as they lie in memory, mostly
+        rows = x.permute(0, 2, 3, 1)  # usually the memory layout already
         sums = torch.addmm(x.new_full((1,), constant), rows.reshape(-1, count), band) if constant else rows @ band
         return sums.reshape(rows.shape).permute(0, 3, 1, 2)
     sums = x.clone()
@@ -244,9 +246,12 @@ def _channel_sums(x: Tensor, size: int, factor: float, constant: float = 0.0) ->
     return sums.add_(constant) if constant else sums
 
 
-@functools.cache  # a CUDA graph may go on to read one
+@functools.cache  # a CUDA graph may still read an older one
 def _band(count: int, reach: int, factor: float, device: torch.device) -> Tensor:
-    """A matrix, count x count, of ``factor`` up to ``reach`` beside the diagonal, and else 0. Not to be changed."""
+    """Return a (count, count) band matrix: ``factor`` up to ``reach`` from the diagonal, 0 elsewhere.
+
+    It is cached; callers must not modify it.
+    """
     places = torch.arange(count, device=device)
     return ((places[:, None] - places).abs() <= reach).float().mul_(factor)
 
@@ -254,21 +259,21 @@ def _band(count: int, reach: int, factor: float, device: torch.device) -> Tensor
 def _negative_power(x: Tensor, beta: float) -> Tensor:
     if beta != 0.75:
         return x.pow(-beta)
-    root = x.rsqrt()  # pow() costs several times two square roots, and 0.75 is what every CaffeNet has
+    root = x.rsqrt()  # much faster than pow() for 0.75, which every CaffeNet uses
     return root.sqrt().mul_(root)
 
 
 @functools.lru_cache(maxsize=1)
 def _fused_lrn() -> type[torch.autograd.Function] | None:
-    """One kernel each way for a GPU; None without Triton, or what it needs to build kernels (a C compiler, for one)."""
+    """Return the Triton implementation for GPUs; None without Triton or what it needs to compile (a C compiler)."""
     try:
         from transfer_caffe.engine.layers.lrn_triton import FusedLRN
 
-        with torch.enable_grad():  # asked first by a test, perhaps
+        with torch.enable_grad():  # the first call may come from a test pass
             probe = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
             FusedLRN.apply(probe, 1, 1.0, 0.75, 1.0, None).sum().backward()
-    except Exception as error:  # of whatever kind: the layer has another way
-        glog.info("lrn_layer.cpp:0", f"LRN without kernels of its own: {str(error).splitlines()[:1]}")
+    except Exception as error:  # whatever the reason, there is another implementation
+        glog.info("lrn_layer.cpp:0", f"LRN runs without its Triton kernels: {str(error).splitlines()[:1]}")
         return None
     return FusedLRN
 
@@ -296,7 +301,7 @@ class LRN(Layer):
             y = function.apply(x, param.local_size, param.alpha, param.beta, param.k, self.buffer)
             assert isinstance(y, Tensor)
             return [y]
-        # within a channel Caffe averages x^2 over a padded square (so alpha is divided by its area), and k is 1
+        # within a channel Caffe averages x^2 over a padded square (thus dividing alpha by its area), and k is 1
         values = x.float()
         mean = F.avg_pool2d(values * values, param.local_size, 1, param.local_size // 2)
         return [(values * (1 + param.alpha * mean).pow(-param.beta)).to(x.dtype)]

@@ -21,7 +21,7 @@ LR_POLICIES: dict[str, Callable[[SolverParameter, int, int], float]] = {
 
 
 def check(param: SolverParameter, path: str) -> None:
-    """UserError for a policy that is not known, or settings that real Caffe refuses with it."""
+    """Raise UserError for an unknown policy, or for settings that real Caffe rejects with the policy."""
     policy = param.lr_policy
     if policy not in LR_POLICIES:
         raise UserError(f"{path}: unknown lr_policy {policy!r}; known: {', '.join(LR_POLICIES)}")
@@ -32,10 +32,11 @@ def check(param: SolverParameter, path: str) -> None:
 
 
 def next_step(param: SolverParameter, iteration: int, step: int) -> int:
-    """How many steps the policies step and multistep have taken at this iteration, ``step`` at the one before.
+    """Return how many steps the policies step and multistep have taken, given ``step``, the previous iteration's count.
 
-    multistep takes one stepvalue an iteration, in the order in which they are given: what of them is passed already
-    (after one that is larger, or when a run goes on from a state that knows nothing of them) takes as many iterations.
+    multistep takes at most one stepvalue per iteration, in the order in which they are given. Stepvalues that are
+    already passed (they follow a larger one, or a run resumes from a state with fewer steps) therefore take one
+    iteration each.
     """
     if param.lr_policy == "step":
         return iteration // param.stepsize
@@ -44,7 +45,7 @@ def next_step(param: SolverParameter, iteration: int, step: int) -> int:
 
 
 def rate(param: SolverParameter, iteration: int, step: int) -> float:
-    """The learning rate, before a blob's lr_mult; infinite where it grew beyond all numbers."""
+    """Return the learning rate, before a blob's lr_mult; infinite on floating-point overflow."""
     try:
         return LR_POLICIES[param.lr_policy](param, iteration, step)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The solver: Caffe's training loop and SGD with momentum (caffe/solver.cpp, caffe/solvers/sgd_solver.cpp)."""
+"""The solver: Caffe's training loop and updates (caffe/solver.cpp, caffe/solvers/sgd_solver.cpp)."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ from transfer_caffe.utils.errors import UserError
 
 
 class Signals:
-    """What SIGINT and SIGHUP ask for: ``stop``, ``snapshot`` or nothing (caffe train --sigint_effect)."""
+    """Record what SIGINT and SIGHUP request: ``stop``, ``snapshot`` or nothing (caffe train --sigint_effect)."""
 
     def __init__(self, sigint: str = "stop", sighup: str = "snapshot") -> None:
-        """Take over the two signals."""
+        """Install handlers for the two signals, except where the effect is ``none``."""
         self._asked: set[str] = set()
         for number, effect in ((signal.SIGINT, sigint), (signal.SIGHUP, sighup)):
             if effect != "none":
                 signal.signal(number, lambda *_, effect=effect: self._asked.add(effect))
 
     def stop_asked(self) -> bool:
-        """Whether a stop was asked for and not taken yet."""
+        """Return whether a stop was requested that `take` has not returned yet."""
         return "stop" in self._asked
 
     def take(self) -> set[str]:
-        """What was asked for since the last call."""
+        """Return what was requested since the last call."""
         asked, self._asked = self._asked, set()
         return asked
 
 
 class Solver:
-    """Trains a net and tests it. `solve` is `caffe train`, with its log and snapshots; `step` trains and does no more.
+    """Train and test a net. `solve` is `caffe train`, with its log and snapshots; `step` only trains.
 
-    ``net`` is the training net, ``test_nets`` are those that are tested, ``iteration`` is how far the training is.
+    ``net`` is the training net, ``test_nets`` are the test nets, ``iteration`` is the number of finished iterations.
     """
 
     @classmethod
     def load(
         cls, path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None, device: str = "cpu"
     ) -> Solver:
-        """Build the solver of a prototxt, and start from ``weights``, a .caffemodel, if given.
+        """Build the solver of a prototxt and load ``weights``, a .caffemodel, if given.
 
-        The paths in the prototxts start from the current folder, as with Caffe. UserError for what cannot be used.
+        Paths in the prototxts are relative to the current folder, as with Caffe. Raise UserError for files or settings
+        that cannot be used.
         """
         solver = cls(settings.read_solver(os.fspath(path)), torch.device(device))
         if weights is not None:
@@ -66,10 +67,10 @@ class Solver:
         self, param: SolverParameter, device: torch.device, stages: Iterable[str] = (), level: int = 0,
         dtype: torch.dtype = torch.float32, own_process: bool = False,
     ) -> None:  # fmt: skip
-        """Build the training net and the test nets; ``dtype`` is what they compute in (`precision`).
+        """Build the training net and the test nets; they compute in ``dtype`` (see `engine.precision`).
 
-        ``own_process``: whether this process is there for the training alone, so that the number of PyTorch's threads
-        may be set, and processes forked (`iteration.threads`).
+        ``own_process`` says that this process only trains, so that the number of PyTorch's threads may be changed and
+        processes may be forked (see `iteration.threads`).
         """
         self.param, self.device, self.dtype = param, device, dtype
         self.seed = param.random_seed if param.random_seed >= 0 else int.from_bytes(os.urandom(4), "little")
@@ -78,7 +79,7 @@ class Solver:
         glog.info("solver.cpp:45", f"Initializing solver from parameters:\n{to_text(param).rstrip()}")
         glog.info("solver.cpp:102", "Creating training net.")
         net_param = settings.train_net(param)
-        # as `caffe train`: --level takes the place of train_state's, even where it is not given; --stage adds to it
+        # as in `caffe train`: --level replaces train_state's level, even if it is not given; --stage adds to its stages
         more = NetState()
         more.CopyFrom(param.train_state)
         more.level = level
@@ -89,9 +90,9 @@ class Solver:
         self.iteration = 0
         self._pass = Pass(self.net, own_process=own_process)
         self._step = 0
-        """The steps that lr_policy step or multistep had taken at the last iteration."""
+        """Number of steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
-        # all first history blobs, then all second ones: that is their order in a .solverstate
+        # first history blobs of all weights, then second history blobs of all weights, as in a .solverstate
         groups = updates.RULES[param.type][1]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
@@ -103,7 +104,7 @@ class Solver:
         return Net(net_param, state, self.seed, self.device, self.net, self.dtype)
 
     def finetune(self, path: str) -> None:
-        """Start from the weights in a .caffemodel or .caffemodel.h5; layers that only a test net has, too."""
+        """Load the weights of a .caffemodel or .caffemodel.h5, also into layers that only a test net has."""
         glog.info("solver.cpp:72", f"Finetuning from {path}")
         copied = self.net.copy_from(path)
         glog.info("net.cpp:760", f"Copied the weights of {' '.join(copied)}")
@@ -113,16 +114,16 @@ class Solver:
                 net.copy_from(path)
 
     def restore(self, path: str, state: solverstate.State) -> None:
-        """Go on from a .solverstate."""
+        """Resume from a .solverstate."""
         glog.info("solver.cpp:0", f"Resuming from {path}")
         if state.seed is not None and state.seed != self.seed:
-            glog.info("common.cpp:0", f"{path} was drawn with random_seed {state.seed}: the rest is with {self.seed}")
+            glog.info("common.cpp:0", f"{path} was trained with random_seed {state.seed}: resuming with {self.seed}")
         solverstate.restore(path, state, self.net, self.history)
         self.iteration, self._step = state.iteration, state.step
         self._idle = None
 
     def save(self) -> None:
-        """Write a snapshot of this iteration; a net that is not finite is never written."""
+        """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite."""
         for layer in self.net.layers:
             for index, blob in enumerate(layer.blobs):
                 if not torch.isfinite(blob.data).all():
@@ -131,7 +132,7 @@ class Solver:
         solverstate.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
 
     def solve(self, signals: Signals | None = None) -> bool:
-        """Train up to max_iter, with tests and snapshots; False if a signal stopped it early (after a snapshot)."""
+        """Train up to max_iter with tests and snapshots; return False if a signal stopped it (after a snapshot)."""
         param, signals = self.param, signals or Signals("none", "none")
         if param.snapshot or param.snapshot_after_train:
             solverstate.check_prefix(param.snapshot_prefix)
@@ -154,12 +155,12 @@ class Solver:
         return True
 
     def step(self, iterations: int = 1) -> float:
-        """Train for that many iterations and return the loss of the last one. No tests, no snapshots, no log.
+        """Train for ``iterations`` iterations, without tests, snapshots or log, and return the loss of the last one.
 
-        UserError if the loss is not finite.
+        Raise UserError if the loss is not finite.
         """
         if iterations < 1:
-            raise ValueError(f"step: 1 or more iterations were expected, not {iterations}")
+            raise ValueError(f"step: iterations must be at least 1, not {iterations}")
         for _ in range(iterations):
             self._forward_backward()
             self._update(show=False)
@@ -200,7 +201,7 @@ class Solver:
         return False
 
     def _forward_backward(self) -> dict[str, Tensor]:
-        """One iteration's gradients, summed over iter_size batches."""
+        """Compute one iteration's gradients, summed over iter_size batches, and return the last batch's outputs."""
         parts = self.param.iter_size
         if parts == 1:
             loss, outputs = self._pass(self.iteration)
@@ -212,7 +213,7 @@ class Solver:
                 each, outputs = self._pass.add(self.iteration * parts + part)
                 loss = loss + each
         self._losses.append(loss / parts)
-        # on a GPU a look at every loss would make the host wait each iteration; there it is looked at when shown
+        # on a GPU, reading the loss makes the host wait: there it is checked only when it is displayed
         if self.device.type == "cpu" and not math.isfinite(loss.item()):
             self._diverged(loss.item())
         return outputs
@@ -220,7 +221,7 @@ class Solver:
     def _diverged(self, loss: float) -> None:
         raise UserError(
             f"iteration {self.iteration}: the loss is {loss:g}: training diverged; lower base_lr "
-            f"({self.param.base_lr:g}) or look at the data and the fillers"
+            f"({self.param.base_lr:g}) or check the data and the fillers"
         )
 
     def _smoothed_loss(self) -> float:
@@ -231,14 +232,14 @@ class Solver:
 
     @torch.no_grad()
     def _update(self, show: bool) -> None:
-        """SGDSolver::ApplyUpdate: clip, normalise, regularise, then the rule's update."""
+        """Apply one update as SGDSolver::ApplyUpdate does: clip, normalise, regularise, then the solver's rule."""
         param, count = self.param, len(self.net.learnable)
         rate = self._rate(show)
         if self._idle is None:
             self._idle = self._find_idle()
         places = [index for index in range(count) if index not in self._idle]
         blobs = [self.net.learnable[index] for index in places]
-        # a blob that is frozen, or that no loss depends on, has no gradient, but decays all the same
+        # a blob that is frozen, or on which no loss depends, has no gradient, but weight decay still applies to it
         gradients = [torch.zeros_like(blob.data) if blob.data.grad is None else blob.data.grad for blob in blobs]
         if param.clip_gradients >= 0:
             self._clip(gradients)
@@ -255,7 +256,7 @@ class Solver:
         updates.update(param, [blob.data for blob in blobs], gradients, histories, rated, decays, self.iteration)
 
     def _rate(self, show: bool) -> float:
-        """This iteration's learning rate."""
+        """Return this iteration's learning rate."""
         step = rates.next_step(self.param, self.iteration, self._step)
         if step != self._step and self.param.lr_policy == "multistep":
             glog.info("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
@@ -266,7 +267,7 @@ class Solver:
         return rate
 
     def _find_idle(self) -> set[int]:
-        """The blobs, by index, for which an update does nothing, to weights and history: most frozen ones."""
+        """Return the indices of blobs whose weights and history no update changes: most of the frozen ones."""
         count = len(self.net.learnable)
         return {
             index
@@ -277,7 +278,7 @@ class Solver:
         }
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        """SGDSolver::ClipGradients, over all blobs together."""
+        """Clip the gradients by their L2 norm over all blobs, as SGDSolver::ClipGradients does."""
         norm = math.sqrt(sum(float((gradient * gradient).sum()) for gradient in gradients))
         limit = self.param.clip_gradients
         if norm <= limit:
@@ -302,9 +303,9 @@ class Solver:
         _show_outputs("solver.cpp:258", "    Train net output", self.net, {n: v.detach() for n, v in outputs.items()})
 
     def test(self, signals: Signals) -> bool:
-        """Test all test nets, each on the test_iter batches after those of the test before (Solver::TestAll).
+        """Test all test nets, each on the test_iter batches that follow those of the previous test (Solver::TestAll).
 
-        False if a stop was asked for meanwhile: tests can be long, and one that was cut short reports nothing.
+        Return False if a stop was requested during the test; an interrupted test reports nothing.
         """
         interval = self.param.test_interval
         passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
@@ -319,7 +320,7 @@ class Solver:
 
         def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
             if self.param.test_compute_loss:
-                losses.append(loss)  # not yet a number: a GPU would be waited for
+                losses.append(loss)  # converted to a number later: that would make the host wait for a GPU
 
         means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
         if signals.stop_asked():
@@ -345,7 +346,7 @@ def _merged(state: NetState, *more: NetState) -> NetState:
 def test_pass(
     net: Net, batches: Iterable[int], each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None
 ) -> dict[str, Tensor]:
-    """Mean of each output blob of a net over batches; ``each`` is told every batch's loss and outputs."""
+    """Return the mean of each output blob of a net over batches; call ``each`` with every batch's loss and outputs."""
     sums: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, 1):

@@ -1,6 +1,6 @@
-"""Snapshots: the weights (.caffemodel) and the solver's state (.solverstate), each written whole or not at all.
+"""Snapshots: the weights (.caffemodel) and the solver's state (.solverstate), each written atomically.
 
-Both are binary protocol buffers, or HDF5 with .h5 behind their names, as the solver's snapshot_format says.
+Both are binary protocol buffers, or HDF5 files with the suffix .h5, depending on the solver's snapshot_format.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from transfer_caffe.utils.files import sha256
 
 @dataclass(frozen=True)
 class State:
-    """A .solverstate: where it stands, the weights that belong to it, and what the solver remembers."""
+    """The content of a .solverstate: its iteration, the weights file that belongs to it, and the solver's history."""
 
     iteration: int
     model: str
     step: int
-    """How many steps lr_policy step or multistep had taken."""
+    """Number of steps that lr_policy step or multistep had taken."""
     history: list[np.ndarray]
     seed: int | None
-    """The seed of all that is drawn; real Caffe records none."""
+    """The seed of all random numbers; real Caffe does not record it."""
     model_sha256: str | None
-    """The checksum of the file of the weights; real Caffe records none."""
+    """The checksum of the weights file; real Caffe does not record it."""
 
 
 def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int) -> None:
-    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (both with .h5 for HDF5)."""
+    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (with suffix .h5 for HDF5)."""
     as_hdf5 = param.snapshot_format == SolverParameter.HDF5
     ending, kind = (".h5", "HDF5") if as_hdf5 else ("", "binary proto")
     model, path = (f"{param.snapshot_prefix}_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
@@ -61,7 +61,7 @@ def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor]
 
 
 def read_state(path: str) -> State:
-    """Read a .solverstate, or a .solverstate.h5. UserError if it is damaged."""
+    """Read a .solverstate or a .solverstate.h5. Raise UserError if it is damaged."""
     if path.endswith(".h5"):
         return State(*hdf5.read_state(path))
     state = read_binary(path, SolverState())
@@ -77,26 +77,31 @@ def read_state(path: str) -> State:
 
 
 def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
-    """Take over what a .solverstate holds, and the weights that it names, whose name is in it."""
+    """Load a .solverstate: copy the weights that it names into ``net`` and its history into ``history``.
+
+    Raise UserError if the state is damaged, does not match the net, or its weights file was replaced.
+    """
     if state.iteration < 0:
-        raise UserError(f"{path}: says that it is of iteration {state.iteration}; the file is damaged")
+        raise UserError(f"{path}: its iteration is {state.iteration}; the file is damaged")
     if not state.model:
-        raise UserError(f"{path}: names no weights (learned_net): they would start anew; the file is damaged")
+        raise UserError(f"{path}: names no weights file (learned_net); the file is damaged")
     model = Path(state.model)
-    # the name is relative to where the run was started; the file mostly lies beside its state
+    # the name is relative to the folder where the run was started; the file is usually beside its state
     model = model if model.exists() else Path(path).parent / model.name
     net.copy_from(model)
     if state.model_sha256 and sha256(model) != state.model_sha256:
         raise UserError(
-            f"{path}: {model} is not the file of weights written with it; take that, or start from these by --weights"
+            f"{path}: {model} is not the weights file written with it; restore that file, or fine-tune this one with "
+            "--weights"
         )
     if len(state.history) != len(history):
-        raise UserError(
-            f"{path}: holds a history of {len(state.history)} blobs, the net and solver need {len(history)}"
-        )
+        raise UserError(f"{path}: has a history of {len(state.history)} blobs, the net and solver need {len(history)}")
     for index, (values, stored) in enumerate(zip(history, state.history, strict=True)):
         if stored.size != values.numel():
-            raise UserError(f"{path}: history {index} is {list(stored.shape)}, the net has {list(values.shape)}")
+            raise UserError(
+                f"{path}: history {index}: shape mismatch: the file has {list(stored.shape)}, "
+                f"the net has {list(values.shape)}"
+            )
         loaded = torch.from_numpy(stored.reshape(tuple(values.shape)).copy())
         if not torch.isfinite(loaded).all():
             raise UserError(f"{path}: history {index} holds values that are not finite; the file is damaged")
@@ -104,7 +109,7 @@ def restore(path: str, state: State, net: Net, history: list[Tensor]) -> None:
 
 
 def check_prefix(prefix: str) -> None:
-    """Make the folder of the snapshots now: finding at the first snapshot that it is missing would be late."""
+    """Create the snapshot folder before training starts. Raise UserError if it is not writable."""
     folder = Path(prefix).parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):

@@ -1,7 +1,8 @@
-"""What each of Caffe's solvers does with a gradient (caffe/solvers/*.cpp).
+"""The update rules of Caffe's solvers (caffe/solvers/*.cpp).
 
-A rule turns the gradient of one blob (already clipped, divided by iter_size and decayed) into what is subtracted from
-its weights, and changes the blob's history. ``rate`` is the learning rate times the blob's lr_mult.
+A rule takes the gradient of one blob, already clipped, divided by iter_size and with weight decay added. It updates the
+blob's history and returns the value to subtract from the weights. ``rate`` is the learning rate times the blob's
+lr_mult.
 """
 
 from __future__ import annotations
@@ -20,30 +21,33 @@ Rule = Callable[[SolverParameter, float, Tensor, list[Tensor], int], Tensor]
 
 
 def sgd(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """Momentum: history = momentum * history + rate * gradient."""
+    """Return the SGD update with momentum: history = momentum * history + rate * gradient."""
     return history[0].mul_(param.momentum).add_(gradient, alpha=rate)
 
 
 def nesterov(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """Nesterov's momentum: (1 + momentum) times the new history less momentum times the old one."""
+    """Return the update with Nesterov momentum: (1 + momentum) * new history - momentum * old history."""
     before = history[0].clone()
     return sgd(param, rate, gradient, history, iteration).mul(1 + param.momentum).sub_(before, alpha=param.momentum)
 
 
 def adagrad(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """Over the root of the sum of all squares."""
+    """Return the gradient divided by the root of the sum of all squared gradients so far."""
     history[0].addcmul_(gradient, gradient)
     return gradient.div_(history[0].sqrt().add_(param.delta)).mul_(rate)
 
 
 def rmsprop(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """Over the root of the fading mean of squares."""
+    """Return the gradient divided by the root of the moving average of squared gradients (decay: rms_decay)."""
     history[0].mul_(param.rms_decay).addcmul_(gradient, gradient, value=1 - param.rms_decay)
     return gradient.div_(history[0].sqrt().add_(param.delta)).mul_(rate)
 
 
 def adadelta(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """Times the ratio of the fading means of squared updates and of squared gradients; both fade by momentum."""
+    """Return the gradient times the root of the ratio of two moving averages (decay: momentum).
+
+    They are those of the squared updates and of the squared gradients.
+    """
     squares, updates = history
     squares.mul_(param.momentum).addcmul_(gradient, gradient, value=1 - param.momentum)
     gradient.mul_(((updates + param.delta) / (squares + param.delta)).sqrt_())
@@ -52,7 +56,7 @@ def adadelta(param: SolverParameter, rate: float, gradient: Tensor, history: lis
 
 
 def adam(param: SolverParameter, rate: float, gradient: Tensor, history: list[Tensor], iteration: int) -> Tensor:
-    """The fading mean over the root of the fading mean of squares, both freed of their bias towards zero."""
+    """Return the bias-corrected moving average of gradients divided by the root of that of squared gradients."""
     first, second = history
     first.mul_(param.momentum).add_(gradient, alpha=1 - param.momentum)
     second.mul_(param.momentum2).addcmul_(gradient, gradient, value=1 - param.momentum2)
@@ -69,16 +73,16 @@ RULES: dict[str, tuple[Rule, int]] = {
     "AdaDelta": (adadelta, 2),
     "Adam": (adam, 2),
 }
-"""By the name in ``type``: the rule, and how many history blobs it keeps of each blob."""
+"""For each solver ``type``: its rule, and the number of history blobs that it keeps per blob."""
 
 
 def update(
     param: SolverParameter, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
     rates: Sequence[float], decays: Sequence[float], iteration: int,
 ) -> None:  # fmt: skip
-    """Change weights and histories by this iteration's gradients, which are used up.
+    """Update weights and histories with this iteration's gradients, which are overwritten.
 
-    ``rates`` are learning rates times lr_mult, ``decays`` what of each blob's weights is added to its gradient.
+    ``rates`` are learning rates times lr_mult; ``decays`` are L2 weight decays times decay_mult.
     """
     if param.type == "SGD" and param.momentum:
         _sgd_at_once(param.momentum, weights, gradients, histories, rates, decays)
@@ -94,11 +98,11 @@ def _sgd_at_once(
     momentum: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
     rates: Sequence[float], decays: Sequence[float],
 ) -> None:  # fmt: skip
-    """`sgd` with decay, in one pass over memory for all blobs of one rate and decay.
+    """Apply `sgd` with weight decay in one pass over memory, for all blobs with the same rate and decay.
 
-    PyTorch's rule is history = momentum * history + gradient / scale + decay * weight, weight -= lr * history: Caffe's
-    with lr 1, scale 1 / rate, and the decay times the rate. It takes half of the time of four passes: 1% of an
-    iteration of CaffeNet or of `mini` (batch 64, CPU).
+    PyTorch's rule is history = momentum * history + gradient / scale + decay * weight, weight -= lr * history. With
+    lr 1, scale 1 / rate and decay times rate, this is Caffe's rule. It takes half the time of four separate passes,
+    which saves 1% of an iteration of CaffeNet or of `mini` (batch 64, CPU).
     """
     groups: dict[tuple[float, float], list[int]] = {}
     for index, pair in enumerate(zip(rates, decays, strict=True)):
@@ -107,7 +111,7 @@ def _sgd_at_once(
         scale = torch.full((), 1 / rate if rate else math.inf, device=weights[members[0]].device)
         torch_sgd(
             [weights[index] for index in members],
-            [gradients[index].contiguous() for index in members],  # it goes through memory, whatever the strides
+            [gradients[index].contiguous() for index in members],  # the fused kernel ignores strides
             [histories[index][0] for index in members],
             fused=True, grad_scale=scale,
             weight_decay=rate * decay, momentum=momentum, lr=1.0, dampening=0.0, nesterov=False, maximize=False,
@@ -115,7 +119,7 @@ def _sgd_at_once(
 
 
 def check(param: SolverParameter, path: str) -> None:
-    """UserError for a type that is not known, or settings that its rule cannot use."""
+    """Raise UserError for an unknown solver type, or for settings that its rule cannot use."""
     if param.type not in RULES:
         raise UserError(f"{path}: unknown solver type {param.type!r}; known: {', '.join(RULES)}")
     if param.type in ("AdaGrad", "RMSProp") and param.momentum:

@@ -1,7 +1,7 @@
-"""Caffe's messages (caffe.proto), and reading and writing them as Caffe does.
+"""Caffe's messages (caffe.proto), and reading and writing of them as in Caffe.
 
-The message classes live in `transfer_caffe.formats.proto.caffe_pb2`. `make proto` makes that file from caffe.proto
-with protoc 4.25: its output runs under protobuf 5, 6 and 7, and its package name differs from pycaffe's.
+The message classes are in `transfer_caffe.formats.proto.caffe_pb2`. `make proto` generates that file from caffe.proto
+with protoc 4.25: its output works with protobuf 5, 6 and 7. Its package name differs from pycaffe's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ M = TypeVar("M", bound=Message)
 
 
 def parse_text(text: str, message: M, name: str) -> M:
-    """Parse text format (a .prototxt) into ``message``; ``name`` says in errors where the text came from."""
+    """Parse text format (a .prototxt) into ``message``; ``name`` is the source of the text in error messages."""
     try:
         return text_format.Parse(text, message)
     except text_format.ParseError as error:
@@ -37,15 +37,15 @@ def read_text(path: str | os.PathLike[str], message: M) -> M:
 
 
 def to_text(message: Message) -> str:
-    """Text format, readable by Caffe's own parser."""
+    """Return a message in text format, readable by Caffe's own parser."""
     return text_format.MessageToString(message)
 
 
 def read_binary(path: str | os.PathLike[str], message: M) -> M:
     """Read a binary file (.caffemodel, .solverstate, .binaryproto) into ``message``.
 
-    UserError for a file that is empty, does not parse, or is not what its seal or its checksum beside it tells of.
-    Real Caffe takes an empty .caffemodel for a network without layers, and trains from scratch without a word.
+    Raise UserError if the file is empty, does not parse, or does not match its seal or the checksum beside it. Real
+    Caffe reads an empty .caffemodel as a network without layers and silently trains from scratch.
     """
     require_checksum(path)
     data = seal.read(path)
@@ -60,9 +60,9 @@ def read_binary(path: str | os.PathLike[str], message: M) -> M:
 
 
 def write_binary(path: str | os.PathLike[str], message: Message) -> None:
-    """Write a binary file, whole or not at all; weights and solver states are sealed (`transfer_caffe.formats.seal`).
+    """Write a binary file atomically. Weights and solver states are sealed (`transfer_caffe.formats.seal`).
 
-    Means are not: their bytes are those that compute_image_mean writes. They get a checksum beside them.
+    Mean images are not sealed, so that their bytes equal compute_image_mean's; they have a checksum file instead.
     """
     if isinstance(message, caffe_pb2.NetParameter | caffe_pb2.SolverState):
         seal.write(path, message.SerializeToString())
@@ -71,7 +71,7 @@ def write_binary(path: str | os.PathLike[str], message: Message) -> None:
 
 
 def blob_shape(blob: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """The shape of a blob; files from before 2015 give num, channels, height, width instead of shape."""
+    """Return the shape of a blob; files from before 2015 have num, channels, height, width instead of shape."""
     if blob.HasField("shape"):
         return tuple(blob.shape.dim)
     if any(blob.HasField(name) for name in ("num", "channels", "height", "width")):
@@ -80,35 +80,38 @@ def blob_shape(blob: caffe_pb2.BlobProto) -> tuple[int, ...]:
 
 
 def blob_to_array(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
-    """A blob's data as float32 in its own shape. UserError, naming ``where``, if count and shape disagree."""
+    """Return a blob's data as float32 in its shape. Raise UserError, naming ``where``, if count and shape disagree."""
     values = np.asarray(blob.double_data if len(blob.double_data) else blob.data, dtype=np.float32)
     shape = blob_shape(blob)
     if any(dim < 0 for dim in shape) or int(np.prod(shape, dtype=np.float64)) != values.size:
-        raise UserError(f"{where}: the blob has {values.size} values, its shape {list(shape)} says otherwise")
+        raise UserError(f"{where}: the blob has {values.size} values, which does not match its shape {list(shape)}")
     return values.reshape(shape)
 
 
 def read_mean(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mean image (.binaryproto) as float32 of shape channels, height, width."""
+    """Read a mean image (.binaryproto) as a float32 array of shape (channels, height, width)."""
     mean = blob_to_array(read_binary(path, caffe_pb2.BlobProto()), os.fspath(path))
     if mean.ndim == 4 and mean.shape[0] == 1:
         mean = mean[0]
     if mean.ndim != 3 or not np.isfinite(mean).all():
-        raise UserError(f"{path}: not a mean image: one image of finite values was expected, not {list(mean.shape)}")
+        raise UserError(
+            f"{path}: not a mean image: one image of finite values was expected, not a blob of shape {list(mean.shape)}"
+        )
     return mean
 
 
 def array_to_blob(array: np.ndarray, shape: Sequence[int] | None = None) -> caffe_pb2.BlobProto:
-    """A BlobProto holding ``array`` as float32, with its shape (or ``shape``, of the same count)."""
+    """Return a BlobProto with ``array`` as float32, in its shape (or in ``shape``, with the same count)."""
     blob = caffe_pb2.BlobProto()
     blob.shape.SetInParent()  # a blob without axes has a shape too
     blob.shape.dim.extend(int(dim) for dim in (array.shape if shape is None else shape))
-    # extend() over Python floats is slow for 60 M weights; a packed field is its bytes
+    # extend() with Python floats is slow for 60 M weights; a packed field consists of the array's bytes
     blob.MergeFromString(_packed_floats(5, np.ascontiguousarray(array, dtype="<f4").tobytes()))
     return blob
 
 
 def _packed_floats(field: int, data: bytes) -> bytes:
+    """Return the wire format of a packed float field: its tag, the length as a varint, the data."""
     length, size = bytearray(), len(data)
     while size > 0x7F:
         length.append(size & 0x7F | 0x80)

@@ -1,1 +1,1 @@
-"""Scripts for the Python of real Caffe (3.6 and later): they import pycaffe, numpy and the standard library only."""
+"""Scripts for real Caffe's Python (3.6 and later); they only import pycaffe, NumPy and the standard library."""

@@ -1,12 +1,13 @@
-"""Run nets through real Caffe, forward and backward, and write down all blobs: a script for pycaffe's Python.
+"""Run nets forward and backward in real Caffe and write all blobs; a script for pycaffe's Python.
 
     caffe-python run_net.py cases.json
 
-cases.json is a list of cases: {"folder": where to run, "model": prototxt, "phase": "TRAIN" or "TEST",
-"values": npz, "out": npz to write}. The npz holds `blob/NAME` for blobs to set, `memory/data` and
-`memory/label` for a MemoryData layer, `param/LAYER/INDEX` for weights and
-`diff/NAME` for gradients of tops (without any, they come from the losses). Written are `data/NAME`, `diff/NAME`,
-`param/LAYER/INDEX` (after the forward pass) and `grad/LAYER/INDEX`. A case that fails leaves `OUT.error`, a text file.
+cases.json is a list of cases: {"folder": where to run, "model": prototxt, "phase": "TRAIN" or "TEST", "values": npz,
+"out": npz to write, "backward": whether to run the backward pass}. The npz ``values`` holds `blob/NAME` for blobs to
+set, `memory/data` and `memory/label` for a MemoryData layer, `param/LAYER/INDEX` for weights, and `diff/NAME` for
+gradients of tops (if there are none, the gradients come from the losses). The npz ``out`` holds `data/NAME`,
+`diff/NAME`, `param/LAYER/INDEX` (after the forward pass) and `grad/LAYER/INDEX`. A case that fails writes a text file,
+`OUT.error`.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 
 
 def run(case):
-    """One case, in this process."""
+    """Run one case in this process."""
     import caffe
 
     os.chdir(case["folder"])
@@ -60,8 +61,8 @@ def run(case):
 
 
 def main(path):
-    """All cases, each in a child of its own: a failed check of Caffe's ends the process."""
-    import caffe  # noqa: F401 - once, before the children are made
+    """Run all cases, each in a separate child process, because a failed CHECK in Caffe ends the process."""
+    import caffe  # noqa: F401 - imported once, before forking the children
 
     with open(path) as file:
         cases = json.load(file)

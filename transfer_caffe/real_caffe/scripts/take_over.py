@@ -1,9 +1,9 @@
-"""Load weights into a net by Caffe's own hand, and write down those of some layers: a script for pycaffe's Python.
+"""Load weights into a net by running real Caffe, and write those of some layers; a script for pycaffe's Python.
 
     caffe-python take_over.py net.prototxt base.caffemodel out.npz LAYER [LAYER ...]
 
-The npz holds `LAYER/INDEX` for each blob. Net.copy_from passes over a layer that the file lacks without a word; so the
-blobs are filled with what is not a number first, and a layer that is so still has not been copied.
+The npz holds `LAYER/INDEX` for each blob. Net.copy_from silently skips layers that the file does not have. The blobs
+are therefore filled with NaN first; a layer that is still NaN afterwards was not copied.
 """
 
 import os
@@ -13,7 +13,10 @@ import numpy as np
 
 
 def main(net_path, base_path, out_path, names):
-    """Exit code 1 and a line on standard error if a layer was not copied; Caffe ends the process on what it refuses."""
+    """Copy the layers; exit with code 1 and one line on standard error if a layer was not copied.
+
+    Caffe ends the process if it rejects the files.
+    """
     import caffe
 
     net = caffe.Net(net_path, caffe.TEST)

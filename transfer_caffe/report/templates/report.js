@@ -1,7 +1,7 @@
 "use strict";
 const table = document.querySelector("#networks"), dialog = document.querySelector("dialog");
 
-// Sorting: empty numbers go last, either way.
+// Sort the table by a column; empty numbers go last in both directions.
 for (const button of table.querySelectorAll("th button")) button.addEventListener("click", () => {
   const head = button.parentElement, body = table.tBodies[0], column = head.cellIndex;
   const down = head.getAttribute("aria-sort") === "ascending";
@@ -28,7 +28,7 @@ words.addEventListener("input", () => {
   document.querySelector("#shown").textContent = `${shown} of ${table.tBodies[0].rows.length} shown`;
 });
 
-// A network's page has an address, #network/NAME: it can be linked to, and Back closes it.
+// Each network's page has the URL fragment #network/NAME, so that it can be linked to, and the Back button closes it.
 const PREFIX = "#network/";
 async function show() {
   const name = location.hash.startsWith(PREFIX) ? decodeURIComponent(location.hash.slice(PREFIX.length)) : null;
@@ -36,7 +36,7 @@ async function show() {
   if (!packed) { if (dialog.open) dialog.close(); return; }
   const place = dialog.querySelector("#detail");
   if (typeof DecompressionStream === "undefined") {
-    place.textContent = "This browser is too old to unpack the page of a network (it lacks DecompressionStream).";
+    place.textContent = "This browser cannot unpack the page of a network, because it does not support DecompressionStream.";
   } else {
     const bytes = Uint8Array.from(atob(packed.content.textContent.trim()), letter => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -1,9 +1,9 @@
-"""The paper's own results as data: 170 networks of Yosinski, Clune, Bengio and Lipson (2014), 148 with their numbers.
+"""The paper's results as data: the 170 networks of Yosinski, Clune, Bengio and Lipson (2014), 148 with accuracies.
 
-    from transfer_caffe.reference import NETWORKS, CURVES
+    from transfer_caffe.results.reference import CURVES, NETWORKS
     rows = read_results(NETWORKS)       # transfer_caffe.results.table
 
-README.md in this folder describes the columns and says where the numbers come from.
+README.md in this folder describes the columns and the source of the numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 NETWORKS = Path(__file__).parent / "paper_networks.csv"
-"""One row a network, in the columns of `transfer_caffe.results.table.Row`."""
+"""One row per network, with the columns of `transfer_caffe.results.table.Row` except the last three."""
 
 CURVES = Path(__file__).parent / "paper_curves.csv"
-"""network, iteration, test_accuracy, test_loss every 5,000 iterations; networks by the names in `NETWORKS`."""
+"""network, iteration, test_accuracy and test_loss every 5,000 iterations; the network names are those of `NETWORKS`."""

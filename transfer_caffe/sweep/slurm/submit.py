@@ -172,7 +172,7 @@ class Pass:
         argv += ["--treatment", str(network.treatment), "--seed", str(network.seed)]
         if gpus:  # the GPU assigned by Slurm is number 0 in the job; if it is unusable, fail and do not use the CPU
             argv += ["--gpu", "0"]
-        return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results.table", *where], gpus), gpus
+        return job_script.script(argv, [sys.executable, "-m", "transfer_caffe.results", *where], gpus), gpus
 
     def _failure(self, network: Network) -> str:
         """Describe why the last job of a network failed, for the message on its new job; "" if none failed."""

@@ -1,0 +1,157 @@
+"""Any net, rewritten for the experiment: data layers, classes, loss, frozen stages; and that it trains like that."""
+
+import pytest
+import torch
+from conformance.networks import FOLDER
+from support.tiny import net_text
+
+from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver.solver import Solver
+from transfer_caffe.experiment.rewrite import Change, Source, blobs_of, rewrite
+from transfer_caffe.experiment.stages import stages_of
+from transfer_caffe.formats.nets import read_net
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import (
+    TEST,
+    TRAIN,
+    LayerParameter,
+    NetParameter,
+    NetState,
+    SolverParameter,
+    TransformationParameter,
+)
+from transfer_caffe.formats.upgrade import upgrade_net
+from transfer_caffe.utils.errors import UserError
+
+CROP = TransformationParameter(crop_size=10, mean_value=[70])
+CHANGE = Change(Source("train_lmdb", 8, CROP), Source("test_lmdb", 5, CROP), classes=4)
+DEPLOY = """name: "deploy" input: "data" input_dim: 1 input_dim: 3 input_dim: 10 input_dim: 10
+layers { name: "conv1" type: CONVOLUTION bottom: "data" top: "conv1"
+  convolution_param { num_output: 6 kernel_size: 3 } }
+layers { name: "relu1" type: RELU bottom: "conv1" top: "conv1" }
+layers { name: "fc2" type: INNER_PRODUCT bottom: "conv1" top: "fc2" inner_product_param { num_output: 9 } }
+layers { name: "fc3" type: INNER_PRODUCT bottom: "fc2" top: "fc3" inner_product_param { num_output: 1000 } }
+layers { name: "prob" type: SOFTMAX bottom: "fc3" top: "prob" }
+"""
+
+
+def deploy() -> NetParameter:
+    return upgrade_net(parse_text(DEPLOY, NetParameter(), "deploy"), "deploy")
+
+
+def frozen_by(change: Change, **more) -> Change:
+    return Change(**{**vars(change), **more})
+
+
+def layers(net: NetParameter) -> dict[str, LayerParameter]:
+    return {layer.name: layer for layer in net.layer if layer.name != "data"}
+
+
+def test_a_deploy_net_gets_data_a_loss_an_accuracy_classes_and_fillers():
+    new = rewrite(deploy(), CHANGE, "mine")
+    assert new.name == "mine"
+    assert [(layer.name, layer.type) for layer in new.layer] == [
+        ("data", "Data"), ("data", "Data"), ("conv1", "Convolution"), ("relu1", "ReLU"), ("fc2", "InnerProduct"),
+        ("fc3", "InnerProduct"), ("accuracy", "Accuracy"), ("loss", "SoftmaxWithLoss"),
+    ]  # fmt: skip
+    assert [layer.include[0].phase for layer in new.layer[:2]] == [TRAIN, TEST]
+    assert layers(new)["fc3"].inner_product_param.num_output == 4
+    assert layers(new)["fc2"].inner_product_param.weight_filler.type == "msra"
+    assert list(layers(new)["loss"].bottom) == ["fc3", "label"]
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_a_rewritten_net_trains_and_its_frozen_stages_stay_as_they_are(tiny, frozen):
+    new = rewrite(deploy(), frozen_by(CHANGE, frozen=frozen))
+    param = SolverParameter(
+        net_param=new, base_lr=0.01, lr_policy="fixed", max_iter=10, momentum=0.9, weight_decay=0.01, test_iter=[4],
+        test_interval=10, random_seed=3, type="SGD",
+    )  # fmt: skip
+    solver = Solver(param, torch.device("cpu"))
+    before = solver.net.weights
+    solver.step(5)
+    after = solver.net.weights
+    moved = [name for name in before if any((a != b).any() for a, b in zip(before[name], after[name], strict=True))]
+    assert moved == ["conv1", "fc2", "fc3"][frozen:]
+    assert set(solver.score()) == {"accuracy", "loss"}
+
+
+def test_the_other_layers_keep_their_own_multipliers():
+    net = parse_text(net_text(), NetParameter(), "tiny")
+    new = rewrite(net, frozen_by(CHANGE, frozen=1))
+    conv1, conv2, fc3 = (layers(new)[name] for name in ("conv1", "conv2", "fc3"))
+    assert [(spec.lr_mult, spec.decay_mult) for spec in conv1.param] == [(0, 0), (0, 0)]
+    assert [(spec.lr_mult, spec.decay_mult) for spec in conv2.param] == [(1, 1), (2, 0)]
+    assert [(spec.lr_mult, spec.decay_mult) for spec in fc3.param] == [(1, 1), (2, 0)]
+
+
+def test_rates_multiply_a_stages_own_multipliers():
+    new = rewrite(deploy(), frozen_by(CHANGE, rates={1: 0.1}))
+    assert [spec.lr_mult for spec in layers(new)["conv1"].param] == pytest.approx([0.1, 0.1])
+    assert not layers(new)["fc2"].param
+
+
+def test_every_classifier_of_a_net_with_auxiliary_losses_gets_the_classes():
+    new = layers(rewrite(read_net(FOLDER / "googlenet.prototxt"), CHANGE))
+    outputs = {name: layer.inner_product_param.num_output for name, layer in new.items() if "classifier" in name}
+    assert len(outputs) >= 2 and set(outputs.values()) == {4}
+    assert [layer.name for layer in new.values() if "loss" in layer.top] == ["loss3/loss"]
+
+
+def test_frozen_batch_norm_uses_its_statistics_unless_a_recipe_says_otherwise():
+    net = read_net(FOLDER / "resnet.prototxt")
+    new = layers(rewrite(net, frozen_by(CHANGE, frozen=2)))
+    assert new["bn_conv1"].batch_norm_param.use_global_stats and len(new["bn_conv1"].param) == 3
+    assert not new["bn_res2b_branch2a"].batch_norm_param.HasField("use_global_stats")
+    new = layers(rewrite(net, frozen_by(CHANGE, frozen=2, global_stats=False)))
+    assert not new["bn_conv1"].batch_norm_param.HasField("use_global_stats")
+
+
+def test_the_number_of_blobs_is_the_engines():
+    for name in ("caffenet", "googlenet", "resnet", "lenet"):
+        net = read_net(FOLDER / f"{name}.prototxt")
+        source = LayerParameter(name="data", type="Input", top=["data", "label"])
+        source.input_param.shape.add(dim=[2, 1 if name == "lenet" else 3, 68, 68])
+        source.input_param.shape.add(dim=[2])
+        with_input = NetParameter(name=name, layer=[source, *net.layer[1:]])
+        if name == "googlenet":
+            source.input_param.shape[0].dim[2:] = [224, 224]
+            with_input.layer[0].CopyFrom(source)
+            for layer in with_input.layer:  # global poolings of the small net
+                if layer.name.endswith("global"):
+                    layer.pooling_param.ClearField("kernel_size")
+                    layer.pooling_param.global_pooling = True
+        made = Net(with_input, NetState(phase=TRAIN), 1, torch.device("cpu"))
+        for layer in made.layers:
+            assert (layer.name, len(layer.blobs)) == (layer.name, blobs_of(layer.param))
+
+
+SHARED = """name: "shared" layer { name: "data" type: "Data" top: "data" top: "label" }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { name: "w" }
+  inner_product_param { num_output: 5 } }
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 300 } }
+layer { name: "c" type: "InnerProduct" bottom: "b" top: "c" param { name: "w" } inner_product_param { num_output: 5 } }
+layer { name: "d" type: "InnerProduct" bottom: "c" top: "d" inner_product_param { num_output: 5 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "d" bottom: "label" top: "loss" }
+"""
+
+
+@pytest.mark.parametrize(
+    "net, change, words",
+    [
+        (parse_text(SHARED, NetParameter(), "s"), frozen_by(CHANGE, frozen=2), "'a' and 'c' share the weights 'w'"),
+        (read_net(FOLDER / "siamese.prototxt"), CHANGE, "is a ContrastiveLoss; a classifier is needed"),
+        (read_net(FOLDER / "segmenter.prototxt"), CHANGE, "'upscore', a Deconvolution: its outputs cannot be set"),
+        (deploy(), frozen_by(CHANGE, frozen=3), "it has 3 stages; 3 of them cannot be frozen"),
+    ],
+)
+def test_nets_that_cannot_be_used_are_refused_in_a_line(net, change, words):
+    with pytest.raises(UserError, match=words):
+        rewrite(net, change)
+
+
+def test_a_rewritten_net_has_the_stages_of_the_net():
+    for name in ("caffenet", "googlenet", "resnet"):
+        net = read_net(FOLDER / f"{name}.prototxt")
+        before = [(stage.name, stage.weighted) for stage in stages_of(net)]
+        assert [(stage.name, stage.weighted) for stage in stages_of(rewrite(net, CHANGE))] == before
