@@ -10,7 +10,7 @@
         print(analysis.effects)
     tc.draw_figures(rows, "figures", "top10")
 
-Invalid input raises UserError, whose text says what is wrong, where, and what to do; a training that fails raises
+Invalid input raises UserError, whose text says what is wrong, where, and what to do; a training run that fails raises
 RunFailed. Nets and solvers for use without the experiment are in `transfer_caffe.engine`.
 """
 
