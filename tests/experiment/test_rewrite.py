@@ -1,4 +1,4 @@
-"""Any net, rewritten for the experiment: data layers, classes, loss, frozen stages; the rewritten net can be trained."""
+"""Any net, rewritten for the experiment: data layers, classes, loss, frozen stages; rewritten nets can be trained."""
 
 import pytest
 import torch
