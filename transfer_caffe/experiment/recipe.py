@@ -92,7 +92,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Watch:
-    """When a training causes a warning: see `transfer_caffe.run.watch`."""
+    """When a training run causes a warning: see `transfer_caffe.run.watch`."""
 
     chance_after: int | None = None
     expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)
