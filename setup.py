@@ -1,8 +1,8 @@
 """Packaging: `pip install .` gives the package transfer_caffe and the command transfer-caffe, nothing else.
 
-All code lies in transfer_caffe. The templates lie at the top of the repository, where people look for them, and are
-installed as transfer_caffe.prototxt_templates. The folders tools and data_prep at the top are short doors to
-transfer_caffe.tools and transfer_caffe.data_prep, and are not installed: the names are too common to claim.
+All code is in transfer_caffe. The templates are at the top of the repository, where they are easy to find, and are
+installed as transfer_caffe.prototxt_templates. The folders tools and data_prep at the top contain short wrappers for
+transfer_caffe.tools and transfer_caffe.data_prep. They are not installed, because their names are too common.
 """
 
 import re

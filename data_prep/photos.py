@@ -1,4 +1,4 @@
-"""Write the embedded dataset of photographs: runs `transfer_caffe.data_prep.photos`."""
+"""Create the demo's dataset of photographs: runs `transfer_caffe.data_prep.photos`."""
 
 import sys
 

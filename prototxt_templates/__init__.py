@@ -1,1 +1,1 @@
-"""Jinja2 templates of the networks and solvers, one folder an architecture: `transfer_caffe.generate` fills them."""
+"""Jinja2 templates of the networks and solvers, one folder per architecture, rendered by `transfer_caffe.generate`."""

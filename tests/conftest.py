@@ -41,7 +41,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture
 def driver_world(tmp_path, monkeypatch):
-    """The small world in a current folder whose name has a space and a quote; signal handlers are put back."""
+    """The small world in a current folder whose name has a space and a quote; signal handlers are restored."""
     from support.driving import STARTED  # not for tests of the engine alone
     from support.small_world import make_world
 

@@ -10,8 +10,8 @@
         print(analysis.effects)
     tc.draw_figures(rows, "figures", "top10")
 
-Bad input raises UserError, whose text says what is wrong, where, and what to do; a training that fails raises
-RunFailed. Nets and solvers by themselves are in `transfer_caffe.engine`.
+Invalid input raises UserError, whose text says what is wrong, where, and what to do; a training run that fails raises
+RunFailed. Nets and solvers for use without the experiment are in `transfer_caffe.engine`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import importlib
 import sys
 
 COMMANDS = {
-    "photos": ("transfer_caffe.data_prep.photos", "create the embedded dataset"),
+    "photos": ("transfer_caffe.data_prep.photos", "create the demo's dataset"),
     "ilsvrc": ("transfer_caffe.data_prep.ilsvrc", "create image lists from ImageNet's archives"),
     "folders": ("transfer_caffe.data_prep.folders", "create image lists from a tree of class folders"),
     "split": ("transfer_caffe.data_prep.split", "split the classes of image lists into two halves"),

@@ -316,8 +316,8 @@ EXAMPLES = """examples:
   python -m transfer_caffe.compare deploy.prototxt --weights net.caffemodel
   python -m transfer_caffe.compare train_val.prototxt --phase TRAIN
 
-diff is the gradient of a blob, grad the gradient of weights, param the weights after the forward pass. exit code: 0 if
-all differences are within 1e-4, otherwise 1
+In the output, diff is the gradient of a blob, grad the gradient of weights, and param the weights after the forward
+pass. Exit code: 0 if all differences are within 1e-4, otherwise 1
 """
 
 

@@ -28,7 +28,7 @@ from transfer_caffe.utils.locks import lock
 # NumPy, OpenCV and lmdb are only imported where data is built, so that checking finished data is fast
 
 PHOTOS = "photos"
-"""The embedded dataset, which this program builds itself."""
+"""The demo's dataset, which this program creates itself."""
 
 CUT_FROM = "cut_from.json"
 """File in the folder of a split with the SHA-256 checksums of the lists from which it was made."""
@@ -98,7 +98,7 @@ def require_lists(recipe: Recipe, data: Path) -> None:
 
 
 def make_images(recipe: Recipe, data: Path, say: Say) -> None:
-    """Create the images of the embedded dataset if the recipe uses it."""
+    """Create the images of the demo's dataset if the recipe uses it."""
     folder = recipe.dataset_folder(data)
     if recipe.dataset == PHOTOS:
         from transfer_caffe.data_prep import photos
@@ -150,8 +150,8 @@ def _require_cut_from(out: Path, cut_from: dict[str, str]) -> None:
         return  # made with data_prep.split: the user is responsible for it
     if read_json(record) != cut_from:
         raise UserError(
-            f"{out} was made from other lists than the dataset has now ({', '.join(cut_from)}); restore those lists, "
-            f"or remove {out} to make it again (networks trained on it were then trained on other data)"
+            f"{out} was made from other lists than those that the dataset has now ({', '.join(cut_from)}); restore the "
+            f"former lists, or remove {out} to make it again (networks trained on it were then trained on other data)"
         )
 
 
@@ -232,8 +232,8 @@ def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> N
     for key, value in settings.items():
         if made.get(key) != value:
             raise UserError(
-                f"{database} was built with {key} {made.get(key)}, the recipe has {value} now; remove it to build it "
-                "again (networks trained on it were then trained on other data)"
+                f"{database} was built with {key} {made.get(key)}, but the recipe now has {value}; remove it to build "
+                "it again (networks trained on it were then trained on other data)"
             )
 
 

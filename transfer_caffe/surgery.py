@@ -55,7 +55,7 @@ def take_over(
     file at ``out_path`` is replaced, by rename. UserError for weights that do not fit.
     """
     if not treatment.copies:
-        raise UserError(f"treatment {treatment} does not transfer weights: it needs no surgery")
+        raise UserError(f"treatment {treatment} copies no layers, so it needs no initial weights")
     if not isinstance(net, NetParameter):
         net = upgrade_net(read_text(net, NetParameter()), os.fspath(net))
     where = f"{os.fspath(base_path)} (the base of {net.name or treatment})"

@@ -1,4 +1,4 @@
-"""The package as a library: the README's example, and that the names it offers are there."""
+"""The package as a library: the README's example, and that the public names exist."""
 
 import re
 from pathlib import Path

@@ -121,7 +121,7 @@ def test_a_database_of_other_settings_is_refused(capsys):
     assert make() == 0
     Path("small.yaml").write_text(RECIPE.replace("shuffle_seed: 3", "shuffle_seed: 4"))
     assert make() == 2
-    assert "train_lmdb was built with seed 3, the recipe has 4 now; remove it" in capsys.readouterr().err
+    assert "train_lmdb was built with seed 3, but the recipe now has 4; remove it" in capsys.readouterr().err
 
 
 def test_a_database_of_another_list_is_refused(capsys):
@@ -137,7 +137,7 @@ def test_a_split_of_lists_that_have_changed_since_is_refused(capsys):
     with open(HERE / "train.txt", "a") as file:
         file.write("1_0.png 1\n")
     assert make() == 2
-    assert "random0 was made from other lists than the dataset has now" in capsys.readouterr().err
+    assert "random0 was made from other lists than those that the dataset has now" in capsys.readouterr().err
 
 
 def test_the_mean_is_made_anew_with_its_database():

@@ -1,4 +1,4 @@
-"""engine, formats and utils are a Caffe library by themselves: copied into an empty project, they pass their tests."""
+"""engine, formats and utils are an independent Caffe library: copied into an empty project, they pass their tests."""
 
 import os
 import shutil
@@ -18,9 +18,9 @@ SUPPORT = ("__init__.py", "tiny.py", "waiting.py", "solver_suite.py")
 @pytest.fixture
 def project(tmp_path) -> Path:
     folder = tmp_path / "another project"
-    for room in ("utils", "formats", "engine"):
-        shutil.copytree(PACKAGE / room, folder / "transfer_caffe" / room, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(TESTS / room, folder / "tests" / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("utils", "formats", "engine"):
+        shutil.copytree(PACKAGE / name, folder / "transfer_caffe" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(TESTS / name, folder / "tests" / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "transfer_caffe" / "__init__.py").touch()
     (folder / "tests" / "support").mkdir()
     for name in SUPPORT:

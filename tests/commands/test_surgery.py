@@ -204,8 +204,8 @@ def test_a_net_that_was_made_for_another_treatment_is_refused(data: Path, base: 
 
 
 @pytest.mark.parametrize("name", ["baseA", "R3"])
-def test_a_treatment_that_takes_nothing_over_needs_no_surgery(data: Path, base: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"treatment {name} does not transfer weights"):
+def test_a_treatment_that_copies_no_layers_is_an_error(data: Path, base: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"treatment {name} copies no layers, so it needs no initial weights"):
         take_over(base, net_of(data, "baseA"), Treatment.parse(name), data.parent / "init.caffemodel")
 
 

@@ -1,4 +1,4 @@
-"""Tests of the embedded dataset: its classes, its files, and that the same seed gives the same bytes."""
+"""Tests of the demo's dataset: its classes, its files, and that the same seed gives the same bytes."""
 
 import csv
 import json

@@ -269,5 +269,5 @@ def test_nothing_is_shared_unless_a_sweep_says_so(monkeypatch):
 def test_a_holder_that_cannot_start_is_an_error_that_names_its_log(share, monkeypatch):
     device("device")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match=r"could not start; .*\.log says why; --jobs 1 does not need it"):
+    with pytest.raises(UserError, match=r"could not start; .*\.log says why; with --jobs 1 it is not needed"):
         layer()

@@ -1,4 +1,4 @@
-"""Any net, rewritten for the experiment: data layers, classes, loss, frozen stages; and that it trains like that."""
+"""Any net, rewritten for the experiment: data layers, classes, loss, frozen stages; rewritten nets can be trained."""
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "d" bottom: "label" top: "l
     "net, change, words",
     [
         (parse_text(SHARED, NetParameter(), "s"), frozen_by(CHANGE, frozen=2), "'a' and 'c' share the weights 'w'"),
-        (read_net(FOLDER / "siamese.prototxt"), CHANGE, "is a ContrastiveLoss; a classifier is needed"),
+        (read_net(FOLDER / "siamese.prototxt"), CHANGE, "is a ContrastiveLoss; the loss of a classifier is needed"),
         (read_net(FOLDER / "segmenter.prototxt"), CHANGE, "'upscore', a Deconvolution: its outputs cannot be set"),
         (deploy(), frozen_by(CHANGE, frozen=3), "it has 3 stages; 3 of them cannot be frozen"),
     ],

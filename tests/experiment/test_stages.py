@@ -1,4 +1,4 @@
-"""The stages of nets: chains, inception modules, residual blocks, companions, cuts that a recipe names."""
+"""The stages of nets: chains, inception modules, residual blocks, BatchNorm and Scale, cuts that a recipe names."""
 
 import pytest
 from conformance.networks import FOLDER
@@ -97,7 +97,7 @@ def test_named_cuts_join_stages_and_a_blob_changed_in_place_ends_with_its_last_c
     [
         (
             ["res2a_branch1"],
-            "'res2a_branch1' is no cut: not all paths pass through it; cuts are data, conv1, pool1, res2a",
+            "'res2a_branch1' is not a cut: some paths bypass it; cuts are data, conv1, pool1, res2a",
         ),
         (["res2b", "res2a"], "are not in the net's order"),
         (["data"], "no layer with weights before the cut 'data'"),

@@ -21,7 +21,7 @@ VALID = re.compile(r"base[AB]?|[AB][1-9][0-9]*[AB]\+?|R[1-9][0-9]*[AB]?|[C-QS-Z]
 """The grammar: without sources of the recipe, and with 8 stages, these are the 80 names of `EVERY`."""
 
 
-def test_the_paper_has_exactly_80_names_and_each_gives_itself_back() -> None:
+def test_there_are_exactly_80_names_and_each_is_parsed_to_itself() -> None:
     made = set()
     for source in ("", "A", "B", "R"):
         for n in range(8):
@@ -37,7 +37,7 @@ def test_the_paper_has_exactly_80_names_and_each_gives_itself_back() -> None:
 
 
 @given(st.one_of(st.text(max_size=6), st.from_regex(r"\A(base|[ABRC][0-9]{1,2})[ABC]?[+]?\Z")))
-def test_any_text_is_a_name_of_the_grammar_or_a_user_error(text: str) -> None:
+def test_any_text_is_the_name_of_a_treatment_or_a_user_error(text: str) -> None:
     try:
         treatment = Treatment.parse(text)
     except UserError as error:
@@ -59,7 +59,7 @@ def test_any_text_is_a_name_of_the_grammar_or_a_user_error(text: str) -> None:
         ("R2A", ("R", 2, "A", False)),
     ],
 )
-def test_a_name_means_source_n_target_and_whether_all_learns(name: str, fields: tuple[object, ...]) -> None:
+def test_a_name_gives_source_n_target_and_whether_all_layers_learn(name: str, fields: tuple[object, ...]) -> None:
     treatment = Treatment.parse(name)
     assert (treatment.source, treatment.n, treatment.target, treatment.finetuned) == fields
 
@@ -76,12 +76,12 @@ def test_a_name_means_source_n_target_and_whether_all_learns(name: str, fields: 
         ("a3b", "upper case"),
         ("BaseA", "upper case"),
         (" A3B", "no spaces"),
-        ("A03B", "not a name"),
-        ("A٣B", "not a name"),
+        ("A03B", "not the name"),
+        ("A٣B", "not the name"),
         ("", "empty"),
     ],
 )
-def test_a_name_that_means_nothing_is_refused_with_the_reason_and_what_is_allowed(name: str, reason: str) -> None:
+def test_an_invalid_name_is_rejected_with_the_reason_and_the_allowed_names(name: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         Treatment.parse(name)
     assert "allowed are base, baseA" in str(caught.value)

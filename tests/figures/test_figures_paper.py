@@ -301,7 +301,7 @@ def test_paired_differences_of_both_are_drawn_from_their_own_bases(both):
 
 def test_the_paper_beside_itself_is_an_error(tmp_path, capsys):
     assert figures_main(["--results", "paper", "--compare", "paper", "--out", str(tmp_path / "out")]) == 2
-    assert "both are the paper" in capsys.readouterr().err
+    assert "both are the paper's networks" in capsys.readouterr().err
     assert figures_main(["--compare", "paper", "--out", str(tmp_path / "out")]) == 2
     assert "needs --results" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -123,7 +123,7 @@ def test_the_papers_boost_is_shown_with_what_easier_halves_make_of_it(tmp_path):
 
 def test_planned_networks_without_a_result_are_counted_and_named(page):
     text = text_of(page)
-    assert "Not complete: 15 of 16 planned networks have a result. Missing: random0: A5B." in text
+    assert "Incomplete: 15 of 16 planned networks have a result. Missing: random0: A5B." in text
     assert "rewrites this page as networks finish: reload it" in text and "continues where it stopped" in text
     assert "random0-A5B-s0" in text  # in full below the table
 

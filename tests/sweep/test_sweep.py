@@ -320,7 +320,7 @@ def test_with_a_folder_for_it_the_sweep_ends_with_a_report(capsys):
     assert run(None, "--report", "out") == 0
     captured = capsys.readouterr().out
     assert captured.splitlines()[-1] == "report: out/index.html (6 of 6 networks)"
-    assert "Not complete" not in Path("out/index.html").read_text()
+    assert "Incomplete" not in Path("out/index.html").read_text()
     again = Path("out/index.html").read_bytes()
     assert run(fake_engine("dies"), "--report", "out") == 0  # nothing is trained
     assert Path("out/index.html").read_bytes() == again
@@ -330,7 +330,7 @@ def test_networks_that_failed_leave_a_report_of_the_others(capsys):
     Path("data/pictures/random0/A/val.txt").write_text("no list\n")  # baseA cannot be rendered
     assert run(None, "--report", "out") == 1
     assert "report: out/index.html (3 of 6 networks)" in capsys.readouterr().out
-    assert "Not complete: 3 of 6 planned networks have a result." in Path("out/index.html").read_text()
+    assert "Incomplete: 3 of 6 planned networks have a result." in Path("out/index.html").read_text()
 
 
 def test_a_report_that_cannot_be_written_is_said_and_exit_1(capsys):

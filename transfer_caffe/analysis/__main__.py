@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int | None:
         epilog="examples: python -m transfer_caffe.analysis --results paper --metric top10\n"
         "          python -m transfer_caffe.analysis --results runs/demo/results.csv --out report/analysis",
     )
-    parser.add_argument("--results", required=True, help="results.csv, or the word paper for the paper's networks")
+    parser.add_argument("--results", required=True, help="results.csv, or `paper` for the paper's networks")
     parser.add_argument(
         "--out",
         metavar="DIR",

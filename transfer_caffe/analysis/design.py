@@ -224,9 +224,9 @@ def _luck(recipe: str, family: str, members: Sequence[Marker]) -> Finding | None
     )
     if spread:
         why += (
-            f"; the pooled standard deviation of the differences from the own base within a kind and n is "
-            f"{100 * spread[0]:.2f} points ({spread[1]} degrees of freedom), which includes the variation between "
-            "seeds and the variation between halves"
+            "; the pooled standard deviation of the differences from the own base among networks of the same treatment "
+            f"and n is {100 * spread[0]:.2f} points ({spread[1]} degrees of freedom), which includes the variation "
+            "between seeds and the variation between halves"
         )
     remedy = "at least the base networks with other seeds, preferably all networks"
     return Finding(recipe, family, "variation between seeds", "", IMPOSSIBLE, why, remedy)

@@ -42,7 +42,7 @@ METRIC_WORDS = {
     "final": "after the last iteration",
     "top10": "the mean of the ten highest test accuracies of a training run, as plotted in the paper; because these "
     "are selected on the test set, it is biased slightly upwards; for a run with few tests it averages over much of "
-    "the training and is not meaningful",
+    "the training run and is not meaningful",
 }
 
 

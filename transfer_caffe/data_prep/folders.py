@@ -181,7 +181,10 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample of validation images (default 0)")
     parser.add_argument(
-        "--groups", type=Path, metavar="CSV", help="file name,group with natural or man-made, for the split natman"
+        "--groups",
+        type=Path,
+        metavar="CSV",
+        help="CSV file with columns name,group (natural or man-made), for the split natman",
     )
     return parser
 

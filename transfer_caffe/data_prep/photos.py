@@ -1,4 +1,4 @@
-"""The embedded dataset `photos`: 100 classes, each a window of a photograph that comes with an installed package.
+"""The demo's dataset `photos`: 100 classes, each a window of a photograph that comes with an installed package.
 
     python -m data_prep.photos --out data/photos --seed 0
 
@@ -380,7 +380,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Write the dataset from the command line."""
     parser = ArgumentParser(
         prog="python -m data_prep.photos",
-        description="Make the embedded dataset: 100 classes, 50 natural and 50 man-made, from photographs that come "
+        description="Create the demo's dataset: 100 classes, 50 natural and 50 man-made, from photographs that come "
         "with scikit-image, scikit-learn and matplotlib.",
         epilog="example: python -m data_prep.photos --out data/photos --seed 0",
     )

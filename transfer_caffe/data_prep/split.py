@@ -164,8 +164,8 @@ def _parser() -> ArgumentParser:
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="random|natman|reduced|whole")
     for kind, text in (
-        ("random", "A is a random half of the classes, B the rest; the paper's splits for seeds 0 to 3"),
-        ("natman", "A is the man-made classes, B the natural ones"),
+        ("random", "A gets a random half of the classes, B the rest; seeds 0 to 3 give the paper's splits"),
+        ("natman", "A gets the man-made classes, B the natural ones"),
         ("reduced", "the first K training images of each class; all classes, the complete validation list"),
         ("whole", "no split: all classes, all images"),
     ):

@@ -328,7 +328,10 @@ def _parser() -> ArgumentParser:
         help=f"split at these synsets (default {ARTIFACT}, artifact)",
     )
     parser.add_argument(
-        "--descendants", choices=GROUPS, default="man-made", help="the group of their descendants (man-made)"
+        "--descendants",
+        choices=GROUPS,
+        default="man-made",
+        help="the group of the classes below the synsets of --at (default man-made)",
     )
     exceptions = parser.add_mutually_exclusive_group()
     exceptions.add_argument(

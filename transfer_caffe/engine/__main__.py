@@ -74,9 +74,9 @@ _FLAGS: dict[str, dict] = {
     "weights": {
         "default": "",
         "metavar": "FILE[,FILE]",
-        "help": "start from the weights in these .caffemodel or .caffemodel.h5 files",
+        "help": "load the weights in these .caffemodel or .caffemodel.h5 files",
     },
-    "gpu": {"default": "", "metavar": "ID", "help": "run on this GPU; `all` means the first one"},
+    "gpu": {"default": "", "metavar": "ID", "help": "number of the GPU; `all`: the first (device_query: all)"},
     "stage": {"default": "", "metavar": "NAME[,NAME]", "help": "stages of the net state"},
     "level": {"default": 0, "type": int, "metavar": "N", "help": "level of the net state"},
     "precision": {
@@ -92,8 +92,16 @@ _FLAGS: dict[str, dict] = {
     },
     "phase": {"default": "TRAIN", "choices": ("TRAIN", "TEST"), "help": "phase to time"},
     "iterations": {"default": 50, "type": int, "metavar": "N", "help": "batches to run (default 50)"},
-    "sigint_effect": {"default": "stop", "choices": ("snapshot", "stop", "none"), "help": "on SIGINT (default stop)"},
-    "sighup_effect": {"default": "snapshot", "choices": ("snapshot", "stop", "none"), "help": "on SIGHUP"},
+    "sigint_effect": {
+        "default": "stop",
+        "choices": ("snapshot", "stop", "none"),
+        "help": "what SIGINT does (default stop)",
+    },
+    "sighup_effect": {
+        "default": "snapshot",
+        "choices": ("snapshot", "stop", "none"),
+        "help": "what SIGHUP does (default snapshot)",
+    },
 }
 
 

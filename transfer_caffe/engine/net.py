@@ -223,7 +223,7 @@ class Net:
             if own and not layer.param.bottom:
                 layer.feed(own)
         if unknown := set(values) - {name for layer in self.layers if not layer.param.bottom for name in layer.top}:
-            raise UserError(f"net {self.name!r}: {sorted(unknown)[0]!r} is not a blob that can be fed")
+            raise UserError(f"net {self.name!r}: {sorted(unknown)[0]!r} is not an input blob")
 
     def forward(self, batch: int = 0, keep: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         """Run all layers on batch number ``batch`` and return the loss (a scalar) and the output blobs by name.

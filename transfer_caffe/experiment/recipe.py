@@ -15,7 +15,7 @@ does not support is an error that names the file, the key and the allowed values
                   differs; encoded*: store the image files undecoded in the database; shuffle_seed*; views*: build one
                   database of all images, with the halves as views of it (transfer_caffe/formats/views.py), or as
                   copies if real Caffe has to read them; on_error*: how to treat a broken image: `fail` (the default),
-                  `skip`, or `caffe` (tools/build_lmdb.py)
+                  `skip`, or `caffe` (transfer_caffe/tools/build_lmdb.py)
     architecture  a folder of prototxt_templates, or a net of your own: the path of a train_val.prototxt or
                   deploy.prototxt of any age, relative to the recipe's folder. It is rewritten for the experiment
                   (transfer_caffe/experiment/rewrite.py)
@@ -114,7 +114,7 @@ class SourceWeights:
 
 @dataclass(frozen=True)
 class Watch:
-    """When a training causes a warning: see `transfer_caffe.run.watch`."""
+    """When a training run causes a warning: see `transfer_caffe.run.watch`."""
 
     chance_after: int | None = None
     expect: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, 
 from transfer_caffe.utils.errors import UserError
 
 CLASSIFIER_LOSSES = ("SoftmaxWithLoss", "HingeLoss", "MultinomialLogisticLoss", "InfogainLoss")
-"""Losses of one label an image, over as many outputs as there are classes."""
+"""Losses with one label per image and one output per class."""
 
 LOSS, ACCURACY, LABEL = "loss", "accuracy", "label"
 """The tops by which the log is read, and that of the labels."""
@@ -77,7 +77,7 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     assert main is not None
     if main.type not in CLASSIFIER_LOSSES:
         raise UserError(
-            f"{where}: its loss {main.name!r} is a {main.type}; a classifier is needed, with one of "
+            f"{where}: its loss {main.name!r} is a {main.type}; the loss of a classifier is needed: one of "
             f"{', '.join(CLASSIFIER_LOSSES)}"
         )
     old_label = main.bottom[1] if len(main.bottom) > 1 else LABEL

@@ -1,4 +1,4 @@
-"""The stages of a net: what n counts. Found from the graph, so that any net has them.
+"""The stages of a net: n is a number of stages. They are found in the graph of the layers, in any net.
 
     for stage in stages_of(read_net("train_val.prototxt")):
         print(stage.number, stage.name, stage.cut, stage.layers)
@@ -36,8 +36,8 @@ LOSSES = (
 class Stage:
     """One stage. ``layers`` are the names of all its layers in the net's order, ``weighted`` of those with weights.
 
-    ``number`` counts from 1; ``name`` is the stage's first layer with weights that is no companion, ``cut`` the blob at
-    its end.
+    ``number`` counts from 1; ``name`` is the stage's first layer with weights that is not one of `COMPANIONS`, ``cut``
+    the blob at its end.
     """
 
     number: int
@@ -168,7 +168,7 @@ def stages_of(net: NetParameter, cuts: Sequence[str] = ()) -> list[Stage]:
     known = list(dict.fromkeys(ends.values()))
     for name in cuts:
         if name not in known:
-            raise UserError(f"{where}: {name!r} is no cut: not all paths pass through it; cuts are {', '.join(known)}")
+            raise UserError(f"{where}: {name!r} is not a cut: some paths bypass it; cuts are {', '.join(known)}")
     if list(cuts) != [name for name in known if name in cuts]:
         raise UserError(f"{where}: the cuts {', '.join(cuts)} are not in the net's order, or one is given twice")
     groups: list[tuple[list[int], str]] = []  # the layers between two cuts, and the cut at their end

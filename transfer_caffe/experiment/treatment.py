@@ -46,7 +46,7 @@ class Treatment:
             raise UserError(f"treatment {self}: {problem}; {_ALLOWED}")
 
     def __str__(self) -> str:
-        """Return the name in the grammar."""
+        """Return the treatment's name."""
         plus = "+" if self.finetuned else ""
         return f"base{self.target}{plus}" if self.source == "" else f"{self.source}{self.n}{self.target}{plus}"
 
@@ -61,7 +61,7 @@ class Treatment:
         hint = ""
         if re.fullmatch(r"base[ab]?|[abr][1-7][ab]?\+?", name.strip().lower()):
             hint = "; write halves and R in upper case, `base` in lower case, and no spaces"
-        raise UserError(f"treatment {name!r}: not a name in the grammar{hint}; {_ALLOWED}")
+        raise UserError(f"treatment {name!r}: not the name of a treatment{hint}; {_ALLOWED}")
 
     def _problem(self) -> str:
         source, n, target = self.source, self.n, self.target

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--results",
         metavar="CSV",
-        help="results.csv, with the networks' folders next to it; or the word paper for the authors' networks. Without "
+        help="results.csv, with the networks' folders next to it; or `paper` for the authors' networks. Without "
         "this option only Figure 1 is drawn",
     )
     add_compare(parser)
@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> int | None:
         return 0
     paper = options.results == "paper"
     if paper and options.compare:
-        raise UserError("--results paper --compare paper: both are the paper; give your own results.csv to --results")
+        raise UserError(
+            "--results paper --compare paper: both are the paper's networks; give your own results.csv to --results"
+        )
     rows = load(options.results)
     drawn = draw_figures(
         rows,

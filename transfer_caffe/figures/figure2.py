@@ -166,7 +166,7 @@ def draw_paired(sources: Sequence[Source], folder: Path, metric_words: str) -> D
         "figure2_paired",
         titled("Every network minus its own base", sources),
         caption,
-        f"Line plot of accuracy minus the accuracy of the own base network against n, for {_kinds_words(sources)}.",
+        f"Line plot of accuracy minus the accuracy of the own base against n, for {_kinds_words(sources)}.",
     )
     return write_figure(lambda: _draw_lines(lines, True), folder, drawn, _table_of(lines))
 

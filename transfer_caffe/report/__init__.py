@@ -43,7 +43,7 @@ def write_report(
             "train them first: python -m transfer_caffe.sweep run --recipe RECIPE"
         )
     if folder is None and compare:
-        raise UserError("--runs paper --compare paper: both are the paper; give the folder of your own networks")
+        raise UserError("--runs paper --compare paper: both are the paper's networks; give your own networks' folder")
     rows = load("paper" if folder is None else folder / "results.csv")
     if not rows:
         raise UserError(

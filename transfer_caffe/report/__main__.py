@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument(
         "--runs", required=True, metavar="DIR",
-        help="folder with results.csv and the networks' folders, or the word paper for the authors' networks",
+        help="folder with results.csv and the networks' folders, or `paper` for the authors' networks",
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="folder for the page and its figures; existing files are replaced")
     add_compare(parser)

@@ -66,7 +66,7 @@ def render(
     settings, warnings = _settings(networks)
     missing = _missing(rows, settings, metric)
     if missing and paper:
-        warnings.insert(0, f"Not complete: {len(missing)} networks have no result (listed below the table).")
+        warnings.insert(0, f"Incomplete: {len(missing)} networks have no result (listed below the table).")
     elif missing:
         planned = len(missing) + sum(accuracy_of(row, metric) is not None for row in rows)
         warnings.insert(0, _incomplete(missing, planned))
@@ -214,7 +214,7 @@ def _missing(rows: Sequence[Row], settings: dict[str, Any], metric: str) -> list
 def _incomplete(missing: Sequence[str], planned: int) -> str:
     """Return the warning for an incomplete run: how many networks have a result, which are missing, and what to do."""
     return (
-        f"Not complete: {planned - len(missing)} of {planned} planned networks have a result. Missing: "
+        f"Incomplete: {planned - len(missing)} of {planned} planned networks have a result. Missing: "
         f"{missing_words(missing)}. While the sweep is running, it rewrites this page as networks finish: reload it to "
         "see them. If no sweep is running, start it again with the same command: it continues where it stopped."
     )

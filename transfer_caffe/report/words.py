@@ -261,8 +261,8 @@ def caveats(analyses: Iterable[Analysis]) -> list[str]:
         sentences.append(
             "Accuracy is the paper's metric, the mean of the ten highest test accuracies of a training run. Because "
             "these are selected on the test set, it is biased slightly upwards if there are hundreds of tests, such as "
-            "the paper's 450. For a network with few tests it averages over much of the training and says little about "
-            "the final accuracy."
+            "the paper's 450. For a network with few tests it averages over much of the training run and says little "
+            "about the final accuracy."
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""Check the inputs of a training before the engine starts: databases, labels and mean image.
+"""Check the inputs of a training run before the engine starts: databases, labels and mean image.
 
 Real Caffe crashes with a segmentation fault on a database without records. It does not report the path of a missing
 file. It trains without a warning on labels for which the last layer has no output.

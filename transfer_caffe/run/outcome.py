@@ -1,4 +1,4 @@
-"""Check whether a training succeeded, from the engine's log and its final weights.
+"""Check whether a training run succeeded, from the engine's log and its final weights.
 
 The exit code is not enough. Real Caffe also exits with 0 after a NaN loss, if layers were not copied, or if there was
 no test at the end.

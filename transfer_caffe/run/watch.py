@@ -1,4 +1,4 @@
-"""Warnings about a training: NaN or inf, accuracy at chance level, or a final accuracy outside of the expected range.
+"""Warnings about a training run: NaN or inf, accuracy at chance level, or a final accuracy outside the expected range.
 
     for line in remarks_of(network, Path("runs"), Path("data")):
         print(line)         # still at chance level at iteration 45000: test loss 6.910, random guessing gives 6.908

@@ -78,7 +78,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-going", action=argparse.BooleanOptionalAction, default=True,
-        help="start further networks after one has failed (default); else only finish those in training",
+        help="start further networks after one has failed (default); otherwise only finish those in training",
     )  # fmt: skip
     parser.add_argument(
         "--report", type=Path, metavar="DIR",

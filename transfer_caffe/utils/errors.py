@@ -104,8 +104,8 @@ def _as_typed(module: str) -> str:
         return ""
     name = module.removesuffix(".__main__")
     short = name.removeprefix("transfer_caffe.")
-    door = Path(__file__).resolve().parents[2].joinpath(*short.split("."))
-    return f"python -m {short if door.with_suffix('.py').is_file() else name}"
+    wrapper = Path(__file__).resolve().parents[2].joinpath(*short.split("."))
+    return f"python -m {short if wrapper.with_suffix('.py').is_file() else name}"
 
 
 def _module_of_main() -> str:

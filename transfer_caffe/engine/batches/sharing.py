@@ -119,7 +119,7 @@ class Share:
         except Lost:
             raise UserError(
                 f"{source.path}: the process that keeps its records for several networks could not start; {log} says "
-                "why; --jobs 1 does not need it"
+                "why; with --jobs 1 it is not needed"
             ) from None
 
     @contextlib.contextmanager

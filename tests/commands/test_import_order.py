@@ -1,4 +1,4 @@
-"""The layering of the package: which folders ("rooms") may import which others; see docs/architecture.md."""
+"""The import order: which subpackages may import which others; see docs/architecture.md."""
 
 import ast
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "recipes": set(),
     "cli": set(),
 }
-"""Each room (a folder, or a command at the package's root) and the rooms that it may import. None may import driver."""
+"""Each subpackage or command at the package's root, and those that it may import. None may import driver."""
 
 INSIDE_ENGINE = ["batches", "layers", "passes", "weights", "net", "iteration", "timing", "solver", "__main__"]
 """Each may import those before it; all may import glog, rng and precision."""
@@ -68,23 +68,23 @@ def imports_of(path: Path, deferred: bool = True) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_rooms_import_only_rooms_below_them(path):
+def test_subpackages_import_only_those_below_them(path):
     name = name_of(path)
-    room = name.split(".")[0]
-    if not room:  # the package's __init__ imports its public names on demand
+    own = name.split(".")[0]
+    if not own:  # the package's __init__ imports its public names on demand
         return
-    assert room in MAY_IMPORT, f"{path}: a new room; give it a place in MAY_IMPORT here and in docs/architecture.md"
+    assert own in MAY_IMPORT, f"{path}: a new subpackage; add it to MAY_IMPORT here and to docs/architecture.md"
     for imported in imports_of(path):
         below = imported.split(".")[0]
-        assert below in {room, "", *MAY_IMPORT[room]}, (
-            f"transfer_caffe.{name} imports transfer_caffe.{imported}, but {room}/ may import only "
-            f"{', '.join(sorted(MAY_IMPORT[room])) or 'nothing of the package'}: move the imported code to a lower "
-            "room, or the importing code to a higher one (docs/architecture.md, The rooms)"
+        assert below in {own, "", *MAY_IMPORT[own]}, (
+            f"transfer_caffe.{name} imports transfer_caffe.{imported}, but {own} may import only "
+            f"{', '.join(sorted(MAY_IMPORT[own])) or 'nothing of the package'}: move the imported code to a lower "
+            "subpackage, or the importing code to a higher one (docs/architecture.md, Subpackages)"
         )
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if name_of(path).startswith("engine.")], ids=name_of)
-def test_inside_the_engine_imports_run_downwards_too(path):
+def test_modules_of_the_engine_import_only_those_below_them(path):
     place = name_of(path).split(".")[1]
     if place not in INSIDE_ENGINE:
         return
@@ -97,7 +97,7 @@ def test_inside_the_engine_imports_run_downwards_too(path):
             )
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_are_no_circular_imports():
     known = {name_of(path) for path in modules()}
     graph = {
         name_of(path): {each for each in imports_of(path, deferred=False) if each in known and each != name_of(path)}
