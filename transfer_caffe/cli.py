@@ -24,6 +24,7 @@ COMMANDS = {
         "upgrade an old prototxt, .caffemodel or solver to the current format",
     ),
     "data": ("transfer_caffe.data", "build all data that a recipe needs"),
+    "architecture": ("transfer_caffe.architecture", "print the stages of a net, which n counts"),
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
     "surgery": ("transfer_caffe.surgery", "write a network's initial weights, copied from its base"),
     "engine": ("transfer_caffe.engine.__main__", "train, test and time nets with caffe's flags"),

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "experiment": {*LIBRARY, "engine"},
     "run": {*LIBRARY, "engine", "real_caffe", "experiment"},
     "generate": EXPERIMENT,
+    "architecture": {*LIBRARY, "engine", "experiment"},
     "surgery": EXPERIMENT,
     "data": {*EXPERIMENT, "data_prep", "tools"},
     "driver": RENDER,

@@ -213,7 +213,7 @@ def test_include_and_exclude_rules_decide_which_layers_a_net_has(rules, expected
 
 
 def test_include_and_exclude_together_are_an_error():
-    with pytest.raises(UserError, match="not both"):
+    with pytest.raises(UserError, match="both include and exclude"):
         included(parse_text("include { phase: TEST } exclude { phase: TEST }", LayerParameter(), ""), NetState())
 
 

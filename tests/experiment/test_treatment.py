@@ -69,7 +69,7 @@ def test_a_name_gives_source_n_target_and_whether_all_layers_learn(name: str, fi
     [
         ("A0B", "that network is baseB"),
         ("R3+", "no `\\+`"),
-        ("Ä3B", "not a name"),
+        ("Ä3B", "not the name"),
         ("A3C", "no half C"),
         ("A3", "A3A or A3B"),
         ("base+", "nothing to fine-tune"),

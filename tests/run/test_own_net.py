@@ -190,7 +190,7 @@ def test_a_sweep_plans_trains_and_reports_them_and_does_nothing_twice(recipe, ca
         ("A2B+", "A3B+", "treatment A3B.: n = 3 copies all stages"),
         ("A2B+", "A7B+", "the network has 3 stages and n is 1 to 2"),
         ("[base]", "[P1]", "there is no source P; its sources are: none"),
-        ("scale: 0.01", "cuts: [nowhere]", "'nowhere' is no cut: not all paths pass through it; cuts are data, conv1"),
+        ("scale: 0.01", "cuts: [nowhere]", "'nowhere' is not a cut: some paths bypass it; cuts are data, conv1"),
         ("scale: 0.01", "sources: {A: {weights: x}}", "a capital letter other than A, B"),
         ("scale: 0.01", "sources: {P: {weight: x}}", "weight"),
         ("scale: 0.01", "scale: 0", "a number above 0 was expected"),

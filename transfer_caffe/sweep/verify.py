@@ -126,7 +126,7 @@ def verify(
     """
     finding = Finding(network)
     folder = network.folder(runs)
-    anew = f"restore an intact copy, or retrain {network.name} with --restart"
+    retrain = f"restore an intact copy, or retrain {network.name} with --restart"
     take_back = f"restore the old file, or retrain {network.name} with --restart"
 
     own = {
@@ -137,9 +137,9 @@ def verify(
         **{name: folder / name for name in BESIDE},
     }
     for name, path in own.items():
-        finding.compare(path, done["sha256"].get(name), sha256(path) if path.exists() else None, anew)
+        finding.compare(path, done["sha256"].get(name), sha256(path) if path.exists() else None, retrain)
 
-    finding.compare(folder / DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {anew}")
+    finding.compare(folder / DONE, done.get("record_sha256"), record_sha256(done), f"it was edited; {retrain}")
 
     # older records store the checksums of lists and mean image in `sha256`
     of_data = {name: digest for name, digest in done["sha256"].items() if name not in own} | done.get("data", {})

@@ -266,7 +266,7 @@ class Softmax(Layer):
 class ArgMax(Layer):
     """Indices of the top_k largest values, or the values (caffe/layers/argmax_layer.cpp); no gradient passes.
 
-    Without ``axis`` the maximum is taken over each image; the top is then num x 1 x top_k (indices), or with
+    Without ``axis`` the maximum is copied each image; the top is then num x 1 x top_k (indices), or with
     out_max_val num x 2 x top_k (indices and values). Of equal values, the one with the larger index comes first.
     """
 
