@@ -224,9 +224,10 @@ def test_wrong_weights_are_refused_before_anything_is_trained(recipe, capsys):
     assert f"its sha256 is {sha256(weights)}, but the recipe's source P has fff" in capsys.readouterr().err
     # weights of a net with other layers
     write_text(path, text)
+    assert study.net_file is not None
     net = read_net(study.net_file)
-    renamed = Path(study.net_file).read_text().replace('"conv1"', '"first"')
+    renamed = study.net_file.read_text().replace('"conv1"', '"first"')
     assert net.name
-    Path(study.net_file).write_text(renamed)
+    study.net_file.write_text(renamed)
     assert driver_main([*arguments, "--restart"]) == 2
     assert "layer first is missing" in capsys.readouterr().err
