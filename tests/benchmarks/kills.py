@@ -80,7 +80,7 @@ def main() -> int:
     """Run the command line: kill and restart the sweep, compare the files, and print the counts."""
     parser = argparse.ArgumentParser(description="Kill a sweep at random times, restart it, and compare the results.")
     parser.add_argument("--kills", type=int, default=50, help="number of kills (default: 50)")
-    parser.add_argument("--iterations", type=int, default=1200, help="iterations of each network (the demo has 2200)")
+    parser.add_argument("--iterations", type=int, default=1200, help="iterations of each network (the demo has 2000)")
     parser.add_argument("--seconds", type=float, default=6, help="longest time between two kills (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the times and targets of the kills (default: 0)")
     parser.add_argument("--data", type=Path, default=Path("../data"), help="data folder (default: ../data)")

@@ -37,9 +37,8 @@ from pathlib import Path
 import numpy as np
 
 from transfer_caffe.engine import glog
-from transfer_caffe.experiment.architecture import weight_shapes
+from transfer_caffe.experiment.architecture import weight_shapes, weighted_layers
 from transfer_caffe.formats import seal
-from transfer_caffe.formats.nets import layers_with_weights
 from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter, SolverState
 from transfer_caffe.utils.files import sha256
@@ -70,7 +69,7 @@ def main() -> int:
     solver = read_text(args.solver, SolverParameter())
     net = read_text(solver.net, NetParameter())
     shapes = weight_shapes(net)
-    frozen = {layer.name for layer in layers_with_weights(net) if not any(p.lr_mult for p in layer.param)}
+    frozen = {layer.name for layer in weighted_layers(net) if not any(p.lr_mult for p in layer.param)}
     draw = np.random.default_rng(solver.random_seed)
     weights = {name: [draw.normal(size=shape).astype("f4") for shape in each] for name, each in shapes.items()}
     start = 0

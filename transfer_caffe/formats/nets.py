@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from transfer_caffe.formats.proto import caffe_pb2, read_text
+from transfer_caffe.formats.proto import read_text
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, NetStateRule
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
@@ -43,8 +43,3 @@ def _meets(rule: NetStateRule, state: NetState) -> bool:
     if rule.HasField("max_level") and state.level > rule.max_level:
         return False
     return set(rule.stage) <= set(state.stage) and not set(rule.not_stage) & set(state.stage)
-
-
-def layers_with_weights(net: NetParameter) -> list[caffe_pb2.LayerParameter]:
-    """Return the layers that have weights, in the net's order: layer i of the paper is the i-th of them."""
-    return [layer for layer in net.layer if layer.type in ("Convolution", "InnerProduct")]

@@ -18,12 +18,12 @@ from typing import Any
 import matplotlib.image
 from markupsafe import Markup
 
+from transfer_caffe.experiment.architecture import weighted_layers
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.figures.curves import read_tests
 from transfer_caffe.figures.draw import folder_of
 from transfer_caffe.figures.filters import filter_grid, read_filters
 from transfer_caffe.formats.log import Row as Test
-from transfer_caffe.formats.nets import layers_with_weights
 from transfer_caffe.formats.proto import caffe_pb2
 from transfer_caffe.formats.proto import read_text as read_prototxt
 from transfer_caffe.report import curve
@@ -223,10 +223,10 @@ def _layers(folder: Path, treatment: Treatment) -> list[tuple[str, str, str, str
         table = {str(each.get("layer")): each for each in made["layers"] if isinstance(each, dict)}
     net = read_prototxt(folder / NET, caffe_pb2.NetParameter())
     layers = []
-    for index, layer in enumerate(layers_with_weights(net), start=1):
+    for layer in weighted_layers(net):
         row = table.get(layer.name, {})
         rates = [param.lr_mult for param in layer.param] or [1.0]
-        came = "random, untrained" if treatment.is_random and index <= treatment.n else "random"
+        came = "random, untrained" if treatment.is_random and not any(rates) else "random"
         if row.get("start") == "copied":
             came = f"copied from {base}"
         shapes = row.get("shapes")

@@ -28,7 +28,7 @@ from transfer_caffe.utils.errors import UserError
 
 FIRST_AFTER = 200.0
 """Seconds of training after which the first report is written with the networks that are done."""
-SECONDS_BETWEEN = 60.0
+SECONDS_BETWEEN = 120.0
 """Minimum seconds from the end of one report to the start of the next."""
 SHARE = 15
 """That time is also at least this multiple of the time that the last report took."""
