@@ -217,7 +217,7 @@ def test_bases_of_natman_alone_are_an_error_that_says_what_is_missing(tmp_path, 
 
 
 def test_every_figure_is_written_as_png_svg_and_pdf(out):
-    for figure in draw.NAMES:
+    for figure in set(draw.NAMES) - {"study"}:
         assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
         assert b"<svg" in (out / f"{figure}.svg").read_bytes()[:1000]
         assert (out / f"{figure}.pdf").read_bytes().startswith(b"%PDF")

@@ -219,7 +219,7 @@ def test_the_papers_figures_say_whose_data_they_show(paper):
         title, caption = block.split("\n\n")[:2]
         assert block.startswith("Overview of the treatments") or (CREDIT in title and CREDIT in caption)
     assert "selected on the test set" in captions
-    for name in set(draw.NAMES) - {"figure1", "conv1_filters"}:
+    for name in set(draw.NAMES) - {"figure1", "conv1_filters", "study"}:
         for ending in ("svg", "pdf", "png"):
             data = (paper.folder / f"{name}.{ending}").read_bytes()
             assert CREDIT.encode() in data or CREDIT.encode("utf-16-be") in data, (name, ending)

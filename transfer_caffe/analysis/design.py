@@ -257,6 +257,8 @@ def to_train(members: Sequence[Marker], kind: str, other: str) -> str:
 def _treatment(kind: str, n: int, target: str) -> Treatment:
     if kind in ("base", "R"):
         return Treatment("" if kind == "base" else "R", n, target, False)
+    if kind in ("X", "X+"):
+        return Treatment("P", n, target, kind.endswith("+"))  # by convention: the table does not name the source
     source = target if kind.startswith("B") else "AB".replace(target, "")
     return Treatment(source, n, target, kind.endswith("+"))
 

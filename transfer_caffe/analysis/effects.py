@@ -56,6 +56,8 @@ PAIRED = (
     Comparison("AnB+", "BnB+", "same target"),
     Comparison("AnB+", "BnB+", "own bases"),
     Comparison("R", "base", "own base"),
+    Comparison("X", "base", "own base"),
+    Comparison("X+", "base", "own base"),
 )
 """The paired comparisons. Paired networks always share recipe, split and seed, and n unless one is a base network.
 
@@ -186,7 +188,7 @@ def effects_of(markers: Sequence[Marker]) -> list[Effect]:
     for (recipe, family), members in groups_of(markers).items():
         for comparison in PAIRED:
             found = differences_of(members, comparison)
-            ranges = [(n, n) for n in sorted({marker.n for marker, _ in found})] + list(RANGES)
+            ranges = [(n, n) for n in sorted({marker.n for marker, _ in found})] + ranges_of(members)
             for first, last in ranges:
                 part = [(marker, value) for marker, value in found if first <= marker.n <= last]
                 if part:
@@ -203,6 +205,12 @@ def effects_of(markers: Sequence[Marker]) -> list[Effect]:
                         )
                     )  # fmt: skip
     return effects
+
+
+def ranges_of(markers: Iterable[Marker]) -> list[tuple[int, int]]:
+    """Return the ranges of n that are pooled: the paper's; for deeper networks their own, all and the upper half."""
+    most = max((marker.n for marker in markers), default=0)
+    return list(RANGES) if most <= RANGES[0][1] else [(1, most), (most // 2 + 1, most)]
 
 
 def _paired(

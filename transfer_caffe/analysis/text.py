@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from transfer_caffe.analysis.answer import answers
 from transfer_caffe.analysis.costs import Costs
 from transfer_caffe.analysis.design import SUPPORTED, Finding, half_differences, natural, ranges
 from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
@@ -28,6 +29,8 @@ GAINS = {
     "transfer, fine-tuned": ("AnB+ - base", "own base"),
     "transfer minus selffer": ("AnB+ - BnB+", "same target"),
     "random weights, frozen": ("R - base", "own base"),
+    "existing weights, frozen": ("X - base", "own base"),
+    "existing weights, fine-tuned": ("X+ - base", "own base"),
 }
 CAUSES_TITLE = "causes of the drop in accuracy"
 GAINS_TITLE = "gains from fine-tuning, and random weights"
@@ -78,7 +81,7 @@ def _recipe(analysis: Analysis) -> list[str]:
     without = len(analysis.rows) - len(analysis.markers) - reduced
     head += f" Networks without an accuracy: {without}." if without else ""
     head += f" Networks trained on reduced data, a separate experiment: {reduced}." if reduced else ""
-    parts = [_wrapped(head), _base_table(analysis.markers)]
+    parts = [_wrapped(head), *map(_wrapped, answers(analysis.markers)), _base_table(analysis.markers)]
     for (_, family), _members in groups_of(analysis.markers).items():
         effects = [effect for effect in analysis.effects if effect.family == family]
         for title, columns in ((CAUSES_TITLE, CAUSES), (GAINS_TITLE, GAINS)):

@@ -13,11 +13,12 @@ from pathlib import Path
 from transfer_caffe.experiment.treatment import LAYERS, Treatment
 from transfer_caffe.figures.curves import Curve, curve_of, draw_curves, read_curve, read_tests
 from transfer_caffe.figures.figure1 import TREATMENTS, draw_figure1, treatments_of
-from transfer_caffe.figures.figure2 import draw_bottom, draw_paired, draw_top
+from transfer_caffe.figures.figure2 import KINDS, draw_bottom, draw_paired, draw_top
 from transfer_caffe.figures.figure3 import draw_figure3
 from transfer_caffe.figures.filters import draw_filters
 from transfer_caffe.figures.reduced import draw_reduced
 from transfer_caffe.figures.sources import Source
+from transfer_caffe.figures.study import draw_study
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.results.markers import METRICS, Marker, markers_of
 from transfer_caffe.results.reference import CURVES, NETWORKS
@@ -33,7 +34,17 @@ METRIC_WORDS = {
 }
 
 
-NAMES = ("figure1", "figure2_bottom", "figure2_top", "figure2_paired", "figure3", "reduced", "conv1_filters", "curves")
+NAMES = (
+    "figure1",
+    "figure2_bottom",
+    "figure2_top",
+    "figure2_paired",
+    "figure3",
+    "reduced",
+    "study",
+    "conv1_filters",
+    "curves",
+)
 
 
 ENDINGS = ("png", "svg", "pdf", "csv")
@@ -68,11 +79,12 @@ def draw_figures(
     sources = [source for source, _ in tables]
     markers = sources[0].markers
     drawn: list[Drawn | None] = [draw_figure1(treatments or treatments_of(TREATMENTS), folder, layers)]
-    random = [source.only(lambda marker: marker.family == "random" and marker.kind != "R") for source in sources]
+    random = [source.only(lambda marker: marker.family == "random" and marker.kind in KINDS) for source in sources]
     if random[0].markers:
         drawn += [draw(random, folder, words) for draw in (draw_bottom, draw_top, draw_paired)]
     drawn.append(draw_figure3(sources, folder, words))
     drawn.append(draw_reduced(tables, folder, metric, words))
+    drawn.append(draw_study(sources, folder, words))
     weights, curves = _of_folders(rows, markers, Path(runs)) if runs is not None else ({}, {})
     if name == "paper":
         curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}

@@ -79,6 +79,8 @@ LOOKS = {
     "AnB": Look("D", "#ff0000", "#ff0000", False, 0.09, "transfer AnB", 9),
     "AnB+": Look("D", "#ffaaaa", "#ffaaaa", True, 0.27, "transfer AnB$^+$", 9),
     "R": Look("v", "#aaaa00", "#aaaa00", False, 0.0, "random, untrained filters"),
+    "X": Look("s", "#008844", "#008844", False, -0.08, "existing weights, frozen", 9),
+    "X+": Look("s", "#99ddbb", "#55bb88", True, 0.08, "existing weights, fine-tuned", 9),
 }
 
 

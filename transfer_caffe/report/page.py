@@ -22,6 +22,7 @@ import jinja2
 import yaml
 
 from transfer_caffe.analysis import Analysis
+from transfer_caffe.analysis.answer import answers
 from transfer_caffe.analysis.text import cost_words, finding_words, grouped
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.figures.style import Drawn
@@ -84,6 +85,7 @@ def render(
         warnings=warnings,
         lead=[
             f"{counted} {'has' if having == 1 else 'have'} a result.",
+            *(answer for analysis in analyses for answer in answers(analysis.markers)),
             *(_lead(analysis, len(analyses) > 1) for analysis in analyses),
         ],
         findings=[each for analysis in analyses for each in effect_sentences(analysis, len(analyses) > 1)],

@@ -45,6 +45,10 @@ _SUBJECTS = (
      "gain of fine-tuned transfer networks over their own bases, compared with the gain of fine-tuned selffer networks "
      "over theirs, possibly on the other half"),
     (("R - base", "own base"), "random weights", "frozen layers with random weights, compared with the base network"),
+    (("X - base", "own base"), "existing weights, frozen",
+     "frozen stages copied from existing weights, compared with training from scratch"),
+    (("X+ - base", "own base"), "existing weights, fine-tuned",
+     "fine-tuned stages copied from existing weights, compared with training from scratch"),
 )  # fmt: skip
 
 
