@@ -42,7 +42,7 @@ NUMERIC = tests/engine tests/conformance $(wildcard tests/commands/test_engine_*
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # so that `make -j sweep report` writes the report after the sweep
 .PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
-        plan sweep results figures figures-paper analysis report proto
+        plan sweep results figures figures-paper analysis study report proto
 
 help:       ## list the commands
 	@echo "make COMMAND [NAME=value ...]"
@@ -133,6 +133,10 @@ figures-paper: $(READY)  ## draw the paper's figures and tables from the authors
 
 analysis: results   ## analyse the results of RECIPE: effects with confidence intervals, and open questions
 	@"$(PY)" -m transfer_caffe.analysis --results "$(NETWORKS)/results.csv" --out "$(REPORT)/analysis"
+
+study: $(READY)     ## how many stages of WEIGHTS (of NET) to copy for IMAGES, a folder of class folders
+	@"$(PY)" -m transfer_caffe.study --weights "$(WEIGHTS)" --net "$(NET)" --images "$(IMAGES)" --data "$(DATA)" \
+	  --runs "$(RUNS)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPU),--gpu "$(GPU)") $(if $(JOBS),--jobs $(JOBS))
 
 report: results     ## write report/index.html: findings and figures of RECIPE, and a page for each network
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"

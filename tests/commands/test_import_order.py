@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "driver": RENDER,
     "compare": {*LIBRARY, "engine", "real_caffe"},
     "results": EXPERIMENT,
+    "study": {*RENDER, "results", "sweep", "analysis"},
     "sweep": {*RENDER, "results"},
     "analysis": {*EXPERIMENT, "results"},
     "figures": {*EXPERIMENT, "results", "analysis"},
