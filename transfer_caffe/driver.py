@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.log import START, LogParser, read_log
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
 from transfer_caffe.generate import Prototxts, SettingsDiffer, render
 from transfer_caffe.run import snapshots, started
-from transfer_caffe.run.differences import changed_setting
+from transfer_caffe.run.differences import changed_setting, changed_source
 from transfer_caffe.run.engines import Engine
 from transfer_caffe.run.folder import (
     CURVE,
@@ -134,9 +135,7 @@ def train(
         # 4. Check the result
         require_finished(log, code, folder, network.max_iter)
         final = weights_path(folder, network.max_iter)
-        frozen = require_sound(
-            network, folder, log, final, names, copied[: len(copied) * (not network.treatment.finetuned)]
-        )
+        frozen = require_sound(network, folder, log, final, names, _unmoved(network, layers, copied))
 
         # 5. Record the result
         write_text(folder / CURVE, curve_csv(log.rows()))
@@ -165,6 +164,8 @@ def require_unchanged(network: Network, runs: Path, data: Path, done: dict[str, 
             f"{final}: damaged or replaced: its sha256 is not the one in {DONE}; restore an intact copy, or retrain "
             f"{network.name} with --restart"
         )
+    if note := changed_source(network, done):
+        raise UserError(f"{network.name}: done, but {note}; {_take_back(network, runs, data)}")
     base = read_done(network.base, runs) if network.base else None
     if base and base["sha256"]["final"] != done.get("base_sha256"):
         raise UserError(
@@ -198,7 +199,21 @@ def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
             f"{network.name} copies layers from {network.base.name}, which is not done; train that first: "
             f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
+    if network.recipe.net_file and (note := changed_setting(network.base, base)):
+        raise UserError(f"{network.name}: its base {network.base.name} is out of date: {note}; retrain that first")
     return base
+
+
+def _unmoved(network: Network, layers: Sequence[LayerParameter], copied: Sequence[str]) -> list[str]:
+    """Return the layers of the first n stages whose blobs must not change: those that are frozen.
+
+    The statistics of BatchNorm layers move if they are those of the mini-batch.
+    """
+    if network.treatment.finetuned:
+        return []
+    stored = network.recipe.batch_norm == "stored" and not network.treatment.is_random
+    moving = {layer.name for layer in layers if layer.type == "BatchNorm" and not stored}
+    return [name for name in copied if name not in moving]
 
 
 def surgery(network: Network, runs: Path, folder: Path) -> str:
@@ -238,7 +253,7 @@ def base_weights(network: Network, runs: Path) -> tuple[Path, str, str]:
         given = network.recipe.sources[network.treatment.source]
         require_file(network.source, f"the recipe's source {network.treatment.source} names it: correct the path")
         found = sha256(network.source)
-        if given.sha256 is not None and given.sha256 != found:
+        if given.sha256 is not None and given.sha256.lower() != found:
             raise UserError(
                 f"{network.source}: its sha256 is {found}, but the recipe's source {network.treatment.source} has "
                 f"{given.sha256}: another file, or a damaged one"

@@ -21,7 +21,7 @@ from typing import Any
 
 import jinja2
 
-from transfer_caffe.experiment.architecture import require_frozen
+from transfer_caffe.experiment.architecture import require_frozen, shapes_by_engine
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import TEMPLATES, Network
 from transfer_caffe.experiment.rewrite import Change, Source, rewrite
@@ -31,7 +31,7 @@ from transfer_caffe.formats.proto import parse_text, to_text
 from transfer_caffe.formats.proto import read_text as read_message
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter, TransformationParameter
 from transfer_caffe.run.differences import differences, in_short
-from transfer_caffe.run.folder import INIT, NET, SOLVER
+from transfer_caffe.run.folder import INIT, NET, SOLVER, weights_path
 from transfer_caffe.run.inputs import count_classes, count_images
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import write_text
@@ -72,6 +72,8 @@ def render(
     """
     folder = Path(folder)
     prototxts = compose(network, data_root, folder)
+    if network.recipe.net_file:
+        shapes_by_engine(prototxts.net)  # what the engine would refuse is refused before anything is written
     files = (
         (folder / NET, prototxts.net_text, prototxts.net, NetParameter()),
         (folder / SOLVER, prototxts.solver_text, prototxts.solver, SolverParameter()),
@@ -165,8 +167,10 @@ def _rewritten(network: Network, net_file: Path, values: dict[str, Any]) -> NetP
         test=source("test", values["test_batch"], mirror=False),
         classes=values["outputs"],
         frozen=treatment.frozen,
+        copied=treatment.n if treatment.copies else 0,
         cuts=recipe.cuts,
-        global_stats=recipe.batch_norm == "stored",
+        # the statistics of random layers are zero
+        global_stats=recipe.batch_norm == "stored" and not treatment.is_random,
         rates=dict.fromkeys(copied, recipe.copied_rate),
     )
     return rewrite(read_net(net_file), change, network.name)
@@ -245,9 +249,12 @@ def main(argv: list[str] | None = None) -> int | None:
     render(network, args.data, folder, args.force)
     print(f"{network.name}: {describe(treatment)}\nwrote {folder / NET}\nwrote {folder / SOLVER}\nnext:")
     weights = ""
-    if network.base:
-        base = network.base.folder("runs") / "snapshots" / f"net_iter_{network.base.max_iter}.caffemodel"
+    if treatment.copies:
+        base = network.source
+        if network.base:
+            base = weights_path(network.base.folder("runs"), network.base.max_iter)
         surgery = ["--treatment", str(treatment), "--base", base, "--net", folder / NET, "--out", folder / INIT]
+        surgery += ["--cuts", ",".join(network.recipe.cuts)] if network.recipe.cuts else []
         print("  python -m transfer_caffe.surgery", shlex.join(str(word) for word in surgery))
         weights = f" --weights {INIT}"
     print(f"  cd {shlex.quote(str(folder))} && caffe train --solver {SOLVER}{weights}")

@@ -134,10 +134,11 @@ def _same_shape(blob: BlobProto, shape: Shape) -> bool:
 
 def table(rows: list[Row]) -> str:
     """Format the rows as a text table."""
-    lines = [f"{'layer':<8}{'start':<9}{'then':<9}shapes"]
+    width = max([7, *(len(row.layer) for row in rows)]) + 1
+    lines = [f"{'layer':<{width}}{'start':<9}{'then':<9}shapes"]
     for row in rows:
         state = "learns" if row.learns else "frozen"
-        lines.append(f"{row.layer:<8}{row.start:<9}{state:<9}{', '.join(_by(shape) for shape in row.shapes)}")
+        lines.append(f"{row.layer:<{width}}{row.start:<9}{state:<9}{', '.join(_by(shape) for shape in row.shapes)}")
     return "\n".join(lines)
 
 
@@ -166,6 +167,9 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--with", dest="by", choices=["pycaffe"], help="let real Caffe copy the weights (the file is byte-identical)"
     )
+    parser.add_argument(
+        "--cuts", default="", metavar="BLOBS", help="blobs where stages end, with commas, if not all cuts"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(argv)
     treatment = Treatment.parse(args.treatment)
@@ -181,7 +185,8 @@ def main(argv: list[str] | None = None) -> int | None:
             f"`python -m transfer_caffe.driver --treatment {treatment.base} --recipe RECIPE --split SPLIT` trains the "
             "base; its weights are then in snapshots/ of its folder",
         )
-    rows = take_over(args.base, args.net, treatment, args.out, args.by == "pycaffe")
+    cuts = [cut for cut in args.cuts.split(",") if cut]
+    rows = take_over(args.base, args.net, treatment, args.out, args.by == "pycaffe", cuts)
     print(f"{table(rows)}\nwrote {args.out}")
     return 0
 

@@ -32,7 +32,7 @@ def test_cuts_join_stages_and_auxiliary_classifiers_are_listed_apart(capsys):
         (["nowhere.prototxt"], "nowhere.prototxt: no such file"),
         ([str(FOLDER / "lenet.prototxt")], "without a crop_size"),
         ([str(FOLDER / "lenet.prototxt"), "--crop", "0"], "--crop 0: a number of pixels"),
-        ([str(FOLDER / "lenet.prototxt"), "--crop", "28", "--cuts", "relu1"], "'relu1' is not a cut"),
+        ([str(FOLDER / "lenet.prototxt"), "--crop", "28", "--cuts", "relu1"], "there is no blob 'relu1'"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, capsys):

@@ -155,3 +155,56 @@ def test_a_rewritten_net_has_the_stages_of_the_net():
         net = read_net(FOLDER / f"{name}.prototxt")
         before = [(stage.name, stage.weighted) for stage in stages_of(net)]
         assert [(stage.name, stage.weighted) for stage in stages_of(rewrite(net, CHANGE))] == before
+
+
+def test_stored_statistics_of_a_deploy_net_are_for_frozen_layers_alone():
+    text = DEPLOY.replace('layers { name: "relu1"', 'layers { name: "relu1"')
+    net = upgrade_net(parse_text(text, NetParameter(), "deploy"), "deploy")
+    for place in (2, 1):  # after conv1
+        layer = LayerParameter(name=f"bn{place}", type="BatchNorm", bottom=["conv1"], top=["conv1"])
+        layer.batch_norm_param.use_global_stats = True
+        net.layer.insert(place + 1, layer)
+    learning = layers(rewrite(net, CHANGE))
+    assert not any(layer.batch_norm_param.use_global_stats for layer in learning.values())
+    frozen = layers(rewrite(net, frozen_by(CHANGE, frozen=1)))
+    assert frozen["bn1"].batch_norm_param.use_global_stats and frozen["bn2"].batch_norm_param.use_global_stats
+
+
+def test_layers_that_are_frozen_in_the_net_itself_learn_in_the_experiment():
+    net = deploy()
+    conv1 = next(layer for layer in net.layer if layer.name == "conv1")
+    conv1.param.add(lr_mult=0)
+    conv1.param.add(lr_mult=0)
+    assert [spec.lr_mult for spec in layers(rewrite(net, CHANGE))["conv1"].param] == [1, 1]
+    assert [spec.lr_mult for spec in layers(rewrite(net, frozen_by(CHANGE, frozen=1)))["conv1"].param] == [0, 0]
+
+
+def test_inserted_layers_and_blobs_get_names_that_the_net_does_not_have():
+    text = (
+        DEPLOY.replace('"relu1"', '"accuracy"')
+        .replace('name: "fc2"', 'name: "loss"')
+        .replace('name: "conv1"', 'name: "data"')
+    )
+    new = rewrite(upgrade_net(parse_text(text, NetParameter(), "deploy"), "deploy"), CHANGE)
+    names = [layer.name for layer in new.layer]
+    assert len(set(names)) == len(names) - 1  # the two data layers, of two phases, share a name
+    assert {"accuracy", "loss"} <= {top for layer in new.layer for top in layer.top}
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ('layers { name: "box" type: INNER_PRODUCT bottom: "fc2" top: "box" inner_product_param { num_output: 4 } }',
+         "needs one output, the class scores; its outputs are 'prob', 'box'"),
+        ('layers { name: "best" type: ARGMAX bottom: "prob" top: "best" }', "'best' is an ArgMax, not class scores"),
+    ],
+)  # fmt: skip
+def test_deploy_nets_without_one_output_of_class_scores_are_refused(more, words):
+    with pytest.raises(UserError, match=words):
+        rewrite(upgrade_net(parse_text(DEPLOY + more, NetParameter(), "deploy"), "deploy"), CHANGE)
+
+
+def test_weights_that_cross_the_last_copied_stage_are_refused_when_they_are_fine_tuned_too():
+    net = parse_text(SHARED, NetParameter(), "s")
+    with pytest.raises(UserError, match="share the weights 'w', but only one is in the first 2 stages"):
+        rewrite(net, frozen_by(CHANGE, copied=2))

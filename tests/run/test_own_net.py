@@ -14,6 +14,7 @@ from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.weights import read_weights
+from transfer_caffe.generate import main as generate_main
 from transfer_caffe.real_caffe import programs as real_caffe
 from transfer_caffe.results.table import load, write_results
 from transfer_caffe.run.folder import weights_path
@@ -190,7 +191,7 @@ def test_a_sweep_plans_trains_and_reports_them_and_does_nothing_twice(recipe, ca
         ("A2B+", "A3B+", "treatment A3B.: n = 3 copies all stages"),
         ("A2B+", "A7B+", "the network has 3 stages and n is 1 to 2"),
         ("[base]", "[P1]", "there is no source P; its sources are: none"),
-        ("scale: 0.01", "cuts: [nowhere]", "'nowhere' is not a cut: some paths bypass it; cuts are data, conv1"),
+        ("scale: 0.01", "cuts: [nowhere]", "there is no blob 'nowhere'; cuts are conv1"),
         ("scale: 0.01", "sources: {A: {weights: x}}", "a capital letter other than A, B"),
         ("scale: 0.01", "sources: {P: {weight: x}}", "weight"),
         ("scale: 0.01", "scale: 0", "a number above 0 was expected"),
@@ -231,3 +232,66 @@ def test_wrong_weights_are_refused_before_anything_is_trained(recipe, capsys):
     study.net_file.write_text(renamed)
     assert driver_main([*arguments, "--restart"]) == 2
     assert "layer first is missing" in capsys.readouterr().err
+
+
+def test_what_changes_after_the_training_is_noticed(recipe, capsys):
+    study = load_recipe(recipe.folder / "study.yaml")
+    path = str(recipe.folder / "study.yaml")
+    make_data(recipe, say=lambda _: None)
+    train(recipe.network("whole", "base"), say=lambda _: None)
+    target = recipe.folder / "weights" / "pretrained.caffemodel"
+    target.parent.mkdir()
+    target.write_bytes(weights_path(Path("runs/own/whole-base-s0"), 8).read_bytes())
+    train(study.network("whole", "P1"), say=lambda _: None)
+    arguments = ["--recipe", path, "--split", "whole", "--treatment", "P1"]
+    assert driver_main(arguments) == 0
+    # another source
+    weights = target.read_bytes()
+    target.write_bytes(weights_path(Path("runs/study/whole-P1-s0"), 8).read_bytes())
+    capsys.readouterr()
+    assert driver_main(arguments) == 2
+    assert "its source P" in (error := capsys.readouterr().err) and "has changed since" in error
+    assert sweep_main(["plan", "--recipe", path]) == 0
+    assert "has changed since" in capsys.readouterr().out
+    assert sweep_main(["verify", "--recipe", path]) != 0
+    target.write_bytes(weights)
+    assert driver_main(arguments) == 0
+    # another net, of which a base of another form would be left
+    assert study.net_file is not None
+    make_data(study, say=lambda _: None)
+    train(recipe.network("random0", "baseA"), say=lambda _: None)
+    text = study.net_file.read_text()
+    study.net_file.write_text(
+        text.replace("num_output: 6 ", "num_output: 7 ").replace("num_output: 6\n", "num_output: 7\n")
+    )
+    assert study.net_file.read_text() != text
+    own = str(recipe.folder / "own.yaml")
+    capsys.readouterr()
+    assert sweep_main(["status", "--recipe", own]) == 0
+    assert "net_sha256 was" in capsys.readouterr().out
+    assert driver_main(["--recipe", own, "--treatment", "A1B"]) == 2
+    assert "its base random0-baseA-s0 is out of date" in capsys.readouterr().err
+
+
+def test_statistics_of_the_batch_and_random_stages_train_to_done(recipe):
+    if "resnet" not in recipe.architecture:
+        pytest.skip("no BatchNorm")
+    path = recipe.folder / "own.yaml"
+    write_text(
+        path, path.read_text().replace("scale: 0.01", "scale: 0.01\nbatch_norm: batch").replace("[base]", "[base, R1]")
+    )
+    own = load_recipe(path)
+    make_data(own, say=lambda _: None)
+    for split, name in (("random0", "baseA"), ("random0", "A1B"), ("whole", "R1")):
+        train(own.network(split, name), say=lambda _: None)
+    write_text(path, path.read_text().replace("batch_norm: batch", "batch_norm: stored"))
+    train(load_recipe(path).network("whole", "R2"), say=lambda _: None)
+
+
+def test_generate_prints_how_to_copy_from_the_source(recipe, capsys):
+    path = str(recipe.folder / "study.yaml")
+    make_data(load_recipe(path), say=lambda _: None)
+    assert generate_main(["--recipe", path, "--treatment", "P1"]) == 0
+    said = capsys.readouterr().out
+    assert "transfer_caffe.surgery --treatment P1 --base" in said and "pretrained.caffemodel" in said
+    assert "--weights init.caffemodel" in said

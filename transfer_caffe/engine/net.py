@@ -317,13 +317,23 @@ class Net:
         Raise UserError for an unknown layer, a wrong number of blobs, a shape mismatch, or values that are not finite.
         """
         own = {layer.name: layer for layer in self.layers if layer.blobs}
+        checked: list[tuple[Blob, np.ndarray, str]] = []
         for name, arrays in weights.items():
             if name not in own:
                 raise UserError(f"net {self.name!r} has no layer {name!r} with weights; it has {', '.join(own)}")
             if len(arrays) != len(own[name].blobs):
                 raise own[name].error(f"has {len(own[name].blobs)} blobs, not {len(arrays)}")
-            for index, (blob, array) in enumerate(zip(own[name].blobs, arrays, strict=True)):
-                copy_blob(blob, np.asarray(array, np.float32), False, f"layer {name!r}, blob {index}")
+            for index, (blob, given) in enumerate(zip(own[name].blobs, arrays, strict=True)):
+                array, where = np.asarray(given, np.float32), f"layer {name!r}, blob {index}"
+                if array.shape != tuple(blob.data.shape):
+                    raise UserError(
+                        f"{where}: shape mismatch: {list(array.shape)} given, {list(blob.data.shape)} needed"
+                    )
+                if not np.isfinite(array).all():
+                    raise UserError(f"{where}: the given values are not finite")
+                checked.append((blob, array, where))
+        for blob, array, where in checked:  # all or nothing
+            copy_blob(blob, array, False, where)
 
     def copy_from(self, path: str | os.PathLike[str]) -> list[str]:
         """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.

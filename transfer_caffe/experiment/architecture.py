@@ -5,10 +5,11 @@ weight_shapes(net)["conv1"]         ((96, 3, 11, 11), (96,))
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 
-from transfer_caffe.experiment.rewrite import classifiers
+from transfer_caffe.experiment.rewrite import blobs_of, classifiers
 from transfer_caffe.experiment.stages import has_weights, main_loss, stages_of, training_layers
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, LayerParameter, NetParameter, NetState
@@ -31,7 +32,9 @@ def require_frozen(net: NetParameter, treatment: Treatment, cuts: Sequence[str] 
             layer = by_name[name]
             if layer.type == "BatchNorm":  # its statistics never learn by gradients
                 continue
-            frozen = not any(param.lr_mult for param in layer.param) if layer.param else False
+            # blobs without a param of their own learn
+            learns = any(param.lr_mult for param in layer.param) or len(layer.param) < blobs_of(layer)
+            frozen = not learns
             if frozen != (stage.number <= treatment.frozen):
                 raise UserError(
                     f"network {net.name!r}, layer {layer.name}: the net {'freezes it' if frozen else 'lets it learn'}, "
@@ -76,9 +79,10 @@ def weight_shapes(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
     for any other net the engine builds it. UserError for a net that cannot be built.
     """
     layers = training_layers(net)
-    if all(layer.type in _PLAIN for layer in layers if layer.bottom):
-        return _shapes_of_chain(net, layers)
-    return _shapes_by_engine(net, layers)
+    if all(layer.type in _PLAIN and layer.inner_product_param.axis == 1 for layer in layers if layer.bottom):
+        with contextlib.suppress(ValueError, LookupError, ArithmeticError):  # the engine says what is wrong
+            return _shapes_of_chain(net, layers)
+    return shapes_by_engine(net)
 
 
 _PLAIN = (
@@ -106,11 +110,13 @@ def _shapes_of_chain(net: NetParameter, layers: Sequence[LayerParameter]) -> dic
     return wanted
 
 
-def _shapes_by_engine(net: NetParameter, layers: Sequence[LayerParameter]) -> dict[str, tuple[Shape, ...]]:
+def shapes_by_engine(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
+    """Build the training net without data, and return the shapes of its weights. UserError if it cannot be built."""
     import torch  # takes a second to load, and most nets do without
 
     from transfer_caffe.engine.net import Net
 
+    layers = training_layers(net)
     source = next(layer for layer in layers if not layer.bottom)
     image = _source_shape(source, f"network {net.name!r}, layer {source.name}")
     fed = LayerParameter(name=source.name, type="Input", top=source.top)

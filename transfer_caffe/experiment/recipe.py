@@ -174,6 +174,13 @@ class Recipe:
             return LAYERS
         return len(stages_of(read_net(self.net_file), self.cuts))
 
+    @functools.cached_property
+    def net_sha256(self) -> str | None:
+        """The checksum of the message of a net of one's own: comments and the order of fields do not matter."""
+        if self.net_file is None:
+            return None
+        return hashlib.sha256(read_net(self.net_file).SerializeToString(deterministic=True)).hexdigest()
+
     def source_file(self, letter: str) -> Path:
         """Return the path of a source's weights. Raise UserError for a letter that the recipe does not have."""
         if letter not in self.sources:
@@ -198,6 +205,8 @@ class Recipe:
         """
         if isinstance(treatment, str):
             treatment = Treatment.parse(treatment)
+        if not isinstance(seed, int) or seed < 0:
+            raise UserError(f"seed {seed!r}: a whole number, 0 or more, was expected")
         check_fits(split, treatment)
         self.require(treatment)
         return Network(self, split, treatment, seed)
@@ -262,13 +271,14 @@ class Recipe:
     def _own_net(self) -> dict[str, Any]:
         """The settings that only recipes with a net of their own have: what is left out is at its default."""
         given = {
+            "net_sha256": self.net_sha256,
             "cuts": list(self.cuts),
             "sources": {letter: dict(vars(each)) for letter, each in self.sources.items()},
             "scale": self.scale,
             "batch_norm": self.batch_norm,
             "copied_rate": self.copied_rate,
         }
-        default = {"cuts": [], "sources": {}, "scale": 1, "batch_norm": "stored", "copied_rate": 1}
+        default = {"net_sha256": None, "cuts": [], "sources": {}, "scale": 1, "batch_norm": "stored", "copied_rate": 1}
         return {name: value for name, value in given.items() if value != default[name]}
 
     def sha256(self) -> str:

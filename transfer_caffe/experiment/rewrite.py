@@ -47,14 +47,16 @@ class Change:
     """How a net is changed.
 
     ``train`` and ``test``: the new data layers. ``classes``: the outputs of the classifier layers. ``frozen``: how many
-    stages, from the first, do not learn. ``cuts``: as in `stages_of`. ``global_stats``: whether a frozen BatchNorm uses
-    its stored statistics during training, too. ``rates``: factors for the lr_mult of stages, by the stage's number.
+    stages, from the first, do not learn; ``copied``: how many get their weights from another network. ``cuts``: as in
+    `stages_of`. ``global_stats``: whether a frozen BatchNorm uses its stored statistics during training, too.
+    ``rates``: factors for the lr_mult of stages, by the stage's number.
     """
 
     train: Source
     test: Source
     classes: int
     frozen: int = 0
+    copied: int = 0
     cuts: tuple[str, ...] = ()
     global_stats: bool = True
     rates: dict[int, float] = field(default_factory=dict)
@@ -66,7 +68,7 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     UserError for a net with several sources of images, without a classifier, or whose frozen stages share weights with
     others.
     """
-    where = f"net {net.name!r}"
+    where = f"net {net.name!r}" if net.name else "the net"
     images = images_of(training_layers(net), where)
     new = NetParameter(name=name or net.name)
     new.layer.extend([_data(TRAIN, images, change.train), _data(TEST, images, change.test)])
@@ -91,9 +93,11 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
             _set_outputs(classifier, change.classes)
     logits = main.bottom[0]
     place = next(index for index, layer in enumerate(body) if layer is main)
-    body.insert(place, _accuracy(logits))
+    _rename(body, ACCURACY, f"{ACCURACY}_of_the_net")
+    body.insert(place, _accuracy(logits if logits != ACCURACY else f"{ACCURACY}_of_the_net"))
     new.layer.extend(body)
     _set_fillers(new)
+    _use_free_names(new, len(body))
     stages = stages_of(new, change.cuts)
     _freeze(new, stages, change, where)
     return new
@@ -118,7 +122,11 @@ def _body(net: NetParameter, where: str) -> list[LayerParameter]:
             continue
         copy = LayerParameter()
         copy.CopyFrom(layer)
+        if copy.type == "Parameter":
+            raise UserError(f"{where}: layer {copy.name!r} is a Parameter, which a stage cannot contain; leave it out")
         copy.ClearField("blobs")
+        if copy.type == "BatchNorm":  # deploy nets use stored statistics everywhere; layers that learn must not
+            copy.batch_norm_param.ClearField("use_global_stats")
         if any(rule.HasField("phase") and rule.phase == TRAIN for rule in layer.include):
             del copy.include[:]  # the main path is tested as well; what only training has must not be lost either
         kept.append(copy)
@@ -128,17 +136,27 @@ def _body(net: NetParameter, where: str) -> list[LayerParameter]:
 
 
 def _add_loss(body: list[LayerParameter], images: str, where: str) -> None:
-    """Give a deploy net a loss: on the bottom of its last Softmax, or on its last top."""
-    last = body[-1]
-    if last.type == "Softmax":
-        logits = last.bottom[0]
-        body.pop()
-    else:
-        logits = last.top[0]
+    """Give a deploy net a loss: on the bottom of the Softmax that is its output, or on its output."""
+    unread: dict[str, LayerParameter] = {}  # as Net::Init: the outputs are the tops that no later layer reads
+    for layer in body:
+        for bottom in layer.bottom:
+            unread.pop(bottom, None)
+        unread |= dict.fromkeys(layer.top, layer)
+    if len(unread) != 1:
+        names = ", ".join(map(repr, unread)) or "none"
+        raise UserError(f"{where}: a net without a loss needs one output, the class scores; its outputs are {names}")
+    (last,) = unread.values()
+    if last.type == "ArgMax":
+        raise UserError(f"{where}: its output {last.top[0]!r} is an ArgMax, not class scores; remove that layer")
     if not any(has_weights(layer) for layer in body):
         raise UserError(f"{where}: no layer has weights, so there is nothing to train")
+    if last.type == "Softmax":
+        logits = last.bottom[0]
+        body.remove(last)
+    else:
+        logits = last.top[0]
     if logits == images:
-        raise UserError(f"{where}: its last layer computes nothing from the images")
+        raise UserError(f"{where}: its output is computed from nothing but the images, without weights")
     body.append(LayerParameter(name=LOSS, type="SoftmaxWithLoss", bottom=[logits, LABEL], top=[LOSS]))
 
 
@@ -202,6 +220,16 @@ def _set_fillers(net: NetParameter) -> None:
                     param.weight_filler.type = "msra"
 
 
+def _use_free_names(net: NetParameter, of_the_net: int) -> None:
+    """Give inserted layers names that no layer of the net has: weights are copied by name."""
+    inserted = [layer for layer in net.layer if layer.name in ("data", LOSS, ACCURACY)]
+    own = {layer.name for layer in net.layer if layer.type not in ("Data", "Accuracy", "SoftmaxWithLoss")}
+    for layer in inserted:
+        if layer.type in ("Data", "Accuracy", "SoftmaxWithLoss"):
+            while layer.name in own:
+                layer.name += "_"
+
+
 def blobs_of(layer: LayerParameter) -> int:
     """Return how many blobs with weights a layer has; 0 for one without, and for one whose number is not known here."""
     if layer.type in ("Convolution", "Deconvolution"):
@@ -229,11 +257,12 @@ def _freeze(net: NetParameter, stages: Sequence[Stage], change: Change, where: s
         frozen = number is not None and number <= change.frozen
         for spec in layer.param:
             if spec.name:
-                first = shared.setdefault(spec.name, (layer.name, frozen))
-                if first[1] != frozen:
+                inside = number is not None and number <= max(change.frozen, change.copied)
+                first = shared.setdefault(spec.name, (layer.name, inside))
+                if first[1] != inside:
                     raise UserError(
                         f"{where}: {first[0]!r} and {layer.name!r} share the weights {spec.name!r}, but only one is "
-                        f"in the first {change.frozen} stages; choose another n"
+                        f"in the first {max(change.frozen, change.copied)} stages; choose another n"
                     )
         if frozen and has_weights(layer):
             while len(layer.param) < blobs_of(layer):
@@ -242,7 +271,11 @@ def _freeze(net: NetParameter, stages: Sequence[Stage], change: Change, where: s
                 spec.lr_mult = spec.decay_mult = 0
             if layer.type == "BatchNorm" and change.global_stats:
                 layer.batch_norm_param.use_global_stats = True
-        elif number in change.rates and has_weights(layer):
+            continue
+        if layer.type != "BatchNorm" and layer.param and not any(spec.lr_mult for spec in layer.param):
+            for spec in layer.param:  # frozen in the net itself: for the experiment its layers learn
+                spec.lr_mult = 1
+        if number in change.rates and has_weights(layer):
             while len(layer.param) < blobs_of(layer):
                 layer.param.add()
             for spec in layer.param:

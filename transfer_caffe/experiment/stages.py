@@ -166,7 +166,10 @@ def stages_of(net: NetParameter, cuts: Sequence[str] = ()) -> list[Stage]:
     layers = training_layers(net)
     order, ends = _path(layers, where)
     known = list(dict.fromkeys(ends.values()))
+    blobs = {top for layer in layers for top in layer.top}
     for name in cuts:
+        if name not in blobs:
+            raise UserError(f"{where}: there is no blob {name!r}; cuts are {', '.join(known[1:-1] or known)}")
         if name not in known:
             raise UserError(f"{where}: {name!r} is not a cut: some paths bypass it; cuts are {', '.join(known)}")
     if list(cuts) != [name for name in known if name in cuts]:
@@ -204,4 +207,4 @@ def _weights_in(members: Sequence[int], layers: Sequence[LayerParameter]) -> boo
 
 
 def _where(net: NetParameter) -> str:
-    return f"net {net.name!r}"
+    return f"net {net.name!r}" if net.name else "the net"

@@ -65,6 +65,7 @@ def render(
     paper = folder is None
     whose = "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
     settings, warnings = _settings(networks)
+    own_net = str(settings.get("architecture", "")).endswith(".prototxt")
     missing = _missing(rows, settings, metric)
     if missing and paper:
         warnings.insert(0, f"Incomplete: {len(missing)} networks have no result (listed below the table).")
@@ -95,9 +96,12 @@ def render(
             for names, finding in grouped(analysis.findings)
         ],
         caveats=caveats(analyses),
-        effects=[table for analysis in analyses for table in effects_tables(analysis, paper, len(analyses) > 1)],
+        effects=[
+            table for analysis in analyses for table in effects_tables(analysis, paper or own_net, len(analyses) > 1)
+        ],
         table1=table1(analyses),
         paper=paper,
+        own_net=own_net,
         figures=[_figure(each) for each in drawn],
         columns=COLUMNS,
         networks=[(page.anchor, _cells(page)) for page in networks],

@@ -10,6 +10,7 @@ reported with the full path of its field.
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from google.protobuf.message import Message
 
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.formats.proto import to_text
+from transfer_caffe.utils.files import sha256
 
 SHOWN = 3
 """At most this many differences are listed; further ones are counted."""
@@ -68,7 +70,38 @@ def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]
     for key in ("architecture", "crop", "mirror", "outputs", "mean", "test_images", "threads"):
         if key in settings:
             flat[key] = settings[key]
-    return flat | {"precision": settings.get("precision", "fp32")}
+    defaults = {
+        "precision": "fp32", "net_sha256": None, "cuts": [], "scale": 1, "batch_norm": "stored", "copied_rate": 1,
+    }  # fmt: skip
+    return flat | {key: settings.get(key, default) for key, default in defaults.items()}
+
+
+def changed_source(network: Network, done: Mapping[str, Any]) -> str:
+    """Return how the weights that a network copies from differ from those it was trained with; "" if they do not.
+
+    Only for sources that a recipe names; weights that have been removed since are not missed.
+    """
+    if network.source is None:
+        return ""
+    given = network.recipe.sources[network.treatment.source].sha256
+    now = given.lower() if given else sha256_of(network.source)
+    if now is None or now == done.get("base_sha256"):
+        return ""
+    return f"its source {network.treatment.source} ({network.source}) has changed since"
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the checksum of a file, computed once for each of its versions; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _sha256_of_version(path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of_version(path: Path, _modified: int, _size: int) -> str:
+    return sha256(path)
 
 
 def _walk(there: Message, now: Message, prefix: str) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.formats.log import LogParser
-from transfer_caffe.run.differences import changed_setting
+from transfer_caffe.run.differences import changed_setting, changed_source
 from transfer_caffe.run.folder import LOG, iterations, read_done
 from transfer_caffe.utils.errors import UserError
 
@@ -72,6 +72,8 @@ def look(network: Network, runs: Path) -> Progress:
 def changed(network: Network, done: Mapping[str, Any], base: Mapping[str, Any] | None) -> str:
     """Describe what has changed since a finished network was trained; "" if nothing has."""
     if note := changed_setting(network, done):
+        return note
+    if note := changed_source(network, done):
         return note
     if base and base["sha256"]["final"] != done.get("base_sha256"):
         return f"its base {base['network']} has been retrained since"

@@ -28,7 +28,7 @@ from transfer_caffe.formats.proto import caffe_pb2
 from transfer_caffe.formats.proto import read_text as read_message
 from transfer_caffe.formats.views import RECORDS, is_view, whole_of
 from transfer_caffe.generate import compose
-from transfer_caffe.run.differences import differences, in_short
+from transfer_caffe.run.differences import changed_source, differences, in_short
 from transfer_caffe.run.folder import CURVE, DONE, INIT, LOG, NET, SOLVER, SURGERY, read_done, state_path, weights_path
 from transfer_caffe.run.record import BESIDE, curve_csv, record_sha256
 from transfer_caffe.sweep.selection import add_recipe_arguments, selected
@@ -181,12 +181,17 @@ def _own_state(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> N
 def _base(finding: Finding, runs: Path, _: Path, done: dict[str, Any]) -> None:
     """Check that the base is the one that layers were copied from, according to both done.json and surgery.json."""
     network, then = finding.network, done.get("base_sha256")
-    if network.base is None or then is None:
+    if then is None or not network.treatment.copies:
         return
     folder = network.folder(runs)
     made = read_record(folder / SURGERY, {"base_sha256": str, "init_sha256": str}, "restore an intact copy")
     for key, said in (("base_sha256", then), ("init_sha256", done["sha256"].get("init"))):
         finding.compare(folder / SURGERY, said, made[key], f"this is its {key}; retrain {network.name} with --restart")
+    if network.base is None:
+        finding.compared += 1
+        if note := changed_source(network, done):
+            finding.differing.append(f"{network.name}: {note}; retrain it with --restart")
+        return
     base = read_done(network.base, runs)
     remedy = f"{network.base.name} has been retrained since; retrain {network.name} too, with --restart"
     path = network.base.folder(runs) / DONE
