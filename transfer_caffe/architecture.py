@@ -8,11 +8,10 @@ The net may be of any age, with data layers or with an input. What a stage is, `
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 
-from transfer_caffe.experiment.architecture import Shape, weight_shapes
+from transfer_caffe.experiment.architecture import built
 from transfer_caffe.experiment.stages import Stage, cuts_of, stages_of, training_layers
 from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
@@ -24,20 +23,29 @@ EXAMPLES = """examples:
 """
 
 
-def table(stages: Sequence[Stage], shapes: dict[str, tuple[Shape, ...]]) -> str:
-    """Return one line per stage: n, name, the cut at its end, its share of all weights, and its layers with weights."""
-    sizes = {name: sum(map(math.prod, each)) for name, each in shapes.items()}
-    total = sum(sizes.get(name, 0) for stage in stages for name in stage.weighted)
-    rows = [("n", "stage", "cut", "weights", "layers with weights")]
+def table(stages: Sequence[Stage], net: NetParameter) -> str:
+    """Return one line per stage: n, name, cut, shares of all weights and of all arithmetic, and layers with weights.
+
+    Arithmetic is counted as the multiplications of matrix products in the forward pass of one image.
+    """
+    from transfer_caffe.engine.iteration.threads import products  # takes a second to load: not for --help
+
+    made = built(net)
+    sizes = {layer.name: sum(blob.data.numel() for blob in layer.blobs) for layer in made.layers}
+    costs = {layer.name: products(made, layer) for layer in made.layers}
+    total = sum(sizes[name] for stage in stages for name in stage.weighted)
+    spent = sum(costs[name] for stage in stages for name in stage.weighted) or 1.0
+    rows = [("n", "stage", "cut", "weights", "arithmetic", "layers with weights")]
     for stage in stages:
-        own = sum(sizes.get(name, 0) for name in stage.weighted)
+        own = sum(sizes[name] for name in stage.weighted)
+        share = sum(costs[name] for name in stage.weighted) / spent
         names = ", ".join(stage.weighted[:4]) + (
             f" and {len(stage.weighted) - 4} more" if len(stage.weighted) > 4 else ""
         )
-        rows.append((str(stage.number), stage.name, stage.cut, f"{own:,} ({own / total:.1%})", names))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        rows.append((str(stage.number), stage.name, stage.cut, f"{own:,} ({own / total:.1%})", f"{share:.1%}", names))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)) + f"  {row[4]}"
+        "  ".join(cell.ljust(width) for cell, width in zip(row[:5], widths, strict=True)) + f"  {row[5]}"
         for row in rows
     )
 
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> int | None:
     net = with_crop(read_net(args.net), args.crop)
     cuts = [cut for cut in args.cuts.split(",") if cut] if args.cuts else []
     stages = stages_of(net, cuts)
-    print(table(stages, weight_shapes(net)))
+    print(table(stages, net))
     beside = [layer.name for layer in training_layers(net) if layer.bottom]
     beside = [name for name in beside if not any(name in stage.layers for stage in stages)]
     if beside:

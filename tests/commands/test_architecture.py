@@ -1,5 +1,7 @@
 """The table of a net's stages."""
 
+import re
+
 import pytest
 from conformance.networks import FOLDER
 
@@ -13,9 +15,26 @@ def test_the_table_has_a_line_for_each_stage_with_its_share_of_the_weights(capsy
         ["1", "conv1", "norm1"], ["2", "conv2", "norm2"], ["3", "conv3", "conv3"], ["4", "conv4", "conv4"],
         ["5", "conv5", "pool5"], ["6", "fc6", "fc6"], ["7", "fc7", "fc7"], ["8", "fc8", "loss"],
     ]  # fmt: skip
-    shares = [float(line.split("(")[1].split("%")[0]) for line in lines[1:9]]
-    assert sum(shares) == pytest.approx(100, abs=0.4)
+    shares = [[float(share) for share in re.findall(r"([\d.]+)%", line)] for line in lines[1:9]]
+    assert [sum(column) for column in zip(*shares, strict=True)] == pytest.approx([100, 100], abs=0.4)
     assert "possible cuts: data, conv1, pool1, norm1" in lines[-1]
+
+
+def test_the_share_of_arithmetic_counts_the_multiplications_of_each_matrix_product(tmp_path, capsys):
+    net = tmp_path / "net.prototxt"
+    net.write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 2 dim: 8 dim: 8 } } }'
+        'layer { name: "grouped" type: "Convolution" bottom: "data" top: "grouped"'
+        " convolution_param { num_output: 4 kernel_size: 3 group: 2 stride: 5 } }"  # 2 x 2 places
+        'layer { name: "up" type: "Deconvolution" bottom: "grouped" top: "up"'
+        " convolution_param { num_output: 3 kernel_size: 2 stride: 2 } }"  # 4 x 4 places
+        'layer { name: "fc" type: "InnerProduct" bottom: "up" top: "fc"'
+        " inner_product_param { num_output: 5 transpose: true } }"
+    )
+    assert main([str(net)]) == 0
+    counts = [4 * 2 * 2 * 1 * 3 * 3, 4 * 2 * 2 * 3 * 2 * 2, 3 * 4 * 4 * 5]
+    shares = [float(re.findall(r"([\d.]+)%", line)[1]) for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert shares == pytest.approx([100 * count / sum(counts) for count in counts], abs=0.051)
 
 
 def test_cuts_join_stages_and_auxiliary_classifiers_are_listed_apart(capsys):

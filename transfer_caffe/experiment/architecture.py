@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from transfer_caffe.experiment.rewrite import blobs_of, classifiers
 from transfer_caffe.experiment.stages import has_weights, main_loss, stages_of, training_layers
@@ -22,6 +23,9 @@ from transfer_caffe.formats.shapes import (
     spatial,
 )
 from transfer_caffe.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transfer_caffe.engine.net import Net
 
 
 def require_frozen(net: NetParameter, treatment: Treatment, cuts: Sequence[str] = ()) -> None:
@@ -112,6 +116,12 @@ def _shapes_of_chain(net: NetParameter, layers: Sequence[LayerParameter]) -> dic
 
 def shapes_by_engine(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
     """Build the training net without data, and return the shapes of its weights. UserError if it cannot be built."""
+    made = built(net)
+    return {layer.name: tuple(tuple(blob.data.shape) for blob in layer.blobs) for layer in made.layers if layer.blobs}
+
+
+def built(net: NetParameter) -> Net:
+    """Return the engine's training net for one image, without data. UserError if it cannot be built."""
     import torch  # takes a second to load, and most nets do without
 
     from transfer_caffe.engine.net import Net
@@ -124,8 +134,7 @@ def shapes_by_engine(net: NetParameter) -> dict[str, tuple[Shape, ...]]:
     for _ in source.top[1:]:
         fed.input_param.shape.add(dim=[1])
     computed = NetParameter(name=net.name, layer=[fed, *(layer for layer in layers if layer is not source)])
-    made = Net(computed, NetState(phase=TRAIN), 1, torch.device("cpu"))
-    return {layer.name: tuple(tuple(blob.data.shape) for blob in layer.blobs) for layer in made.layers if layer.blobs}
+    return Net(computed, NetState(phase=TRAIN), 1, torch.device("cpu"))
 
 
 def _source_shape(layer: LayerParameter, where: str) -> Shape:

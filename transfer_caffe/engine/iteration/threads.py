@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from transfer_caffe.engine.iteration.direct import Direct
+from transfer_caffe.engine.layers.base import Layer
 from transfer_caffe.engine.net import Net
 from transfer_caffe.utils.machine import cores
 
@@ -95,8 +96,16 @@ def work(net: Net) -> float:
         below = learning
         learned = any(blob.learned for blob in layer.blobs)
         learning |= learned
-        if layer.blobs and layer.blobs[0].data.ndim > 1:
-            weights = layer.blobs[0].data
-            tops = sum(math.prod(net.shapes[top]) for top in layer.top)
-            flop += 2 * tops * weights.numel() / weights.shape[0] * (1 + learned + below)
+        flop += 2 * products(net, layer) * (1 + learned + below)
     return flop
+
+
+def products(net: Net, layer: Layer) -> float:
+    """Return the number of multiplications in the matrix product of a layer's forward pass, for a whole mini-batch."""
+    if not layer.blobs or layer.blobs[0].data.ndim < 2:
+        return 0.0
+    weights = layer.blobs[0].data
+    if layer.type == "Deconvolution":  # every number that comes in is multiplied with the kernels of its channel
+        return sum(math.prod(net.shapes[bottom]) for bottom in layer.param.bottom) * weights.numel() / weights.shape[0]
+    outputs = weights.shape[1 if layer.param.inner_product_param.transpose else 0]
+    return sum(math.prod(net.shapes[top]) for top in layer.top) * weights.numel() / outputs
