@@ -149,6 +149,30 @@ def test_solver_settings_of_a_split_pattern_replace_the_recipes(tmp_path: Path) 
     assert recipe.network("natman", "A3B").max_iter == 10
 
 
+@pytest.mark.parametrize(
+    "pattern, networks",
+    [
+        ("random*", ["random5-A3B", "random5-A3B+"]),
+        ("A?B+", ["random5-A3B+", "natman-A3B+"]),
+        ("*+", ["random5-A3B+", "natman-A3B+"]),
+        ("natman-*+", ["natman-A3B+"]),
+        ("natman-A3B", ["natman-A3B"]),
+        ("whole", []),
+    ],
+)
+def test_a_pattern_names_splits_treatments_or_both(tmp_path: Path, pattern: str, networks: list[str]) -> None:
+    recipe = recipe_of(tmp_path, solver_for={pattern: {"base_lr": 0.5}})
+    every = [recipe.network(split, name) for split in ("random5", "natman") for name in ("A3B", "A3B+")]
+    changed = [f"{each.split}-{each.treatment}" for each in every if each.solver["base_lr"] == 0.5]
+    assert changed == networks
+
+
+def test_of_several_patterns_the_later_one_counts_more(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, solver_for={"*+": {"base_lr": 0.5, "momentum": 0.8}, "random*": {"base_lr": 0.25}})
+    solver = recipe.network("random5", "A3B+").solver
+    assert (solver["base_lr"], solver["momentum"]) == (0.25, 0.8)
+
+
 def test_the_settings_written_as_yaml_are_the_same_recipe_again(tmp_path: Path) -> None:
     recipe = load_recipe("paper")
     path = tmp_path / "paper.yaml"

@@ -90,7 +90,8 @@ def test_a_network_in_training_is_still_at_chance_only_after_the_recipes_number_
 
 
 def test_by_default_a_tenth_of_the_iterations_may_pass_at_chance():
-    assert load_recipe("demo").network("random0", "baseA").chance_after == 220
+    network = load_recipe("demo").network("random0", "baseA")
+    assert network.recipe.watch.chance_after is None and network.chance_after == network.max_iter // 10
     assert PAPER.network("random0", "baseA").chance_after == 15000
 
 

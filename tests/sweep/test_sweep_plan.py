@@ -189,6 +189,15 @@ def test_solver_settings_of_a_split_change_the_networks_of_that_split_alone(worl
     assert notes == {"random0-baseA-s0": "solver.base_lr was 0.5 and is 3", "whole-base-s0": ""}
 
 
+def test_solver_settings_of_a_treatment_change_the_networks_of_that_treatment_alone(world, capsys):
+    for treatment in ("baseA", "base"):
+        assert driver.main(["--recipe", "small.yaml", "--treatment", treatment, "--engine", fake_engine()]) == 0
+    capsys.readouterr()
+    Path("small.yaml").write_text(RECIPE + "solver_for: {'base': {base_lr: 3}}\n")
+    notes = {item["name"]: item["note"] for item in plan_json(capsys)["networks"] if item["state"] != "to do"}
+    assert notes == {"random0-baseA-s0": "", "whole-base-s0": "solver.base_lr was 0.5 and is 3"}
+
+
 def test_a_snapshot_beyond_the_last_iteration_saves_nothing(world, capsys):
     assert driver.main(["--recipe", "small.yaml", "--treatment", "baseA", "--engine", fake_engine("quits")]) == 1
     folder = Path("runs/small/random0-baseA-s0/snapshots")

@@ -35,7 +35,8 @@ does not support is an error that names the file, the key and the allowed values
     test_images*  number of images per test pass: `all` (the default) or a number; rounded up to full batches
     solver        any field of Caffe's SolverParameter that is not derived from the network; max_iter must be a
                   multiple of test_interval, so that the final weights are tested
-    solver_for*   pattern of splits, for example `reduced*`: solver fields that differ for these splits
+    solver_for*   pattern of splits, treatments or SPLIT-TREATMENT, for example `reduced*`, `P?+` or `random*-A?B+`:
+                  solver fields that differ for these networks; a later pattern overrides an earlier one
     keep_snapshots*   how many of a network's newest snapshots are kept, during and after training: a number, or `all`
                   (default: 2 during training, only the final one afterwards). An older snapshot is removed once a
                   newer one has been read back and is intact. The final weights are never removed. May be changed at
@@ -291,6 +292,17 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def solver_of(
+    solver: Mapping[str, Any], solver_for: Mapping[str, Mapping[str, Any]], split: str, treatment: str
+) -> dict[str, Any]:
+    """Return a recipe's solver fields for one network: ``solver``, updated by each pattern that names the network."""
+    fields = dict(solver)
+    for pattern, others in solver_for.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (split, treatment, f"{split}-{treatment}")):
+            fields.update(others)
+    return fields
+
+
 @dataclass(frozen=True)
 class Network:
     """One training run: a treatment of a recipe on a split, with a seed."""
@@ -322,12 +334,8 @@ class Network:
 
     @property
     def solver(self) -> dict[str, Any]:
-        """The recipe's solver fields, updated with those that `solver_for` sets for this network's split."""
-        fields = dict(self.recipe.solver)
-        for pattern, others in self.recipe.solver_for.items():
-            if fnmatch.fnmatchcase(self.split, pattern):
-                fields.update(others)
-        return fields
+        """The recipe's solver fields, updated with those that `solver_for` sets for this network."""
+        return solver_of(self.recipe.solver, self.recipe.solver_for, self.split, str(self.treatment))
 
     @property
     def max_iter(self) -> int:

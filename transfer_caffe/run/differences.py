@@ -9,7 +9,6 @@ reported with the full path of its field.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import Message
 
-from transfer_caffe.experiment.recipe import Network
+from transfer_caffe.experiment.recipe import Network, solver_of
 from transfer_caffe.formats.proto import to_text
 from transfer_caffe.utils.files import sha256
 
@@ -48,8 +47,8 @@ def changed_setting(network: Network, done: Mapping[str, Any]) -> str:
     """Describe the first setting that affects training and differs between recipe and done.json; "" if none does."""
     if not isinstance(made := done.get("settings"), dict):
         return ""
-    before = training_settings(made, network.split)
-    now = training_settings(network.recipe.settings(), network.split)
+    before = training_settings(made, network.split, str(network.treatment))
+    now = training_settings(network.recipe.settings(), network.split, str(network.treatment))
     solver = {key for key in before.keys() ^ now.keys() if key.startswith("solver.")}
     for key in sorted(before.keys() & now.keys() | solver):  # other keys may come from another version's recipe format
         if before.get(key) != now.get(key):
@@ -57,12 +56,9 @@ def changed_setting(network: Network, done: Mapping[str, Any]) -> str:
     return ""
 
 
-def training_settings(settings: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """Return the recipe settings (`Recipe.settings`) that affect training on this split, with dotted keys."""
-    solver = dict(settings.get("solver", {}))
-    for pattern, fields in settings.get("solver_for", {}).items():
-        if fnmatch.fnmatchcase(split, pattern):
-            solver |= fields
+def training_settings(settings: Mapping[str, Any], split: str, treatment: str) -> dict[str, Any]:
+    """Return the recipe settings (`Recipe.settings`) that affect the training of a network, with dotted keys."""
+    solver = solver_of(settings.get("solver", {}), settings.get("solver_for", {}), split, treatment)
     flat: dict[str, Any] = {f"solver.{key}": value for key, value in solver.items()}
     for key in ("images", "batch"):
         flat |= {f"{key}.{name}": value for name, value in settings.get(key, {}).items() if not name.endswith("root")}
