@@ -173,6 +173,13 @@ def test_of_several_patterns_the_later_one_counts_more(tmp_path: Path) -> None:
     assert (solver["base_lr"], solver["momentum"]) == (0.25, 0.8)
 
 
+def test_patterns_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    solver_for = {"*+": {"max_iter": 20, "test_interval": 10}, "A*": {"max_iter": 25}}
+    recipe_of(tmp_path, networks={"random0": ["A3B"]}, solver_for=solver_for)
+    with pytest.raises(UserError, match=r"random0-A3B\+: max_iter 25 is not a multiple of test_interval 10"):
+        recipe_of(tmp_path, networks={"random0": ["A3B", "A3B+"]}, solver_for=solver_for)
+
+
 def test_the_settings_written_as_yaml_are_the_same_recipe_again(tmp_path: Path) -> None:
     recipe = load_recipe("paper")
     path = tmp_path / "paper.yaml"

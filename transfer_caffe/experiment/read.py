@@ -129,6 +129,12 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
             recipe.require(treatment)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    for network in recipe.networks():  # several patterns of solver_for may name one network
+        if network.max_iter % network.solver["test_interval"]:
+            raise UserError(
+                f"{where}: solver_for: {network.split}-{network.treatment}: max_iter {network.max_iter} is not a "
+                f"multiple of test_interval {network.solver['test_interval']}: the final weights would not be tested"
+            )
     return recipe
 
 

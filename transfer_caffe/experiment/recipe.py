@@ -35,7 +35,7 @@ does not support is an error that names the file, the key and the allowed values
     test_images*  number of images per test pass: `all` (the default) or a number; rounded up to full batches
     solver        any field of Caffe's SolverParameter that is not derived from the network; max_iter must be a
                   multiple of test_interval, so that the final weights are tested
-    solver_for*   pattern of splits, treatments or SPLIT-TREATMENT, for example `reduced*`, `P?+` or `random*-A?B+`:
+    solver_for*   pattern of splits, treatments or SPLIT-TREATMENT, for example `reduced*`, `P*+` or `random*-A?B+`:
                   solver fields that differ for these networks; a later pattern overrides an earlier one
     keep_snapshots*   how many of a network's newest snapshots are kept, during and after training: a number, or `all`
                   (default: 2 during training, only the final one afterwards). An older snapshot is removed once a
