@@ -110,9 +110,7 @@ def recipe_text(
 
 
 def require_weights(path: str, stages: Sequence[Stage]) -> None:
-    """Raise UserError unless a .caffemodel is intact and has the layers of all stages but the last."""
-    if path.endswith(".h5"):
-        return  # checked when the first network is started
+    """Raise UserError unless a weights file is intact and has the layers of all stages but the last."""
     there = read_weights(Path(path))
     for stage in stages[:-1]:
         for name in stage.weighted:
@@ -159,7 +157,13 @@ def prepare(args: argparse.Namespace) -> Path:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(each) for each in text.split(",")]
+    try:
+        numbers = [float(each) for each in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(f"three numbers, for blue, green and red, were expected, not {text!r}")
+    return numbers
 
 
 @command

@@ -19,7 +19,6 @@ from support.tiny import net_text, tiny_images, write_lmdb
 from support.waiting import PATIENCE
 from transfer_caffe.engine.__main__ import main
 from transfer_caffe.engine.solver import solverstate
-from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import array_to_blob, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.formats.weights import read_weights
@@ -144,11 +143,7 @@ def scores(log: str) -> list[float]:
 def blobs(folder: Path, iteration: int, ending: str = "") -> dict[str, np.ndarray]:
     """Read the weights (LAYER/INDEX) and histories (history/INDEX) of a snapshot; ``ending`` is .h5 for HDF5."""
     weights, state = (f"{folder}/snap/tiny_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
-    layers = (
-        {name: list(found.values()) for name, found in hdf5.read_weights(weights).items()}
-        if ending
-        else read_weights(Path(weights))
-    )
+    layers = read_weights(Path(weights))
     found = {f"{name}/{index}": array for name, arrays in layers.items() for index, array in enumerate(arrays)}
     return found | {f"history/{index}": array for index, array in enumerate(solverstate.read_state(state).history)}
 

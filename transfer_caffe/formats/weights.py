@@ -1,4 +1,4 @@
-"""Reading and comparison of weights files (.caffemodel) as arrays by layer."""
+"""Reading and comparison of weights files (.caffemodel, or its HDF5 form .h5) as arrays by layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2, read_binary
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
@@ -14,17 +15,27 @@ from transfer_caffe.utils.errors import UserError
 
 def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
     """Return the blobs of each layer that has any, by layer name. Raise UserError if one is damaged or not finite."""
-    net = upgrade_net(read_binary(path, caffe_pb2.NetParameter()), str(path))
+    if path.suffix == ".h5":
+        stored = {
+            name: [blobs[index] for index in sorted(blobs)] for name, blobs in hdf5.read_weights(path).items() if blobs
+        }
+    else:
+        net = upgrade_net(read_binary(path, caffe_pb2.NetParameter()), str(path))
+        stored = {
+            layer.name: [
+                blob_to_array(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)
+            ]
+            for layer in net.layer
+            if layer.blobs
+        }
     return {
-        layer.name: [_finite(blob, f"{path}: {layer.name}: blob {index}") for index, blob in enumerate(layer.blobs)]
-        for layer in net.layer
-        if layer.blobs
+        name: [finite(array, f"{path}: {name}: blob {index}") for index, array in enumerate(arrays)]
+        for name, arrays in stored.items()
     }
 
 
-def _finite(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
-    """Return a blob as an array. Raise UserError if it has NaN or inf."""
-    array = blob_to_array(blob, where)
+def finite(array: np.ndarray, where: str) -> np.ndarray:
+    """Return the array. Raise UserError if it has NaN or inf."""
     if not np.isfinite(array).all():
         raise UserError(f"{where} contains NaN or inf; the training diverged or the file is damaged")
     return array

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from transfer_caffe.formats import seal
-from transfer_caffe.formats.proto import caffe_pb2, read_binary
-from transfer_caffe.formats.weights import _finite, read_weights
+from transfer_caffe.formats.proto import blob_to_array, caffe_pb2, read_binary
+from transfer_caffe.formats.weights import finite, read_weights
 from transfer_caffe.run.folder import PREFIX, iterations, state_path, weights_path
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import checksum_path, sha256, sync, write_checksum
@@ -88,7 +88,10 @@ def check_pair(folder: Path, iteration: int, expected: Expected | None = None) -
         raise UserError(f"{state_file}: was written with different weights than those in {weights.name}")
     if expected and state.HasField("random_seed") and state.random_seed != expected.random_seed:
         raise UserError(f"{state_file}: belongs to another network: its random_seed is not {expected.random_seed}")
-    history = [_finite(blob, f"{state_file}: history {index}").shape for index, blob in enumerate(state.history)]
+    history = []
+    for index, blob in enumerate(state.history):
+        where = f"{state_file}: history {index}"
+        history.append(finite(blob_to_array(blob, where), where).shape)
     if history != shapes:
         raise UserError(f"{state_file}: holds a history of {len(history)} blobs, {weights.name} has {len(shapes)}")
 
