@@ -25,7 +25,7 @@ from transfer_caffe.experiment.architecture import require_frozen, shapes_by_eng
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import TEMPLATES, Network
 from transfer_caffe.experiment.rewrite import Change, Source, rewrite
-from transfer_caffe.experiment.treatment import Treatment, describe
+from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.proto import parse_text, to_text
 from transfer_caffe.formats.proto import read_text as read_message
@@ -114,7 +114,7 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
         "test_source": _relative(data / "val_lmdb", folder),
         "mean_file": _relative(network.mean_folder(data_root) / "mean.binaryproto", folder),
         "mean_of_base": network.mean_folder(data_root) != data,
-        "description": describe(treatment),
+        "description": network.description,
         "command": _command_line(network),
     }
     origin = f"{recipe.architecture} for {network.name}"
@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int | None:
     network = load_recipe(args.recipe).network(split, treatment, args.seed)
     folder = Path(args.out) if args.out else network.folder("runs")
     render(network, args.data, folder, args.force)
-    print(f"{network.name}: {describe(treatment)}\nwrote {folder / NET}\nwrote {folder / SOLVER}\nnext:")
+    print(f"{network.name}: {network.description}\nwrote {folder / NET}\nwrote {folder / SOLVER}\nnext:")
     weights = ""
     if treatment.copies:
         base = network.source

@@ -293,5 +293,6 @@ def test_generate_prints_how_to_copy_from_the_source(recipe, capsys):
     make_data(load_recipe(path), say=lambda _: None)
     assert generate_main(["--recipe", path, "--treatment", "P1"]) == 0
     said = capsys.readouterr().out
+    assert "whole-P1-s0: stage 1 copied from the source P and frozen; the others re-initialised" in said
     assert "transfer_caffe.surgery --treatment P1 --base" in said and "pretrained.caffemodel" in said
     assert "--weights init.caffemodel" in said

@@ -30,13 +30,10 @@ from transfer_caffe.utils.strict_yaml import Section, is_whole, load_yaml, shown
 
 RECIPES = PACKAGE / "recipes"
 
-
 PRECISIONS = ["fp32", "tf32", "bf16"]
-
 
 # The policies of SGDSolver::GetLearningRate; real Caffe reports an unknown one only at the first iteration.
 LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
-
 
 # Solver fields that are derived from the network and its folder, or that the driver relies on.
 _NOT_IN_RECIPES = {

@@ -72,7 +72,7 @@ from typing import Any, Literal
 
 from transfer_caffe.experiment.slurm_settings import SlurmSettings
 from transfer_caffe.experiment.stages import stages_of
-from transfer_caffe.experiment.treatment import LAYERS, Treatment
+from transfer_caffe.experiment.treatment import LAYERS, Treatment, describe
 from transfer_caffe.formats.nets import read_net
 from transfer_caffe.utils.errors import UserError
 
@@ -316,6 +316,11 @@ class Network:
     def name(self) -> str:
         """The network's name, unique in its recipe, for example `random0-A3B+-s0`; also the name of its folder."""
         return f"{self.split}-{self.treatment}-s{self.seed}"
+
+    @property
+    def description(self) -> str:
+        """The treatment in words; n counts stages in a net of one's own."""
+        return describe(self.treatment, "stage" if self.recipe.net_file else "layer")
 
     @property
     def random_seed(self) -> int:

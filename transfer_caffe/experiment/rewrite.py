@@ -97,7 +97,7 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     body.insert(place, _accuracy(logits if logits != ACCURACY else f"{ACCURACY}_of_the_net"))
     new.layer.extend(body)
     _set_fillers(new)
-    _use_free_names(new, len(body))
+    _use_free_names(new)
     stages = stages_of(new, change.cuts)
     _freeze(new, stages, change, where)
     return new
@@ -220,12 +220,12 @@ def _set_fillers(net: NetParameter) -> None:
                     param.weight_filler.type = "msra"
 
 
-def _use_free_names(net: NetParameter, of_the_net: int) -> None:
-    """Give inserted layers names that no layer of the net has: weights are copied by name."""
-    inserted = [layer for layer in net.layer if layer.name in ("data", LOSS, ACCURACY)]
-    own = {layer.name for layer in net.layer if layer.type not in ("Data", "Accuracy", "SoftmaxWithLoss")}
-    for layer in inserted:
-        if layer.type in ("Data", "Accuracy", "SoftmaxWithLoss"):
+def _use_free_names(net: NetParameter) -> None:
+    """Give layers of the types that are inserted names that no other layer has: weights are copied by name."""
+    inserted = ("Data", "Accuracy", "SoftmaxWithLoss")
+    own = {layer.name for layer in net.layer if layer.type not in inserted}
+    for layer in net.layer:
+        if layer.type in inserted:
             while layer.name in own:
                 layer.name += "_"
 

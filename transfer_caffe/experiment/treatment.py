@@ -158,15 +158,15 @@ def expand(pattern: str) -> list[Treatment]:
     return [Treatment.parse(f"{match[1]}{n}{match[3]}") for n in numbers]
 
 
-def describe(treatment: Treatment) -> str:
-    """Describe a treatment in words."""
+def describe(treatment: Treatment, counted: str = "layer") -> str:
+    """Describe a treatment in words. ``counted``: what n counts, "layer" or "stage"; in the paper's net both are one."""
     place = f"half {treatment.target}" if treatment.target else "all classes"
     if treatment.is_base:
         return f"trained from scratch on {place}"
-    layers = "layer 1" if treatment.n == 1 else f"layers 1-{treatment.n}"
+    layers = f"{counted} 1" if treatment.n == 1 else f"{counted}s 1-{treatment.n}"
     if treatment.is_random:
         return f"{layers} random, untrained and frozen; the others trained on {place}"
     source = treatment.base or f"the source {treatment.source}"
     if treatment.finetuned:
-        return f"{layers} copied from {source}, the others re-initialised; all layers trained on {place}"
+        return f"{layers} copied from {source}, the others re-initialised; all {counted}s trained on {place}"
     return f"{layers} copied from {source} and frozen; the others re-initialised and trained on {place}"

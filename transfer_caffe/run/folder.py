@@ -19,8 +19,15 @@ from transfer_caffe.utils.files import read_record
 
 NET, SOLVER, INIT = "train_val.prototxt", "solver.prototxt", "init.caffemodel"
 
+STARTED, DONE, CURVE, SURGERY = "started.json", "done.json", "curve.csv", "surgery.json"
+
+LOG = "train.log"
+"""The log of all training runs in a network's folder."""
 
 PREFIX = "snapshots/net"
+"""Caffe's snapshot_prefix."""
+
+Say = Callable[[str], None]
 
 
 def weights_path(folder: Path, iteration: int) -> Path:
@@ -35,14 +42,9 @@ def state_path(folder: Path, iteration: int) -> Path:
 
 def iterations(folder: Path) -> list[int]:
     """Return the iterations that have a .solverstate, in ascending order."""
-    found = (re.fullmatch(r"net_iter_(\d+)\.solverstate", path.name) for path in (folder / PREFIX).parent.glob("*"))
+    states = folder.glob(f"{PREFIX}_iter_*.solverstate")
+    found = (re.fullmatch(r"net_iter_(\d+)\.solverstate", path.name) for path in states)
     return sorted(int(match[1]) for match in found if match)
-
-
-DONE, CURVE, SURGERY = "done.json", "curve.csv", "surgery.json"
-
-
-Say = Callable[[str], None]
 
 
 def read_done(network: Network, runs: Path) -> dict[str, Any] | None:
@@ -89,10 +91,3 @@ def set_aside(folder: Path, say: Say) -> None:
         number += 1
     os.rename(folder, old)
     say(f"the old folder was renamed to {old}")
-
-
-LOG = "train.log"
-"""The log of all training runs in a network's folder."""
-
-
-STARTED = "started.json"
