@@ -24,6 +24,19 @@ def _own_random_numbers_and_threads():
     torch.set_num_threads(1)  # an engine's command that ran in this process has set it
 
 
+_HANDLERS = {
+    number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers():
+    """Restore the signal handlers that pytest was started with: a command that runs in this process sets its own."""
+    yield
+    for number, handler in _HANDLERS.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def logged():
     """Nets and solvers that a test uses as a library write the log that the engine's command writes."""
@@ -41,7 +54,7 @@ def tiny(tmp_path, monkeypatch):
 
 @pytest.fixture
 def driver_world(tmp_path, monkeypatch):
-    """The small world in a current folder whose name has a space and a quote; signal handlers are restored."""
+    """The small world in a current folder whose name has a space and a quote."""
     from support.driving import STARTED  # not for tests of the engine alone
     from support.small_world import make_world
 
@@ -49,12 +62,9 @@ def driver_world(tmp_path, monkeypatch):
     folder.mkdir()
     make_world(folder)
     monkeypatch.chdir(folder)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield folder
     while STARTED:
         process = STARTED.pop()
         process.kill()
         if process.stdout and not process.stdout.closed:
             process.communicate()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import signal
 import threading
 import time
 
@@ -236,18 +235,13 @@ def test_make_gives_what_was_prepared_from_tensors_that_stay_where_they_are(tier
 
 @pytest.mark.parametrize("where", TIERS)
 def test_a_training_with_tests_ends_with_the_bytes_that_it_has_on_the_host(tier, where, tiny):
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     final = tiny / "snap" / "tiny_iter_20.caffemodel"
-    try:
-        assert main(["train", "--solver", "solver.prototxt"]) == 0
-        expected = final.read_bytes()
-        final.unlink()
-        tier(where)
-        assert main(["train", "--solver", "solver.prototxt"]) == 0
-        assert final.read_bytes() == expected
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    expected = final.read_bytes()
+    final.unlink()
+    tier(where)
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    assert final.read_bytes() == expected
 
 
 def test_nothing_on_the_device_looks_at_a_value():

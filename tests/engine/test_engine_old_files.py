@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +76,6 @@ V0_TEST = V0.replace("DATA", 'source: "test_lmdb" batchsize: 5').replace(
     "END", 'layers { layer { name: "accuracy" type: "accuracy" } bottom: "fc3" bottom: "label" top: "accuracy" }'
 )
 V0_SOLVER = SOLVER.replace('net: "net.prototxt"', 'train_net: "train.prototxt" test_net: "test.prototxt"')
-
-
-@pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def train(solver: str = "solver.prototxt", *argv: str) -> dict[str, list[bytes]]:

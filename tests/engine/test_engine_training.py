@@ -24,14 +24,6 @@ from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, NetParameter, Ne
 from transfer_caffe.utils.processes import environment
 
 
-@pytest.fixture(autouse=True)
-def keep_signal_handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def edit(path, *changes):
     text = path.read_text()
     for old, new in changes:

@@ -12,18 +12,16 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.kills import TARGETS, contents, start, victims
-from support.small_world import EXPERIMENT, draw_shapes
+from support.small_world import draw_shapes, experiment
 
 from transfer_caffe.sweep.__main__ import main as sweep_main
 from transfer_caffe.utils.files import write_text
 
 KILLS = 6
 SMALL = (
-    EXPERIMENT.replace("max_iter: 20", "max_iter: 400")
+    experiment("{random0: [baseA, A3B]}", "display: 5, snapshot: 20")
+    .replace("max_iter: 20", "max_iter: 400")
     .replace("test_interval: 10", "test_interval: 100")
-    .replace("snapshot: 10", "snapshot: 20")
-    .replace("[baseA, baseB, A3B, A3B+]", "[baseA, A3B]")
-    .replace("  whole: [base, R2]\n", "")
 )
 
 

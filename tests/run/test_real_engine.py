@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.small_world import draw_shapes
+from support.small_world import draw_shapes, experiment
 from support.waiting import PATIENCE, wait_for
 
 from transfer_caffe import driver
@@ -27,20 +27,7 @@ pytestmark = pytest.mark.skipif(
     real_caffe.program() is None, reason="no real Caffe here (environment variable CAFFE, the PATH, or `make caffe`)"
 )
 
-RECIPE = """\
-name: tiny
-dataset: data/shapes
-images: {resize: [32, 32]}
-architecture: mini
-crop: 28
-mirror: true
-batch: {train: 8, test: 4}
-solver: {base_lr: 0.01, lr_policy: step, gamma: 0.1, stepsize: 15, max_iter: 20, momentum: 0.9, weight_decay: 0.0005,
-         test_interval: 10, display: 5, snapshot: 10}
-networks:
-  random0: [baseA, baseB, A3B, A3B+, B3B]
-  whole: [R2]
-"""
+RECIPE = experiment("{random0: [baseA, baseB, A3B, A3B+, B3B], whole: [R2]}")
 FROZEN, FRESH = ["conv1", "conv2", "conv3"], ["conv4", "conv5", "fc6", "fc7", "fc8"]
 
 
@@ -52,10 +39,7 @@ def _folder(tmp_path_factory):
     draw_shapes()
     write_text("tiny.yaml", RECIPE)
     make_data(load_recipe("tiny.yaml"), Path("data"), lambda line: None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     os.chdir(before)
 
 

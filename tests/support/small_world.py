@@ -31,22 +31,24 @@ networks:
   whole: [base, R2]
 """
 
-EXPERIMENT = """\
+
+def experiment(networks: str, solver: str = "display: 5, snapshot: 10", more: str = "") -> str:
+    """Return the recipe of a complete experiment in miniature, for the data of `draw_shapes`."""
+    return f"""\
 name: tiny
 dataset: data/shapes
-images: {resize: [32, 32]}
+images: {{resize: [32, 32]}}
 architecture: mini
 crop: 28
 mirror: true
-batch: {train: 8, test: 4}
-outputs: classes
-solver: {base_lr: 0.01, lr_policy: step, gamma: 0.1, stepsize: 15, max_iter: 20, momentum: 0.9, weight_decay: 0.0005,
-         test_interval: 10, display: 5, snapshot: 10}
-networks:
-  random0: [baseA, baseB, A3B, A3B+]
-  whole: [base, R2]
-"""
-"""The recipe of a complete experiment in miniature."""
+batch: {{train: 8, test: 4}}
+solver: {{base_lr: 0.01, lr_policy: step, gamma: 0.1, stepsize: 15, max_iter: 20, momentum: 0.9, weight_decay: 0.0005,
+         test_interval: 10, {solver}}}
+networks: {networks}
+{more}"""
+
+
+EXPERIMENT = experiment("{random0: [baseA, baseB, A3B, A3B+], whole: [base, R2]}")
 
 
 def fake_engine(*misbehaviours: str) -> str:

@@ -32,10 +32,6 @@ RUNS = Path("runs/small")
 def _world(tmp_path, monkeypatch):
     make_world(tmp_path)
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def run(engine: str | None = None, *more: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import support
 from support.slurm_cluster import Cluster, running_cluster, why_not
-from support.small_world import draw_shapes
+from support.small_world import draw_shapes, experiment
 from support.waiting import PATIENCE, wait_for
 
 from transfer_caffe.experiment.read import load_recipe
@@ -27,21 +27,11 @@ from transfer_caffe.utils.files import read_json, sha256, write_text
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no private Slurm: {why_not()}")
 
 # 3 of a node's 4 processors: one job per node, so that killing a node only ends one job
-RECIPE = """\
-name: tiny
-dataset: data/shapes
-images: {resize: [32, 32]}
-architecture: mini
-crop: 28
-mirror: true
-batch: {train: 8, test: 4}
-solver: {base_lr: 0.01, lr_policy: step, gamma: 0.1, stepsize: 15, max_iter: 20, momentum: 0.9, weight_decay: 0.0005,
-         test_interval: 10, display: 1, snapshot: 5, solver_mode: CPU}
-networks:
-  random0: [baseA, baseB, A3B, A3B+, B3B, B5A]
-  whole: [base, R2]
-slurm: {time: "1", memory: 100M, cpus: 3, signal_seconds: 55}
-"""
+RECIPE = experiment(
+    "{random0: [baseA, baseB, A3B, A3B+, B3B, B5A], whole: [base, R2]}",
+    "display: 1, snapshot: 5, solver_mode: CPU",
+    'slurm: {time: "1", memory: 100M, cpus: 3, signal_seconds: 55}\n',
+)
 RUNS = Path("runs/tiny")
 BASE_A, BASE_B, BASE = "random0-baseA-s0", "random0-baseB-s0", "whole-base-s0"
 FAILING = "random0-B5A-s0"
@@ -73,12 +63,9 @@ def world(tmp_path, monkeypatch, cluster):
     monkeypatch.chdir(folder)
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield folder
     cluster.ask("scancel", f"--user={os.getuid()}")
     wait_for(lambda: not cluster.ask("squeue", "-h", "-o", "%i"), "an empty queue")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def make_world(folder: Path) -> None:

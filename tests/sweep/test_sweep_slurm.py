@@ -28,10 +28,6 @@ def _world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fake_slurm.install(tmp_path / "bin")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def submit(*more: str, engine: str | None = None) -> int:

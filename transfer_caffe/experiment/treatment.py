@@ -159,7 +159,7 @@ def expand(pattern: str) -> list[Treatment]:
 
 
 def describe(treatment: Treatment, counted: str = "layer") -> str:
-    """Describe a treatment in words. ``counted``: what n counts, "layer" or "stage"; in the paper's net both are one."""
+    """Describe a treatment in words. ``counted``: what n counts, "layer" or "stage" (the same in the paper's net)."""
     place = f"half {treatment.target}" if treatment.target else "all classes"
     if treatment.is_base:
         return f"trained from scratch on {place}"
