@@ -1,71 +1,18 @@
 """Tests of data_prep.wordnet: groups from WordNet's hierarchy, with small noun files and, if installed, WordNet."""
 
-import os
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.small_wordnet import ID, TEXT, noun_text, real_nouns
 
 from transfer_caffe.data_prep import split
 from transfer_caffe.data_prep.classes import IMAGENET_CLASSES, Class, read_classes, write_classes
-from transfer_caffe.data_prep.wordnet import (
-    ARTIFACT,
-    EXCEPTIONS,
-    INSTALLED,
-    Nouns,
-    Rule,
-    main,
-    noun_file,
-    read_exceptions,
-    read_ids,
-)
+from transfer_caffe.data_prep.noun_file import Nouns, noun_file
+from transfer_caffe.data_prep.wordnet import ARTIFACT, EXCEPTIONS, Rule, main, read_exceptions, read_ids
 from transfer_caffe.formats.image_list import read_class_map
 from transfer_caffe.utils.errors import UserError
-
-VERSION_LINE = "  14 WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved.  \n"
-
-# key: (words, pointers: symbol and key); artifact is second and has its byte offset of WordNet 3.0
-SYNSETS = {
-    "entity": ("entity", []),
-    "artifact": ("artifact artefact", [("@", "entity"), ("~", "boat")]),
-    "animal": ("animal beast", [("@", "entity")]),
-    "boat": ("boat water_craft", [("+", "animal"), ("@", "artifact"), ("~i", "liner")]),
-    "liner": ("Big_Liner", [("@i", "boat")]),
-    "decoy": ("decoy", [("@", "animal"), ("@", "boat")]),
-    "cat": ("cat", [("@", "animal")]),
-    "crab": ("hermit_crab", [("@", "animal"), ("%p", "boat"), ("~", "artifact"), ("#m", "artifact")]),
-    "egg": ("egg", [("@", "hen")]),
-    "hen": ("hen", [("@", "egg"), ("@", "animal")]),
-    # more than nine words: their number is hexadecimal
-    "many": (" ".join(f"word{i}" for i in range(12)), [("@", "boat")]),
-}
-
-
-def noun_text(synsets=SYNSETS, version=VERSION_LINE):
-    """Return the text of a noun file, and the id of each key."""
-
-    def line(key):
-        words, pointers = synsets[key]
-        words = words.split()
-        fields = [f"{places[key]:08d} 05 n {len(words):02x}", *(f"{word} 0" for word in words), f"{len(pointers):03d}"]
-        fields += [f"{symbol} {places[other]:08d} n 0000" for symbol, other in pointers]
-        return " ".join(fields) + ' | what it is; "@ 00000000 n | 0000"  \n'
-
-    places = dict.fromkeys(synsets, 0)  # the length of a line does not depend on the offsets
-    sizes = {key: len(line(key)) for key in synsets}
-    first = int(ARTIFACT[1:]) - sizes["entity"]
-    header = "  1 This software and database is being provided to you  \n  2   \n" + version
-    header += "  " + "x" * (first - len(header) - 3) + "\n"
-    place = len(header)
-    for key in synsets:
-        places[key] = place
-        place += sizes[key]
-    return header + "".join(map(line, synsets)), {key: f"n{place:08d}" for key, place in places.items()}
-
-
-TEXT, ID = noun_text()
 
 
 @pytest.fixture
@@ -367,117 +314,13 @@ def test_explain_of_what_is_no_noun_is_an_error(wordnet, wnid, capsys):
     assert wnid in error_of(capsys, "--explain", wnid)
 
 
-# ---- the noun file
-
-
-@pytest.mark.parametrize("under", ["", "dict", "usr/share/wordnet"])
-def test_the_noun_file_is_found_in_the_folder_given_before_that_of_the_environment(tmp_path, monkeypatch, under):
-    folder = tmp_path / "given" / under
-    folder.mkdir(parents=True)
-    (folder / "data.noun").write_text(TEXT)
-    monkeypatch.setenv("WORDNET", str(tmp_path / "other"))
-    assert noun_file(str(tmp_path / "given")) == folder / "data.noun"
-    monkeypatch.setenv("WORDNET", str(tmp_path / "given"))
-    assert noun_file() == folder / "data.noun"
-
-
-def test_the_noun_file_may_be_given_itself_under_any_name(tmp_path):
-    (tmp_path / "nouns").write_text(TEXT)
-    assert ID["cat"] in Nouns(noun_file(str(tmp_path / "nouns")))
-
-
 def test_without_wordnet_the_error_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORDNET", str(tmp_path / "none"))
     text = error_of(capsys, "--explain", ARTIFACT)
     assert str(tmp_path / "none") in text and "wordnet-base" in text and "--wordnet" in text
     monkeypatch.delenv("WORDNET")
-    monkeypatch.setattr("transfer_caffe.data_prep.wordnet.INSTALLED", str(tmp_path / "system"))
+    monkeypatch.setattr("transfer_caffe.data_prep.noun_file.INSTALLED", str(tmp_path / "system"))
     assert str(tmp_path / "system") in error_of(capsys, "--explain", ARTIFACT)
-
-
-def refusal(tmp_path, data):
-    """Return the error for a noun file with these bytes, from reading the file or from parsing all its synsets."""
-    (tmp_path / "data.noun").write_bytes(data)
-    with pytest.raises(UserError) as caught:
-        nouns = Nouns(tmp_path / "data.noun")
-        for wnid in ID.values():
-            nouns.ancestors(wnid)
-    assert str(tmp_path / "data.noun") in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("version", ["2.1", "3.1", "1.7.1", "30"])
-def test_another_wordnet_is_refused_by_its_version(tmp_path, version):
-    text = noun_text(version=VERSION_LINE.replace("3.0", version))[0]
-    assert f"this is WordNet {version}" in refusal(tmp_path, text.encode())
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "\n",
-        "cat 0\n",
-        noun_text(version="")[0],
-        TEXT[TEXT.index("\n0") + 1 :],  # the licence is gone
-        TEXT[: TEXT.index("\n0") + 1],  # the synsets are gone
-        TEXT.replace(" 05 n ", " 05 v "),  # data.verb
-        TEXT[: TEXT.index("\n0") + 1] + "boat n 1 2 @ ~ 1 0 00022222  \n",  # index.noun
-    ],
-)
-def test_what_is_no_noun_file_is_refused(tmp_path, text):
-    assert "not the noun file" in refusal(tmp_path, text.encode())
-
-
-def test_a_noun_file_with_dos_line_ends_reads_as_the_original(tmp_path):
-    (tmp_path / "data.noun").write_bytes(TEXT.replace("\n", "\r\n").encode())
-    nouns = Nouns(tmp_path / "data.noun")
-    assert all(wnid in nouns for wnid in ID.values())
-    assert nouns[ID["decoy"]].hypernyms == (ID["animal"], ID["boat"])
-
-
-def place(key):
-    return int(ID[key][1:])
-
-
-@pytest.mark.parametrize(
-    ("data", "where"),
-    [
-        (TEXT.replace("what it is", "what is", 1), place("artifact") - 3),  # the line after one that lost bytes
-        (TEXT.replace("beast", "beasts"), place("boat") + 1),
-        (TEXT.replace(ID["cat"][1:] + " 05", f"{place('cat') + 1:08d} 05"), place("cat")),
-        (TEXT[: place("crab")] + TEXT[place("egg") :], place("crab")),
-        (TEXT[: place("crab")] + "\n" + TEXT[place("crab") :], place("crab")),
-        (TEXT[:-20], place("many")),  # truncated
-    ],
-)
-def test_a_file_in_which_something_was_added_or_lost_is_refused_where_it_shows(tmp_path, data, where):
-    assert data != TEXT
-    assert f"damaged at byte {where};" in refusal(tmp_path, data.encode())
-
-
-@pytest.mark.parametrize(
-    ("key", "old", "new"),
-    [
-        ("boat", " n 02 ", " n 03 "),
-        ("boat", " n 02 ", " n 01 "),
-        ("boat", " n 02 ", " n zz "),
-        ("boat", " n 02 ", " n ff "),
-        ("boat", " n 02 ", " v 02 "),
-        ("boat", " 003 ", " 004 "),
-        ("boat", " 003 ", " 002 "),
-        ("boat", f"@ {ARTIFACT[1:]} ", "@ 00021938 "),
-        ("cat", " | what", " _ what"),
-        ("cat", "01 cat", "01 c\xe4t"),
-        ("many", " n 0c ", " n 12 "),
-    ],
-)
-def test_a_synset_whose_line_is_damaged_is_refused_by_its_place(tmp_path, key, old, new):
-    start, end = place(key), TEXT.index("\n", place(key))
-    line = TEXT[start:end]
-    assert line.count(old) == 1
-    data = (TEXT[:start] + line.replace(old, new) + TEXT[end:]).encode("latin-1")
-    assert f"damaged at byte {start};" in refusal(tmp_path, data)
 
 
 # ---- WordNet itself
@@ -491,15 +334,8 @@ def test_the_exceptions_that_come_along_are_classes_of_imagenet_under_their_word
     assert {group for _, group in exceptions.values()} == {"man-made"}
 
 
-@pytest.fixture(scope="module")
-def real():
-    """Return WordNet 3.0's nouns; skip the test if WORDNET is not set and the package is not installed."""
-    if not os.environ.get("WORDNET") and not Path(INSTALLED, "data.noun").exists():
-        pytest.skip("WordNet is not installed: install wordnet-base, or set WORDNET to the folder with data.noun")
-    return Nouns(noun_file())
-
-
-def test_in_wordnet_522_imagenet_classes_descend_from_artifact_and_29_exceptions_make_the_papers_lists(real):
+def test_in_wordnet_522_imagenet_classes_descend_from_artifact_and_29_exceptions_make_the_papers_lists():
+    real = real_nouns()
     classes, exceptions = read_classes(), read_exceptions(EXCEPTIONS)
     down = {c.name for c in classes if Rule().group(real, c.name) == "man-made"}
     assert len(down) == 522
@@ -508,7 +344,8 @@ def test_in_wordnet_522_imagenet_classes_descend_from_artifact_and_29_exceptions
     assert (len(classes), len(down | set(exceptions))) == (1000, 551)
 
 
-def test_from_wordnet_and_the_bare_ids_comes_the_class_file_of_the_imagenet_classes(real, tmp_path, capsys):
+def test_from_wordnet_and_the_bare_ids_comes_the_class_file_of_the_imagenet_classes(tmp_path, capsys):
+    real = real_nouns()
     (tmp_path / "synsets.txt").write_text("".join(f"{c.name}\n" for c in read_classes()))
     argv = ["--ids", str(tmp_path / "synsets.txt"), "--out", str(tmp_path / "classes.csv")]
     assert main([*argv, "--wordnet", str(real.path)]) == 0
@@ -517,9 +354,3 @@ def test_from_wordnet_and_the_bare_ids_comes_the_class_file_of_the_imagenet_clas
         "1000 classes: 551 man-made, 449 natural\ndescendants of n00021939 artifact, artefact: 522\n"
         in capsys.readouterr().out
     )
-
-
-def test_all_of_wordnet_is_read_and_leads_up_to_entity(real):
-    ids = [f"n{number}" for number in re.findall(r"^\d{8}", real.path.read_text(), re.M)]
-    assert len(ids) == 82115
-    assert all("n00001740" in real.ancestors(wnid) for wnid in ids)
