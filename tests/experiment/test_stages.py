@@ -55,6 +55,20 @@ def test_well_known_nets_have_the_stages_that_people_name(name, names):
     assert [stage.number for stage in stages] == list(range(1, len(names) + 1))
 
 
+def test_the_halves_of_a_sliced_blob_are_no_cuts_as_each_holds_only_a_part():
+    sliced = (
+        INPUT
+        + layer("conv1", "Convolution", "data")
+        + layer("parts", "Slice", "conv1", "left", 'top: "right"')
+        + layer("conv2", "Convolution", "left")
+        + layer("conv3", "Convolution", "right")
+        + layer("both", "Concat", "conv2 conv3")
+        + layer("fc", "InnerProduct", "both")
+    )
+    assert cuts_of(net(sliced)) == ["data", "conv1", "both"]
+    assert [stage.weighted for stage in stages_of(net(sliced))] == [("conv1",), ("conv2", "conv3"), ("fc",)]
+
+
 def test_a_residual_block_is_one_stage_with_its_companions():
     stages = stages_of(read_net(FOLDER / "resnet.prototxt"))
     assert stages[0].weighted == ("conv1", "bn_conv1", "scale_conv1") and stages[0].cut == "pool1"
