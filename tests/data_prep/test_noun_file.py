@@ -1,6 +1,7 @@
 """Tests of data_prep.noun_file: finding and reading WordNet's noun file, and refusing damaged ones."""
 
 import re
+from pathlib import Path
 
 import pytest
 from support.small_wordnet import ID, TEXT, VERSION_LINE, noun_text, real_nouns
@@ -113,6 +114,6 @@ def test_a_synset_whose_line_is_damaged_is_refused_by_its_place(tmp_path, key, o
 
 def test_all_of_wordnet_is_read_and_leads_up_to_entity():
     real = real_nouns()
-    ids = [f"n{number}" for number in re.findall(r"^\d{8}", real.path.read_text(), re.M)]
+    ids = [f"n{number}" for number in re.findall(r"^\d{8}", Path(real.path).read_text(), re.M)]
     assert len(ids) == 82115
     assert all("n00001740" in real.ancestors(wnid) for wnid in ids)
