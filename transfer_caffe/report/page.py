@@ -86,7 +86,7 @@ def render(
         warnings=warnings,
         lead=[
             f"{counted} {'has' if having == 1 else 'have'} a result.",
-            *(answer for analysis in analyses for answer in answers(analysis.markers)),
+            *(answer for analysis in analyses for answer in answers(analysis.markers, analysis.rows, analysis.probes)),
             *(_lead(analysis, len(analyses) > 1) for analysis in analyses),
         ],
         findings=[each for analysis in analyses for each in effect_sentences(analysis, len(analyses) > 1)],
