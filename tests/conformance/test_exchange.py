@@ -34,6 +34,7 @@ CASES = [
     "shared_sgd",
     "shared_adam",
     "frozen_adam",
+    "scalar_sgd",
 ]
 
 

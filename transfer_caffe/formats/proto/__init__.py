@@ -71,12 +71,16 @@ def write_binary(path: str | os.PathLike[str], message: Message) -> None:
 
 
 def blob_shape(blob: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """Return the shape of a blob; files from before 2015 have num, channels, height, width instead of shape."""
+    """Return the shape of a blob; files from before 2015 have num, channels, height, width instead of shape.
+
+    Caffe writes a blob without axes (a scalar) as one value without any shape (Blob::ToProto).
+    """
     if blob.HasField("shape"):
         return tuple(blob.shape.dim)
     if any(blob.HasField(name) for name in ("num", "channels", "height", "width")):
         return (blob.num, blob.channels, blob.height, blob.width)
-    return (len(blob.data) or len(blob.double_data),)
+    count = len(blob.data) or len(blob.double_data)
+    return () if count == 1 else (count,)
 
 
 def blob_to_array(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
