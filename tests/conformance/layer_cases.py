@@ -138,6 +138,16 @@ for _kind in ("Convolution", "Deconvolution"):
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 axis: 2 {FILLERS} }}", (2, 2, 3, 4, 3))
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", (2, 3, 5))
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", X, X, tops=2)
+    add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", (2, 2, 3, 2, 3, 2))
+    _settings = "num_output: 4 kernel_size: 2 stride: 2 pad: 1 dilation: 1 dilation: 2 dilation: 1 dilation: 1 group: 2"
+    add(_kind, f"convolution_param {{ {_settings} bias_term: false {FILLERS} }}", (2, 2, 3, 4, 2, 3))
+    add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 1 axis: 2 {FILLERS} }}", (2, 2, 4))
+add("Convolution", f"convolution_param {{ num_output: 3 kernel_size: 3 pad: 5 {FILLERS} }}")
+add(
+    "Convolution",
+    f"convolution_param {{ num_output: 4 kernel_h: 2 kernel_w: 3 pad_h: 3 pad_w: 1 stride: 2 group: 2 {FILLERS} }}",
+)
+add("Convolution", f"convolution_param {{ num_output: 3 kernel_size: 15 pad: 7 {FILLERS} }}")
 add(
     "Deconvolution",
     'convolution_param { num_output: 4 kernel_size: 4 stride: 2 pad: 1 group: 4 weight_filler { type: "bilinear" } }',

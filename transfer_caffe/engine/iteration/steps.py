@@ -183,7 +183,9 @@ class ConvolutionStep(Unary):
     def serves(cls, layer: Layer) -> bool:
         if type(layer) is not vision.Convolution:
             return False
-        return len(layer.kernel) == 2 and layer.channel_axis == 1 and len(layer.param.bottom) == 1
+        if layer.method is None or layer.method.special:
+            return False
+        return layer.channel_axis == 1 and len(layer.param.bottom) == 1
 
     def __init__(self, layer: Layer, shard: Shard, weight: float) -> None:
         super().__init__(layer, shard, weight)
@@ -200,6 +202,31 @@ class ConvolutionStep(Unary):
         below, *found = aten.convolution_backward(
             gradient, self.saved, self.values[0], self.outputs, *self.places, wanted
         )
+        self.gradients = found[: len(self.learned)]
+        return below
+
+
+class SpecialConvolutionStep(Unary):
+    """2-D convolution with one bottom, for which PyTorch's own operation is slow (`layers.convolve`)."""
+
+    @classmethod
+    def serves(cls, layer: Layer) -> bool:
+        if type(layer) is not vision.Convolution or layer.method is None or not layer.method.special:
+            return False
+        return layer.channel_axis == 1 and len(layer.param.bottom) == 1
+
+    def __init__(self, layer: Layer, shard: Shard, weight: float) -> None:
+        super().__init__(layer, shard, weight)
+        assert isinstance(layer, vision.Convolution) and layer.method is not None
+        self.method = layer.method
+
+    def up(self, x: Tensor, batch: int) -> Tensor:
+        self.saved = self.method.padded(x)
+        return self.method.forward(self.saved, self.values[0], self.bias)
+
+    def down(self, gradient: Tensor) -> Tensor | None:
+        wanted = (self.needs[0], self.learned[0], len(self.learned) > 1 and self.learned[1])
+        below, *found = self.method.backward(gradient, self.saved, self.values[0], wanted)
         self.gradients = found[: len(self.learned)]
         return below
 
@@ -347,7 +374,8 @@ class SoftmaxLossStep(Step):
 
 
 STEPS: tuple[type[Step], ...] = (
-    AccuracyStep, ConvolutionStep, ReLUStep, PoolingStep, LRNStep, InnerProductStep, DropoutStep, SoftmaxLossStep,
+    AccuracyStep, ConvolutionStep, SpecialConvolutionStep, ReLUStep, PoolingStep, LRNStep, InnerProductStep,
+    DropoutStep, SoftmaxLossStep,
 )  # fmt: skip
 
 
