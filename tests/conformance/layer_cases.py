@@ -16,8 +16,8 @@ from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 Shape = tuple[int, ...]
 Kind = str | int
-"""The values of a bottom: normal, relu (negative values are 0), unit (between 0 and 1), zeros (some values are 0),
-huge, or, given a number, integers from 0 up to that number."""
+"""The values of a bottom: normal, relu (negative values are 0), unit (between 0 and 1), zeros (some values are 0), nan
+(most values of every second column are NaN), huge, or, given a number, integers from 0 up to that number."""
 
 FILLERS = 'weight_filler { type: "gaussian" std: 0.5 } bias_filler { type: "gaussian" std: 0.5 }'
 
@@ -95,6 +95,10 @@ def values(kind: Kind, shape: Shape, draw: np.random.RandomState) -> np.ndarray:
     if isinstance(kind, int):
         return np.asarray(draw.randint(0, kind, shape), np.float32)
     normal = np.asarray(draw.standard_normal(shape), np.float32)
+    if kind == "nan":
+        # no window may be without numbers: real Caffe writes its gradient to a wrong place
+        odd = np.arange(shape[-1]) % 2 == 1
+        return np.where((draw.random_sample(shape) < 0.6) & odd, np.nan, normal).astype(np.float32)
     if kind == "zeros":
         return np.where(draw.random_sample(shape) < 0.4, 0, normal).astype(np.float32)
     return {"normal": normal, "relu": normal.clip(0), "unit": 1 / (1 + np.exp(-normal)), "huge": 200 * normal}[kind]
@@ -177,6 +181,9 @@ for _pool in ("MAX", "AVE"):
         add("Pooling", f"pooling_param {{ pool: {_pool} {_setting} }}")
         add("Pooling", f"pooling_param {{ pool: {_pool} {_setting} }}", (2, 3, 7, 5), kinds={0: "relu"})
 add("Pooling", "pooling_param { pool: AVE kernel_size: 1 stride: 2 }")
+for _tops in (1, 2):
+    for _setting in ("kernel_size: 2 stride: 2 round_mode: FLOOR", "kernel_size: 3 stride: 2 pad: 2"):
+        add("Pooling", f"pooling_param {{ {_setting} }}", kinds={0: "nan"}, tops=_tops)
 add_all("Pooling", "pooling_param", ["kernel_size: 3 stride: 2", "kernel_size: 3 stride: 2 pad: 2"], tops=2)
 add_all(
     "LRN",

@@ -259,6 +259,8 @@ class PoolingStep(Unary):
         super().__init__(layer, shard, weight)
         assert isinstance(layer, vision.Pooling)
         self.is_maximum = layer.param.pooling_param.pool == Pool.MAX
+        self.empty: Tensor | None = None
+        """Which windows have no number; None if there are none."""
         windows = [list(layer.kernel), list(layer.stride), list(layer.pad)]
         self.settings = (*windows, [1, 1], layer.ceil) if self.is_maximum else (*windows, layer.ceil, True, None)
 
@@ -268,6 +270,13 @@ class PoolingStep(Unary):
             return aten.avg_pool2d(x, *self.settings)
         top, places = aten.max_pool2d_with_indices(x, *self.settings)
         self.saved = x, places
+        self.empty = None
+        if vision.Pooling.lacks_numbers(top):
+            assert isinstance(self.layer, vision.Pooling)
+            top, places = aten.max_pool2d_with_indices(self.layer.numbers(x), *self.settings)
+            self.saved = x, places
+            self.empty = top <= -torch.finfo(top.dtype).max
+            top = self.layer.without_nan(top)
         return top
 
     def down(self, gradient: Tensor) -> Tensor:
@@ -275,9 +284,11 @@ class PoolingStep(Unary):
         if bottom.is_contiguous(memory_format=torch.channels_last):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         # these operations only use the bottom's shape, so it may have been overwritten
-        if self.is_maximum:
-            return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
-        return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
+        if not self.is_maximum:
+            return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
+        if self.empty is not None:
+            gradient = gradient.masked_fill(self.empty, 0)
+        return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
 
 
 class LRNStep(Unary):

@@ -120,11 +120,14 @@ class Pooling(Layer):
 
     Output sizes round up, and a window that would start beyond the image, in the padding, is dropped. AVE divides by
     the size of the window clipped to the padded image. PyTorch's ceil_mode follows the same rules. A second top of MAX
-    holds the index of each maximum within its channel's plane.
+    holds the index of each maximum within its channel's plane. MAX ignores NaN; a window without any number gives
+    -FLT_MAX.
     """
 
     tops = (1, 2)
     precision = "given"
+    relu_postponed = False
+    """Whether the net applies a ReLU of the bottom to the top instead (`passes.relus_to_postpone`)."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.pooling_param, shapes[0]
@@ -168,7 +171,11 @@ class Pooling(Layer):
         if self.native and param.pool == Pool.AVE:
             return [F.avg_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
         if self.is_plain_maximum:
-            return [F.max_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
+            settings = self.kernel, self.stride, self.pad, 1, self.ceil
+            top = F.max_pool2d(x, *settings)
+            if self.lacks_numbers(top):
+                top = self.without_nan(F.max_pool2d(self.numbers(x), *settings))
+            return [top]
         # pad explicitly, at the end as much as the last window needs
         ends = [
             (n - 1) * s + k - p - side
@@ -181,10 +188,33 @@ class Pooling(Layer):
             return [sums / self._areas(bottoms[0])]
         x = F.pad(x, edges, value=-torch.finfo(x.dtype).max)
         top, places = F.max_pool2d(x, self.kernel, self.stride, return_indices=True)
+        if self.lacks_numbers(top):
+            top, places = F.max_pool2d(self.numbers(x), self.kernel, self.stride, return_indices=True)
+            top = self.without_nan(top)
         rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
         height, width = bottoms[0].shape[2:]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        inside &= top.detach() > -torch.finfo(x.dtype).max
         return [top, torch.where(inside, rows * width + columns, -1).to(torch.float32)][: len(self.top)]
+
+    @staticmethod
+    def lacks_numbers(top: Tensor) -> bool:
+        """Return whether the maxima that PyTorch has found may differ from Caffe's, because of NaN or -inf.
+
+        Caffe's maximum starts at -FLT_MAX and takes what is larger, which NaN never is; PyTorch passes NaN on. Only the
+        top is read (0.3% of the demo's training). On a GPU the host would wait for it, so there NaN is passed on.
+        """
+        return top.device.type == "cpu" and not math.isfinite(float(top.detach().sum()))
+
+    @staticmethod
+    def numbers(x: Tensor) -> Tensor:
+        """Return the bottom with the least number instead of NaN and -inf, which get no gradient."""
+        least = -torch.finfo(x.dtype).max
+        return torch.where(x > least, x, least)
+
+    def without_nan(self, top: Tensor) -> Tensor:
+        """Return the maxima of `numbers`. A postponed ReLU would change the least number to 0: then it becomes NaN."""
+        return torch.where(top > -torch.finfo(top.dtype).max, top, math.nan) if self.relu_postponed else top
 
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
