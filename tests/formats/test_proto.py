@@ -63,7 +63,7 @@ def test_old_blobs_have_num_channels_height_and_width_for_a_shape():
 
 def test_a_blob_without_axes_is_read_with_or_without_an_empty_shape():
     # real Caffe writes a scalar without a shape, this package with an empty one
-    for blob in (caffe_pb2.BlobProto(data=[0.25]), proto.array_to_blob(np.float32(0.25))):
+    for blob in (caffe_pb2.BlobProto(data=[0.25]), proto.array_to_blob(np.array(0.25))):
         assert proto.blob_to_array(blob, "").shape == () and proto.blob_to_array(blob, "") == 0.25
 
 
