@@ -377,3 +377,25 @@ add("Filter", "", (5, 2), (5, 3), (5,), kinds={2: 2}, tops=2)
 add("BatchReindex", "", (4, 3, 2), (6,), kinds={1: 4})
 add("Silence", "", X, X, tops=0)
 LAYER_CASES["Parameter"] = [LayerCase('type: "Parameter" parameter_param { shape { dim: 2 dim: 3 } }', ())]
+_LAST = (
+    'recurrent_param { num_output: 3 EXPOSE weight_filler { type: "gaussian" std: 0.5 } bias_filler { value: 0.1 } }'
+)
+for _kind, _states in (("RNN", 1), ("LSTM", 2)):
+    for _static in ((), ((2, 4),)):
+        add(_kind, _LAST.replace("EXPOSE", ""), (4, 2, 3, 2), (4, 2), *_static, kinds={1: 2})
+        add(_kind, _LAST.replace("EXPOSE", "expose_hidden: true"), (4, 2, 5), (4, 2), *_static, *((1, 2, 3),) * _states,
+            kinds={1: 2}, tops=1 + _states)  # fmt: skip
+add("LSTMUnit", "", (1, 3, 2), (1, 3, 8), (1, 3), kinds={2: 2}, tops=2)
+add("LSTMUnit", "", (1, 3, 2), (1, 3, 8), (1, 3), kinds={2: "unit"}, tops=2)
+add_all(
+    "Im2col",
+    "convolution_param",
+    ["kernel_size: 3", "kernel_h: 3 kernel_w: 2 pad_h: 1 pad_w: 0 stride: 2", "kernel_size: 2 dilation: 2 pad: 2",
+     "kernel_size: 1", "kernel_size: 2 stride: 3 pad: 1 pad: 0"],
+)  # fmt: skip
+add("Im2col", "convolution_param { kernel_size: 2 pad: 1 }", (2, 3, 4, 3, 4))
+add("Im2col", "convolution_param { kernel_size: 2 axis: 2 }", (2, 2, 3, 4, 3))
+add("Im2col", "convolution_param { kernel_size: 2 force_nd_im2col: true }")
+for _pool in ("MAX", "AVE"):
+    for _setting in ("pyramid_height: 1", "pyramid_height: 2", "pyramid_height: 3"):
+        add("SPP", f"spp_param {{ {_setting} pool: {_pool} }}", (2, 3, 8, 11))

@@ -13,7 +13,16 @@ from transfer_caffe.real_caffe.differences import TOLERANCE
 
 pytestmark = needs_real_caffe
 
-READING = {"Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData"}  # test_sources.py
+READING = {
+    "Data",
+    "DummyData",
+    "HDF5Data",
+    "HDF5Output",
+    "ImageData",
+    "Input",
+    "MemoryData",
+    "WindowData",
+}  # test_sources.py
 
 
 @pytest.fixture(scope="module")

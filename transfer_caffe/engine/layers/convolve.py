@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_caffe.engine.layers.common import product
+from transfer_caffe.formats.shapes import convolution_sides
 
 MANY_WEIGHTS, MOST_WEIGHTS = 1 << 22, 1 << 26
 """From the first number of weights on, a convolution of few windows is computed as a matrix product, and from the
@@ -117,8 +118,7 @@ class Method:
 
     def sides(self, x: Tensor) -> list[int]:
         """Return the height and width of the top for a `padded` bottom."""
-        zipped = zip(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True)
-        return [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in zipped]
+        return convolution_sides(x.shape[2:], self.kernel, self.stride, self.pad, self.dilation)
 
     def _unfolded(self, x: Tensor) -> list[Tensor]:
         """Return the windows of the images as rows, (windows, weights of an output), for a few images at a time."""
@@ -170,11 +170,8 @@ def convolve(
     group: int,
 ) -> Tensor:  # fmt: skip
     """Return the convolution of (num, channels, sides) over any number of axes, as PyTorch's for 1 to 3 axes."""
-    x = F.pad(x, [p for each in reversed(pad) for p in (each, each)])
-    sides = [
-        (side - d * (k - 1) - 1) // s + 1
-        for side, k, s, d in zip(x.shape[2:], weight.shape[2:], stride, dilation, strict=True)
-    ]
+    sides = convolution_sides(x.shape[2:], weight.shape[2:], stride, pad, dilation)
+    x = _edged(x, pad)
     top = None
     for place, window in _windows(weight.shape[2:], sides, stride, dilation):
         part = _grouped(x[(..., *window)], weight[(..., *place)], group)
@@ -200,6 +197,19 @@ def convolve_transposed(
             top = part
     top = top[(..., *(slice(p, side - p) for p, side in zip(pad, whole, strict=True)))]
     return top if bias is None else top + bias.view(-1, *(1,) * len(sides))
+
+
+def unfolded(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Return the windows of (num, channels, sides) as (num, channels, places of the kernel, sides of the top)."""
+    sides = convolution_sides(x.shape[2:], kernel, stride, pad, dilation)
+    x = _edged(x, pad)
+    return torch.stack([x[(..., *window)] for _, window in _windows(kernel, sides, stride, dilation)], 2)
+
+
+def _edged(x: Tensor, pad: Sequence[int]) -> Tensor:
+    return F.pad(x, [p for each in reversed(pad) for p in (each, each)])
 
 
 def _windows(

@@ -1,4 +1,4 @@
-"""Image layers: Convolution, Deconvolution, Pooling, LRN (caffe/layers/conv_layer.cpp and others)."""
+"""Image layers: Convolution, Deconvolution, Im2col, Pooling, SPP, LRN (caffe/layers/conv_layer.cpp and others)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
-from transfer_caffe.engine.layers.convolve import Method, convolve, convolve_transposed
-from transfer_caffe.formats.proto.caffe_pb2 import LRNParameter
+from transfer_caffe.engine.layers.convolve import Method, convolve, convolve_transposed, unfolded
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
@@ -113,6 +113,39 @@ class Deconvolution(Convolution):
         if function is None:
             return convolve_transposed(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
         return function(images, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
+
+
+class Im2col(Layer):
+    """The windows of a convolution as channels (caffe/layers/im2col_layer.cpp): channels x places of the kernel."""
+
+    precision = "given"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.convolution_param, shapes[0]
+        self.channel_axis = self.axis(param.axis, shape)
+        axes = len(shape) - self.channel_axis - 1
+        if not param.kernel_size and not param.HasField("kernel_h"):
+            raise self.error("convolution_param has no kernel_size")
+        self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
+        self.dilation, self.kernel = (
+            spatial(self, param, "dilation", 1, axes),
+            spatial(self, param, "kernel_size", None, axes),
+        )
+        if min((1, *self.kernel, *self.stride, *self.dilation)) < 1:
+            raise self.error("kernel_size, stride and dilation must be positive")
+        sides = shape[self.channel_axis + 1 :]
+        self.sizes = convolution_sides(sides, self.kernel, self.stride, self.pad, self.dilation)
+        if min((1, *self.sizes)) < 1:
+            raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        axis = self.channel_axis
+        return [(*shapes[0][:axis], shapes[0][axis] * math.prod(self.kernel), *self.sizes)]
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        images = bottoms[0].reshape(-1, *bottoms[0].shape[self.channel_axis :])
+        top = unfolded(images, self.kernel, self.stride, self.pad, self.dilation)
+        return [top.reshape(self.top_shapes([tuple(bottoms[0].shape)])[0])]
 
 
 class Pooling(Layer):
@@ -225,6 +258,44 @@ class Pooling(Layer):
             starts = torch.arange(n, device=x.device) * stride - pad
             sides.append((starts + kernel).clamp(max=side + pad) - starts)
         return (sides[0][:, None] * sides[1][None, :]).to(x.dtype)
+
+
+class SPP(Layer):
+    """Spatial pyramid pooling (caffe/layers/spp_layer.cpp): level i pools each channel into 2^i x 2^i windows.
+
+    The top is (num, windows of all levels and channels), or, with one level only, (num, channels, 1, 1).
+    """
+
+    precision = "given"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.spp_param, shapes[0]
+        if len(shape) != 4:
+            raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shape)}")
+        if param.pyramid_height < 1:
+            raise self.error("spp_param has no pyramid_height")
+        self.levels = [self._level(2**level, shape[2:]) for level in range(param.pyramid_height)]
+        for level in self.levels:
+            level.setup(shapes)
+
+    def _level(self, bins: int, sides: Shape) -> Pooling:
+        layer = LayerParameter(name=self.name, type=self.type, bottom=self.param.bottom, top=self.param.top)
+        param = layer.pooling_param
+        param.pool = self.param.spp_param.pool  # pyright: ignore[reportAttributeAccessIssue] - the same values
+        param.kernel_h, param.kernel_w = param.stride_h, param.stride_w = [-(-side // bins) for side in sides]
+        rest = [kernel * bins - side for kernel, side in zip((param.kernel_h, param.kernel_w), sides, strict=True)]
+        param.pad_h, param.pad_w = ((each + 1) // 2 for each in rest)
+        return Pooling(layer, self.context)
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        num, channels = shapes[0][:2]
+        if len(self.levels) == 1:
+            return [(num, channels, 1, 1)]
+        return [(num, channels * sum(math.prod(level.size) for level in self.levels))]
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        pooled = [level.forward(bottoms, batch)[0] for level in self.levels]
+        return pooled if len(pooled) == 1 else [torch.cat([each.flatten(1) for each in pooled], 1)]
 
 
 class _LRNAcrossChannels(torch.autograd.Function):
@@ -350,4 +421,4 @@ class LRN(Layer):
         return [(values * (1 + param.alpha * mean).pow(-param.beta)).to(x.dtype)]
 
 
-LAYERS = (Convolution, Deconvolution, Pooling, LRN)
+LAYERS = (Convolution, Deconvolution, Im2col, Pooling, SPP, LRN)
