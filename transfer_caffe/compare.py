@@ -326,6 +326,8 @@ def main(argv: list[str] | None = None) -> int:
     net = build(param, args.phase)
     if random := random_layers(net):
         raise UserError(f"{args.net}: cannot be compared, it has random layers: {', '.join(random)}; see --phase")
+    if again := next((layer for layer in net.layers if layer.blobs and layer.key != layer.name), None):
+        raise UserError(f"{args.net}: cannot be compared: pycaffe shows one of the layers named {again.name!r} only")
     outcome = compare([Case(param, args.phase, weights=args.weights, seed=args.seed)], DRAWS)[0]
     for who, error in (("the embedded engine", outcome.ours), ("real Caffe", outcome.real)):
         if error:
