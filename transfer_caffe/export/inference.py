@@ -64,6 +64,11 @@ class Inference:
         """The name of the input blob that holds images: the first input."""
         return next(iter(self.inputs), "")
 
+    @property
+    def batch(self) -> int:
+        """The number of items in a batch: that of the first input; 0 if there is none."""
+        return next((shape[0] for shape in self.inputs.values() if shape), 0)
+
     def with_batch(self, size: int) -> Inference | None:
         """Return the net for another batch size, with the same weights; None if it cannot be built.
 
@@ -71,13 +76,12 @@ class Inference:
         """
         param = NetParameter()
         param.CopyFrom(self.param)
-        first = next(iter(self.inputs.values()), ())
-        if not first:
+        if not self.batch:
             return None
         for layer in param.layer:
             if layer.type == "Input":
                 for shape in layer.input_param.shape:
-                    if shape.dim and shape.dim[0] == first[0]:
+                    if shape.dim and shape.dim[0] == self.batch:
                         shape.dim[0] = size
         try:
             net = Net(param, self.net.state, 1, torch.device("cpu"), share=self.net)

@@ -84,10 +84,8 @@ def build(
     """
     drawn = _draw(used)
     inputs = used.inputs
-    first: Shape = next(iter(inputs.values()), ())
-    moving = [name for name, shape in inputs.items() if first and shape[:1] == first[:1]]
     # twice as many items, so that layers which divide the batch can do it again
-    other = used.with_batch(2 * first[0]) if first else None
+    other = used.with_batch(2 * used.batch)
     redrawn = _draw(other) if other is not None else None
     open_batch = redrawn is not None and drawn.graph.same_as(redrawn.graph)
     dims: dict[str, list[int | str]] = {}
@@ -95,7 +93,7 @@ def build(
         dims[name] = list(shape)
         if redrawn is not None and open_batch and redrawn.shapes[name] != shape:
             # tensors with several values an item, such as slices of the batch, have no name for their size
-            dims[name][0] = BATCH if shape[0] == first[0] else f"{BATCH}_of_{name}"
+            dims[name][0] = BATCH if shape[0] == used.batch else f"{BATCH}_of_{name}"
     graph = drawn.graph
     model = Model(used, onnx.ModelProto(), drawn.blobs, open_batch, preprocessing, shapes=drawn.shapes)
     named_inputs = {name: (FLOAT, dims[name]) for name in inputs}
@@ -104,7 +102,7 @@ def build(
         preprocessing.check(inputs[used.images], used.images)
         images = used.images
         model.image_input = graph.free_name("image")
-        batch = BATCH if open_batch and images in moving else first[0]
+        batch = BATCH if open_batch else used.batch
         before = preprocessing.add_to(graph, model.image_input, images)
         graph.nodes[:] = graph.nodes[len(graph.nodes) - before :] + graph.nodes[: len(graph.nodes) - before]
         named_inputs = {model.image_input: (BYTE, [batch, *preprocessing.image_shape]), **named_inputs}

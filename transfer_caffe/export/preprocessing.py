@@ -137,7 +137,7 @@ def preprocessing_of(
     if image is not None:
         if image.shape != (channels, *size):
             raise UserError(
-                f"{os.fspath(mean_file or '')}: the mean image is {list(image.shape)}, the images are {[channels, *size]}"
+                f"{os.fspath(mean_file or '')}: it is {list(image.shape)}, the images are {[channels, *size]}"
             )
         top, left = made.corner
         values = np.ascontiguousarray(image[:, top : top + crop[0], left : left + crop[1]])
