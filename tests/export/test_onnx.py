@@ -144,9 +144,7 @@ def test_the_check_names_the_first_blob_that_differs(tmp_path, monkeypatch):
     array[3] += 0.01
     weight.CopyFrom(numpy_helper.from_array(array, weight.name))
     model.write("net.onnx")
-    with pytest.raises(
-        Differs, match=r"^blob 'ip1' of layer 'relu1' \(ReLU\) differs from the engine's on random"
-    ):
+    with pytest.raises(Differs, match=r"^blob 'ip1' of layer 'relu1' \(ReLU\) differs from the engine's on random"):
         check(model, "net.onnx")
 
 

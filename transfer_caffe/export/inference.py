@@ -31,8 +31,8 @@ from transfer_caffe.formats.proto.caffe_pb2 import (
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
-READ = ("Data", "ImageData", "HDF5Data", "MemoryData")
-"""Layer types that read records; inputs take their place. DummyData with random values counts as well."""
+IMAGES = ("Data", "ImageData")
+"""Layer types that read images with labels."""
 
 SECOND_TOPS = {"SoftmaxWithLoss": "Softmax", "InfogainLoss": "Softmax", "SigmoidCrossEntropyLoss": "Sigmoid"}
 """The type of the layer that computes a loss layer's second top."""
@@ -155,6 +155,7 @@ def for_inference(
         elif copy.type == "Input" and shape:
             copy.input_param.shape[0].dim[1:] = shape
         layers.append(copy)
+    layers = [*_inputs_of_other_phases(layers, param, shape), *layers]
     kept, left_out = _without_losses(layers)
     if not any(layer.bottom or layer.type == "Parameter" for layer in kept):
         if left_out:
@@ -168,9 +169,30 @@ def for_inference(
 
 def _reads(layer: LayerParameter) -> bool:
     fillers = layer.dummy_data_param.data_filler
-    return layer.type in READ or (
-        layer.type == "DummyData" and any(filler.type not in ("", "constant") for filler in fillers)
-    )
+    if layer.type == "DummyData":
+        return any(filler.type not in ("", "constant") for filler in fillers)
+    return not layer.bottom and layer.type not in ("Input", "Parameter")
+
+
+def _inputs_of_other_phases(
+    layers: Sequence[LayerParameter], param: NetParameter, shape: Sequence[int]
+) -> list[LayerParameter]:
+    """Return inputs for blobs that no layer computes: a net may have data layers for phase TRAIN or for stages only."""
+    made: set[str] = set()
+    missing: set[str] = set()
+    for layer in layers:
+        missing |= set(layer.bottom) - made
+        made |= set(layer.top)
+    found = []
+    for layer in param.layer:
+        if not layer.bottom and layer.type != "Parameter" and missing & set(layer.top) and not made & set(layer.top):
+            copy = LayerParameter()
+            copy.CopyFrom(layer)
+            copy.ClearField("include")
+            copy.ClearField("exclude")
+            found.append(_as_input(copy, param, state_of(param, TEST), shape))
+            made |= set(layer.top)
+    return found
 
 
 def _as_input(layer: LayerParameter, param: NetParameter, state: NetState, shape: Sequence[int]) -> LayerParameter:
@@ -183,21 +205,25 @@ def _as_input(layer: LayerParameter, param: NetParameter, state: NetState, shape
 
 
 def _shapes_of(layer: LayerParameter, param: NetParameter, state: NetState, shape: Sequence[int]) -> list[Shape]:
+    if layer.type not in LAYERS and not shape:  # a Python layer, for example
+        raise UserError(
+            f"layer {layer.name!r} ({layer.type}): what it reads is unknown; give the shape of an image (--shape)"
+        )
     batch = max(layer.data_param.batch_size, layer.image_data_param.batch_size, 1)
-    transform = layer.transform_param
-    crop, channels = transform.crop_size, _channels_of(layer, param)
-    if not shape and layer.type in ("Data", "ImageData") and crop and channels:
+    crop, channels = layer.transform_param.crop_size, _channels_of(layer, param)
+    if not shape and layer.type in IMAGES and crop and channels:
         # without opening the data, which may be elsewhere
         shape = (channels, crop, crop)
-    if shape and layer.type in ("Data", "ImageData"):
-        return [(batch, *shape), (batch,)][: len(layer.top)]
+    if shape and layer.type not in ("DummyData", "MemoryData"):
+        return [(batch, *shape), *[(batch,)] * (len(layer.top) - 1)]
     alone = NetParameter(name=param.name, layer=[layer])
     try:
         net = Net(alone, state, 1, torch.device("cpu"))
     except (UserError, OSError) as error:
-        if layer.type not in ("Data", "ImageData"):
-            raise
-        raise UserError(f"layer {layer.name!r} ({layer.type}): {error}; or give the shape of an image") from None
+        words = str(error).removeprefix(f"layer {layer.name!r} ({layer.type}): ")
+        raise UserError(
+            f"layer {layer.name!r} ({layer.type}): {words}; or give the shape of an image (--shape)"
+        ) from None
     return [net.shapes[top] for top in layer.top]
 
 

@@ -26,6 +26,7 @@ from transfer_caffe.export.graph import IR_VERSION, OPSET, Graph
 from transfer_caffe.export.inference import Inference
 from transfer_caffe.export.operators import OPERATORS, Place
 from transfer_caffe.export.preprocessing import Preprocessing
+from transfer_caffe.export.state import tensor_names
 from transfer_caffe.utils.errors import UserError
 
 FLOAT, BYTE = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
@@ -151,9 +152,9 @@ def _draw(used: Inference) -> _Drawn:
         bottoms = [sizes[bottom] for bottom in layer.param.bottom]
         tops = [tuple(shape) for shape in layer.top_shapes(bottoms)]
         tensors = [names[index, top] for top in layer.top]
-        place = Place(
-            graph, layer, layer.key, [current[bottom] for bottom in layer.param.bottom], bottoms, tensors, tops, known
-        )
+        weights = tensor_names(layer.param, len(layer.blobs))
+        given = [current[bottom] for bottom in layer.param.bottom]
+        place = Place(graph, layer, layer.key, given, bottoms, tensors, tops, weights, known)
         OPERATORS[layer.type](place)
         for top, tensor, shape in zip(layer.top, tensors, tops, strict=True):
             current[top], sizes[top], shapes[tensor] = tensor, shape, shape

@@ -15,7 +15,7 @@ import numpy as np
 
 from transfer_caffe.engine.layers import Blob, Layer, Shape
 from transfer_caffe.export.graph import Graph
-from transfer_caffe.export.names import weight_names
+from transfer_caffe.export.state import statistics
 from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, LRNParameter, ReductionParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 
@@ -34,6 +34,8 @@ class Place:
     shapes: list[Shape]
     tops: list[str]
     top_shapes: list[Shape]
+    names: tuple[str, ...]
+    """The names of the layer's weights."""
     blob_names: dict[int, str]
     """The names of weights that were added, by the identity of the blob."""
 
@@ -57,7 +59,7 @@ class Place:
         owner = blob.owner or blob
         array = blob.data.detach().numpy()
         shape = tuple(array.shape) if shape is None else shape
-        own = self.blob_names.setdefault(id(owner), f"{self.name}.{weight_names(self.layer)[index]}")
+        own = self.blob_names.setdefault(id(owner), f"{self.name}.{self.names[index]}")
         known = self.graph.constants.get(own)
         if known is not None and known.shape != shape:
             own = f"{own} as {'x'.join(map(str, shape)) or 'scalar'}"
@@ -198,14 +200,11 @@ def _batch_norm(place: Place) -> None:
         axes = [axis for axis in range(len(shape)) if axis != 1]
         _normalised(place, bottom, axes, layer.eps, top, outside=False)
         return
-    means, variances, weight = (blob.data.detach().numpy() for blob in layer.blobs)
-    factor = np.float32(0 if weight[0] == 0 else 1 / weight[0])
-    names = weight_names(layer)
+    moments = statistics([blob.data.detach().numpy() for blob in layer.blobs])
     mean, variance = (
-        place.graph.weight(array * factor, f"{place.name}.{name}")
-        for array, name in zip((means, variances), names[:2], strict=True)
+        place.graph.weight(array, f"{place.name}.{name}") for array, name in zip(moments, place.names, strict=False)
     )
-    ones, zeros = np.ones_like(means), np.zeros_like(means)
+    ones, zeros = np.ones_like(moments[0]), np.zeros_like(moments[0])
     inputs = [bottom, place.constant(ones, "scale"), place.constant(zeros, "bias"), mean, variance]
     place.node("BatchNormalization", inputs, top, epsilon=layer.eps)
 
