@@ -20,8 +20,9 @@ from onnx import numpy_helper  # noqa: E402
 from support.exporting import exported, of_case, write_network  # noqa: E402
 
 from transfer_caffe.engine.layers import LAYERS  # noqa: E402
+from transfer_caffe.export import Differs  # noqa: E402
 from transfer_caffe.export.__main__ import main  # noqa: E402
-from transfer_caffe.export.check import Differs, check  # noqa: E402
+from transfer_caffe.export.check import check  # noqa: E402
 from transfer_caffe.export.inference import load  # noqa: E402
 from transfer_caffe.export.onnx_file import build  # noqa: E402
 from transfer_caffe.export.operators import OPERATORS  # noqa: E402

@@ -5,3 +5,7 @@
 `inference` turns any net into one for inference; `onnx_file` and `operators` write it as ONNX, and `check` compares
 that with the engine. `preprocessing` describes what is done to an image. docs/export.md has recipes.
 """
+
+
+class Differs(Exception):
+    """A blob of the ONNX file differs from the engine's; the text names the first one, in the order of the layers."""

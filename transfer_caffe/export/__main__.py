@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfer_caffe.export import Differs
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, named_path, require_file, say_error
 from transfer_caffe.utils.files import read_text, whole_file
 
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from transfer_caffe.export.inference import Inference
     from transfer_caffe.export.preprocessing import Preprocessing
 
+SAFETENSORS = ".safetensors"
+
 EXAMPLES = """examples:
   python -m transfer_caffe.export deploy.prototxt --weights net.caffemodel --onnx net.onnx
   python -m transfer_caffe.export deploy.prototxt --weights net.caffemodel --onnx net.onnx --mean 104,117,123 \\
       --with-preprocessing --images cat.jpg
+  python -m transfer_caffe.export deploy.prototxt --weights net.caffemodel --safetensors net.safetensors
+  python -m transfer_caffe.export net.safetensors --caffemodel net.caffemodel
 
 docs/export.md shows how to use the files. Exit code: 1 if the ONNX file's blobs differ from the engine's.
 """
@@ -63,9 +68,19 @@ def _parser() -> ArgumentParser:
         description="Export a net with its weights to ONNX, and compare the result with the engine.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("net", metavar="NET", type=named_path, help="a deploy.prototxt or train_val.prototxt")
+    parser.add_argument(
+        "net", metavar="NET", type=named_path,
+        help="a deploy.prototxt or train_val.prototxt, or a .safetensors file written by this command",
+    )  # fmt: skip
     parser.add_argument("--weights", metavar="FILE", type=named_path, help="the .caffemodel (or .h5) with its weights")
     parser.add_argument("--onnx", metavar="FILE", type=named_path, help="write this ONNX file")
+    parser.add_argument("--safetensors", metavar="FILE", type=named_path, help="write the weights to this file")
+    parser.add_argument(
+        "--caffemodel",
+        metavar="FILE",
+        type=named_path,
+        help="write the .caffemodel that NET, a .safetensors, came from",
+    )
     parser.add_argument(
         "--check", action=argparse.BooleanOptionalAction, default=True, help="compare with the engine (default: yes)"
     )
@@ -89,7 +104,7 @@ def _parser() -> ArgumentParser:
 
 def _preprocessing(args: argparse.Namespace, used: Inference) -> Preprocessing | None:
     """Return the preprocessing that the arguments and the net describe."""
-    from transfer_caffe.export.preprocessing import preprocessing_of
+    from transfer_caffe.export.preprocessing import Preprocessing, preprocessing_of
 
     mean, mean_file = [], None
     if args.mean is not None:
@@ -98,6 +113,10 @@ def _preprocessing(args: argparse.Namespace, used: Inference) -> Preprocessing |
         except argparse.ArgumentTypeError:
             mean_file = args.mean
     shape = used.inputs.get(used.images, ())
+    if args.net.suffix == SAFETENSORS and args.mean is None and args.scale is None and args.resize is None:
+        from transfer_caffe.export.tensor_file import read_safetensors
+
+        return Preprocessing.from_metadata(read_safetensors(args.net)[0])
     found = preprocessing_of(
         shape, used.transform, mean=mean, mean_file=mean_file, scale=args.scale[0] if args.scale else None,
         resize=[int(side) for side in args.resize or ()],
@@ -124,7 +143,7 @@ def export_onnx(
 ) -> str:  # fmt: skip
     """Write the ONNX file and return what the check found; the file gets its name after the check.
 
-    Raise `check.Differs` if a blob differs, and UserError for a layer that cannot be exported.
+    Raise `Differs` if a blob differs, and UserError for a layer that cannot be exported.
     """
     from transfer_caffe.export.onnx_file import build
 
@@ -140,28 +159,49 @@ def export_onnx(
     return f"{batch}; {found}"
 
 
-@command
-def main(argv: list[str] | None = None) -> int | None:
-    """The command line."""
-    args = _parser().parse_args(argv)
-    require_file(args.net, "give the path of a net's prototxt")
-    if args.onnx is None:
-        raise UserError("nothing to do: give --onnx FILE")
-    require_packages("onnx", *(["onnxruntime"] if args.check else []))
-    if args.weights is not None:
-        require_file(args.weights, "give the .caffemodel with the net's weights")
+def _load(args: argparse.Namespace) -> Inference:
+    """Return the net that the arguments name, with its weights."""
     from transfer_caffe.export.inference import load, require_weights
 
+    if args.net.suffix == SAFETENSORS:
+        from transfer_caffe.export.tensor_file import load_safetensors
+
+        if args.weights is not None:
+            raise UserError(f"--weights: {args.net} has weights already")
+        return load_safetensors(args.net)
+    if args.weights is not None:
+        require_file(args.weights, "give the .caffemodel with the net's weights")
     used = load(args.net, args.weights, [int(size) for size in args.shape])
     if args.weights is None:
         require_weights(used.net, [], "has weights, and --weights is missing")
-    if used.left_out:
-        print(f"left out: {', '.join(used.left_out)}")
-    from transfer_caffe.export.check import Differs
+    return used
 
+
+def _write_caffemodel(args: argparse.Namespace) -> None:
+    from transfer_caffe.export.tensor_file import write_original
+
+    if args.net.suffix != SAFETENSORS:
+        raise UserError(f"--caffemodel: {args.net} is not a .safetensors file")
+    same = write_original(args.net, args.caffemodel)
+    what = "the same bytes as" if same else "the values of"
+    print(f"{args.caffemodel}: {what} the file that {args.net} was made from")
+
+
+def _write_safetensors(args: argparse.Namespace, used: Inference, preprocessing: Preprocessing | None) -> None:
+    from transfer_caffe.export.tensor_file import write_safetensors
+    from transfer_caffe.formats.nets import read_net
+
+    if args.net.suffix == SAFETENSORS:
+        raise UserError(f"--safetensors: {args.net} is one already")
+    classes = _class_names(args.classes, used) if args.classes else ()
+    count = write_safetensors(args.safetensors, used, read_net(args.net), args.weights, preprocessing, classes)
+    print(f"{args.safetensors}: {count} tensors")
+
+
+def _write_onnx(args: argparse.Namespace, used: Inference, preprocessing: Preprocessing | None) -> int:
     try:
         found = export_onnx(
-            used, args.onnx, _preprocessing(args, used), with_preprocessing=args.with_preprocessing,
+            used, args.onnx, preprocessing, with_preprocessing=args.with_preprocessing,
             classes=_class_names(args.classes, used) if args.classes else (), checked=args.check, images=args.images,
         )  # fmt: skip
     except Differs as error:
@@ -169,6 +209,28 @@ def main(argv: list[str] | None = None) -> int | None:
         return 1
     print(f"{args.onnx}: {found}")
     return 0
+
+
+@command
+def main(argv: list[str] | None = None) -> int | None:
+    """The command line."""
+    args = _parser().parse_args(argv)
+    if not (args.onnx or args.safetensors or args.caffemodel):
+        raise UserError("nothing to do: give --onnx FILE, --safetensors FILE or --caffemodel FILE")
+    require_file(args.net, "give the path of a net's prototxt")
+    needed = ["onnx"] * bool(args.onnx) + ["onnxruntime"] * bool(args.onnx and args.check)
+    require_packages(*needed, *["safetensors"] * (args.net.suffix == SAFETENSORS or bool(args.safetensors)))
+    if args.caffemodel:
+        _write_caffemodel(args)
+    if not args.onnx and not args.safetensors:
+        return 0
+    used = _load(args)
+    if used.left_out:
+        print(f"left out: {', '.join(used.left_out)}")
+    preprocessing = _preprocessing(args, used)
+    if args.safetensors:
+        _write_safetensors(args, used, preprocessing)
+    return _write_onnx(args, used, preprocessing) if args.onnx else 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import torch
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
 from transfer_caffe.engine.layers import Layer, Shape
+from transfer_caffe.export import Differs
 from transfer_caffe.export.inference import Inference
 from transfer_caffe.export.onnx_file import FLOAT, Model
 from transfer_caffe.export.preprocessing import Preprocessing
@@ -40,10 +41,6 @@ CANCELLED = 1e-2
 BATCHES = (1, 3)
 MOST_BYTES = 512 << 20
 """The second batch size is left out for nets whose blobs of one image take more than this."""
-
-
-class Differs(Exception):
-    """A blob of the ONNX file differs from the engine's; the text names the first one, in the order of the layers."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Graph:
 
     def initializers(self) -> list[onnx.TensorProto]:
         """Return the constants as messages."""
-        return [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in self.constants.items()]
+        return [numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in self.constants.items()]
 
 
 def _same(one: np.ndarray, two: np.ndarray) -> bool:

@@ -7,8 +7,9 @@ Channels are in the order BGR, as OpenCV reads them and Caffe stores them. The o
 from __future__ import annotations
 
 import base64
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,21 @@ class Preprocessing:
                 # float32, little-endian, in the shape of the net's input
                 found["mean_image"] = base64.b64encode(self.mean.astype("<f4").tobytes()).decode()
         return found
+
+    @classmethod
+    def from_metadata(cls, texts: Mapping[str, str]) -> Preprocessing | None:
+        """Return the preprocessing of a file's metadata (`metadata`, as text, with keys `caffe.`); None without."""
+        if "caffe.crop" not in texts:
+            return None
+        names = {"BGR": 3, "gray": 1}
+        channels = texts["caffe.channels"]
+        size, crop, scale = (json.loads(texts[f"caffe.{key}"]) for key in ("resize", "crop", "scale"))
+        mean = None
+        if "caffe.mean_image" in texts:
+            mean = np.frombuffer(base64.b64decode(texts["caffe.mean_image"]), "<f4").reshape(-1, *crop)
+        elif "caffe.mean" in texts:
+            mean = np.asarray(json.loads(texts["caffe.mean"]), np.float32).reshape(-1, 1, 1)
+        return cls(names.get(channels) or int(channels), (size[0], size[1]), (crop[0], crop[1]), mean, scale)
 
     def add_to(self, graph: Graph, image: str, top: str) -> int:
         """Add the nodes from ``image``, bytes (batch, *size, channels) as RGB, to ``top``; return their number."""
