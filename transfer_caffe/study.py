@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from transfer_caffe.analysis.answer import answers
+from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.data_prep.folders import find_images
 from transfer_caffe.data_prep.folders import main as write_lists
 from transfer_caffe.experiment.read import load_recipe
@@ -206,8 +206,11 @@ def main(argv: list[str] | None = None) -> int | None:
     results = Path(args.runs) / recipe.name / "results.csv"
     if results.is_file():
         print()
-        for answer in answers(markers_of(load(results), "final")):
+        markers = markers_of(load(results), "final")
+        for answer in answers(markers):
             print(answer)
+        for line in export_commands(markers, f"{args.runs}/{recipe.name}"):
+            print(f"To use it in other programs: {line}")
     return code
 
 

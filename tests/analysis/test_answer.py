@@ -6,7 +6,7 @@ import numpy as np
 from support.tables import write_table
 
 from transfer_caffe.analysis import analyse
-from transfer_caffe.analysis.answer import answers, options_of
+from transfer_caffe.analysis.answer import answers, export_commands, options_of
 from transfer_caffe.analysis.text import report_text
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report import write_report
@@ -33,6 +33,15 @@ def test_the_best_is_named_with_what_it_gains_and_what_cannot_be_told_from_it(tm
     assert "from scratch 50." in answer and "+13.0 points, 95% interval" in answer
     close = answer.split("Not distinguishable from it: ")[1].split(" (The best")[0]
     assert close.startswith("P3+ (-0.2 points, 95% interval") and "P1" not in close and "P2 " not in close
+
+
+def test_the_export_command_names_the_most_accurate_network_of_the_best_treatment(tmp_path):
+    markers = markers_of(study(tmp_path, 6), "final")
+    [command] = export_commands(markers, "my runs/pets")
+    best = max((each for each in markers if str(each.treatment) == "P2+"), key=lambda each: each.accuracy)
+    assert f"--network 'my runs/pets/{best.network}' --onnx " in command
+    base = [each for each in markers if each.kind == "base"]
+    assert base and export_commands(base, "runs") == []
 
 
 def test_with_one_seed_nothing_is_decided(tmp_path):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from transfer_caffe.utils.files import read_text, whole_file
 if TYPE_CHECKING:
     from transfer_caffe.export.inference import Inference
     from transfer_caffe.export.preprocessing import Preprocessing
+    from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 SAFETENSORS = ".safetensors"
 
@@ -32,6 +35,7 @@ EXAMPLES = """examples:
       --with-preprocessing --images cat.jpg
   python -m transfer_caffe.export deploy.prototxt --weights net.caffemodel --safetensors net.safetensors
   python -m transfer_caffe.export net.safetensors --caffemodel net.caffemodel
+  python -m transfer_caffe.export --network runs/birds/whole-P5+-s0 --onnx birds.onnx
 
 docs/export.md shows how to use the files. Exit code: 1 if the ONNX file's blobs differ from the engine's.
 """
@@ -69,9 +73,15 @@ def _parser() -> ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "net", metavar="NET", type=named_path,
+        "net", metavar="NET", type=named_path, nargs="?",
         help="a deploy.prototxt or train_val.prototxt, or a .safetensors file written by this command",
     )  # fmt: skip
+    parser.add_argument(
+        "--network",
+        metavar="DIR",
+        type=named_path,
+        help="a trained network's folder, runs/RECIPE/NETWORK, instead of NET",
+    )
     parser.add_argument("--weights", metavar="FILE", type=named_path, help="the .caffemodel (or .h5) with its weights")
     parser.add_argument("--onnx", metavar="FILE", type=named_path, help="write this ONNX file")
     parser.add_argument("--safetensors", metavar="FILE", type=named_path, help="write the weights to this file")
@@ -102,9 +112,58 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _preprocessing(args: argparse.Namespace, used: Inference) -> Preprocessing | None:
-    """Return the preprocessing that the arguments and the net describe."""
-    from transfer_caffe.export.preprocessing import Preprocessing, preprocessing_of
+@dataclass(frozen=True)
+class _Given:
+    """What the arguments name: the net for inference, the original, its weights, preprocessing and class names."""
+
+    used: Inference
+    net: NetParameter
+    weights: Path | None
+    preprocessing: Preprocessing | None
+    classes: Sequence[str]
+
+
+def _from_prototxt(args: argparse.Namespace) -> _Given:
+    from transfer_caffe.export.inference import load, require_weights
+    from transfer_caffe.formats.nets import read_net
+
+    if args.weights is not None:
+        require_file(args.weights, "give the .caffemodel with the net's weights")
+    used = load(args.net, args.weights, [int(size) for size in args.shape])
+    if args.weights is None:
+        require_weights(used.net, [], "has weights, and --weights is missing")
+    return _Given(used, read_net(args.net), args.weights, _preprocessing(args, used), _class_names(args, used))
+
+
+def _from_safetensors(args: argparse.Namespace) -> _Given:
+    from transfer_caffe.export.preprocessing import Preprocessing
+    from transfer_caffe.export.tensor_file import load_safetensors, read_safetensors
+
+    if args.weights is not None or args.safetensors is not None:
+        raise UserError(f"{args.net} has weights already: give neither --weights nor --safetensors")
+    used, texts = load_safetensors(args.net), read_safetensors(args.net)[0]
+    preprocessing = Preprocessing.from_metadata(texts)
+    if args.mean is not None or args.scale or args.resize or (args.with_preprocessing and preprocessing is None):
+        preprocessing = _preprocessing(args, used)
+    classes = _class_names(args, used) or json.loads(texts.get("caffe.classes", "[]"))
+    return _Given(used, used.param, None, preprocessing, classes)
+
+
+def _from_network(args: argparse.Namespace) -> _Given:
+    from transfer_caffe.export.inference import load
+    from transfer_caffe.export.network import read_network
+
+    if args.net is not None or args.weights is not None:
+        raise UserError("--network names a net with its weights: give neither NET nor --weights")
+    network = read_network(args.network)
+    used = load(network.net, network.weights, network.shape)
+    preprocessing = _preprocessing(args, used, network.resize)
+    return _Given(used, network.net, network.weights, preprocessing, _class_names(args, used) or network.classes)
+
+
+def _preprocessing(args: argparse.Namespace, used: Inference, resize: Sequence[int] = ()) -> Preprocessing | None:
+    """Return the preprocessing that the arguments and the net describe; ``resize`` is for a net that is trained."""
+    from transfer_caffe.export.preprocessing import preprocessing_of
 
     mean, mean_file = [], None
     if args.mean is not None:
@@ -112,28 +171,23 @@ def _preprocessing(args: argparse.Namespace, used: Inference) -> Preprocessing |
             mean = _numbers((1, 3), "")(args.mean)
         except argparse.ArgumentTypeError:
             mean_file = args.mean
-    shape = used.inputs.get(used.images, ())
-    if args.net.suffix == SAFETENSORS and args.mean is None and args.scale is None and args.resize is None:
-        from transfer_caffe.export.tensor_file import read_safetensors
-
-        return Preprocessing.from_metadata(read_safetensors(args.net)[0])
-    found = preprocessing_of(
-        shape, used.transform, mean=mean, mean_file=mean_file, scale=args.scale[0] if args.scale else None,
-        resize=[int(side) for side in args.resize or ()],
+    scale = args.scale[0] if args.scale else 1.0 if args.with_preprocessing and used.transform is None else None
+    return preprocessing_of(
+        used.inputs.get(used.images, ()), used.transform, mean=mean, mean_file=mean_file, scale=scale,
+        resize=[int(side) for side in args.resize or resize],
     )  # fmt: skip
-    if found is None and args.with_preprocessing:
-        found = preprocessing_of(shape, used.transform, scale=1.0)
-        if found is None:
-            raise UserError("--with-preprocessing: the net has no input")
-    return found
 
 
-def _class_names(path: Path, used: Inference) -> list[str]:
-    require_file(path, "give a text file with the name of a class on each line")
-    names = read_text(path).splitlines()
+def _class_names(args: argparse.Namespace, used: Inference) -> list[str]:
+    """Return the names in the file of --classes; [] without one."""
+    if args.classes is None:
+        return []
+    require_file(args.classes, "give a text file with the name of a class on each line")
+    names = read_text(args.classes).splitlines()
     output = used.net.shapes[used.net.outputs[-1]]
     if len(output) > 1 and output[1] != len(names):
-        raise UserError(f"{path}: has {len(names)} names, but output {used.net.outputs[-1]!r} has {output[1]} classes")
+        last = used.net.outputs[-1]
+        raise UserError(f"{args.classes}: has {len(names)} names, but output {last!r} has {output[1]} classes")
     return names
 
 
@@ -159,50 +213,33 @@ def export_onnx(
     return f"{batch}; {found}"
 
 
-def _load(args: argparse.Namespace) -> Inference:
-    """Return the net that the arguments name, with its weights."""
-    from transfer_caffe.export.inference import load, require_weights
-
-    if args.net.suffix == SAFETENSORS:
-        from transfer_caffe.export.tensor_file import load_safetensors
-
-        if args.weights is not None:
-            raise UserError(f"--weights: {args.net} has weights already")
-        return load_safetensors(args.net)
-    if args.weights is not None:
-        require_file(args.weights, "give the .caffemodel with the net's weights")
-    used = load(args.net, args.weights, [int(size) for size in args.shape])
-    if args.weights is None:
-        require_weights(used.net, [], "has weights, and --weights is missing")
-    return used
-
-
 def _write_caffemodel(args: argparse.Namespace) -> None:
     from transfer_caffe.export.tensor_file import write_original
 
-    if args.net.suffix != SAFETENSORS:
-        raise UserError(f"--caffemodel: {args.net} is not a .safetensors file")
+    if args.net is None or args.net.suffix != SAFETENSORS:
+        raise UserError("--caffemodel: NET must be a .safetensors file that this command wrote")
     same = write_original(args.net, args.caffemodel)
     what = "the same bytes as" if same else "the values of"
     print(f"{args.caffemodel}: {what} the file that {args.net} was made from")
 
 
-def _write_safetensors(args: argparse.Namespace, used: Inference, preprocessing: Preprocessing | None) -> None:
-    from transfer_caffe.export.tensor_file import write_safetensors
-    from transfer_caffe.formats.nets import read_net
+def _write(args: argparse.Namespace, given: _Given) -> int:
+    """Write the files and return the exit code."""
+    if given.used.left_out:
+        print(f"left out: {', '.join(given.used.left_out)}")
+    if args.safetensors:
+        from transfer_caffe.export.tensor_file import write_safetensors
 
-    if args.net.suffix == SAFETENSORS:
-        raise UserError(f"--safetensors: {args.net} is one already")
-    classes = _class_names(args.classes, used) if args.classes else ()
-    count = write_safetensors(args.safetensors, used, read_net(args.net), args.weights, preprocessing, classes)
-    print(f"{args.safetensors}: {count} tensors")
-
-
-def _write_onnx(args: argparse.Namespace, used: Inference, preprocessing: Preprocessing | None) -> int:
+        count = write_safetensors(
+            args.safetensors, given.used, given.net, given.weights, given.preprocessing, given.classes
+        )
+        print(f"{args.safetensors}: {count} tensors")
+    if not args.onnx:
+        return 0
     try:
         found = export_onnx(
-            used, args.onnx, preprocessing, with_preprocessing=args.with_preprocessing,
-            classes=_class_names(args.classes, used) if args.classes else (), checked=args.check, images=args.images,
+            given.used, args.onnx, given.preprocessing, with_preprocessing=args.with_preprocessing,
+            classes=given.classes, checked=args.check, images=args.images,
         )  # fmt: skip
     except Differs as error:
         say_error("python -m transfer_caffe.export", f"{args.onnx} was not written: {error}")
@@ -217,20 +254,19 @@ def main(argv: list[str] | None = None) -> int | None:
     args = _parser().parse_args(argv)
     if not (args.onnx or args.safetensors or args.caffemodel):
         raise UserError("nothing to do: give --onnx FILE, --safetensors FILE or --caffemodel FILE")
-    require_file(args.net, "give the path of a net's prototxt")
+    if args.net is None and args.network is None:
+        raise UserError("NET is missing: give the path of a net's prototxt, or --network DIR")
+    if args.net is not None:
+        require_file(args.net, "give the path of a net's prototxt")
+    stored = args.net is not None and args.net.suffix == SAFETENSORS
     needed = ["onnx"] * bool(args.onnx) + ["onnxruntime"] * bool(args.onnx and args.check)
-    require_packages(*needed, *["safetensors"] * (args.net.suffix == SAFETENSORS or bool(args.safetensors)))
+    require_packages(*needed, *["safetensors"] * bool(stored or args.safetensors))
     if args.caffemodel:
         _write_caffemodel(args)
     if not args.onnx and not args.safetensors:
         return 0
-    used = _load(args)
-    if used.left_out:
-        print(f"left out: {', '.join(used.left_out)}")
-    preprocessing = _preprocessing(args, used)
-    if args.safetensors:
-        _write_safetensors(args, used, preprocessing)
-    return _write_onnx(args, used, preprocessing) if args.onnx else 0
+    read = _from_network if args.network is not None else _from_safetensors if stored else _from_prototxt
+    return _write(args, read(args))
 
 
 if __name__ == "__main__":

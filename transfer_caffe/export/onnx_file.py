@@ -179,6 +179,8 @@ def _metadata(model: Model, classes: Sequence[str]) -> dict[str, str]:
     if used.images:
         found["input"] = used.images
         found["input_shape"] = list(used.inputs[used.images][1:])
+    if model.image_input:
+        found["image_input"] = model.image_input
     found["blobs"] = {blob: tensor for blob, tensor in model.blobs.items() if blob != tensor}
     if model.preprocessing is not None:
         found |= model.preprocessing.metadata()
