@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
-from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
+from onnx import helper  # pyright: ignore[reportMissingImports]
 
 OPSET = 13
 IR_VERSION = 7
@@ -76,9 +76,18 @@ class Graph:
             and all(_same(array, other.constants[name]) for name, array in self.constants.items())
         )
 
-    def initializers(self) -> list[onnx.TensorProto]:
-        """Return the constants as messages."""
-        return [numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in self.constants.items()]
+    def add_constants(self, proto: onnx.GraphProto) -> None:
+        """Add the constants to a graph's message, one by one: weights are large, and copied once only."""
+        for name, array in self.constants.items():
+            tensor = proto.initializer.add()
+            tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(array.dtype)
+            tensor.dims.extend(array.shape)
+            tensor.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+    @property
+    def size(self) -> int:
+        """The size of all constants in bytes."""
+        return sum(array.nbytes for array in self.constants.values())
 
 
 def _same(one: np.ndarray, two: np.ndarray) -> bool:

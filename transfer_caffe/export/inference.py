@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from google.protobuf.message import Message
@@ -53,6 +53,7 @@ class Inference:
     param: NetParameter
     left_out: list[str]
     transform: TransformationParameter | None
+    _at_sizes: dict[int, Inference | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def inputs(self) -> dict[str, Shape]:
@@ -74,10 +75,13 @@ class Inference:
 
         The inputs with as many items as the first one get ``size`` items.
         """
+        if size not in self._at_sizes:
+            self._at_sizes[size] = self._built(size) if self.batch else None
+        return self._at_sizes[size]
+
+    def _built(self, size: int) -> Inference | None:
         param = NetParameter()
         param.CopyFrom(self.param)
-        if not self.batch:
-            return None
         for layer in param.layer:
             if layer.type == "Input":
                 for shape in layer.input_param.shape:
@@ -125,12 +129,12 @@ def require_weights(net: Net, copied: Iterable[str], lack: str) -> None:
 
 def _clear_fillers(message: Message) -> None:
     """Remove all fillers from a message: filling weights that a file replaces takes a second for a CaffeNet."""
-    for field, value in list(message.ListFields()):
-        if field.message_type is None:
+    for each_field, value in list(message.ListFields()):
+        if each_field.message_type is None:
             continue
-        if field.message_type is FillerParameter.DESCRIPTOR:
-            message.ClearField(field.name)
-        elif field.name != "blobs":
+        if each_field.message_type is FillerParameter.DESCRIPTOR:
+            message.ClearField(each_field.name)
+        elif each_field.name != "blobs":
             # a repeated field gives a container
             for each in [value] if isinstance(value, Message) else value:
                 _clear_fillers(each)

@@ -34,8 +34,8 @@ FLOAT, BYTE = onnx.TensorProto.FLOAT, onnx.TensorProto.UINT8
 BATCH = "batch"
 """The name of the first axis of blobs with any number of items."""
 
-MOST_BYTES = 2**31 - 1
-"""The size from which Protocol Buffers cannot store a message."""
+MOST_BYTES = 2**31 - 2**24
+"""Protocol Buffers cannot store a message of 2 GiB or more; 16 MiB are left for all but the weights."""
 
 
 @dataclass
@@ -59,9 +59,7 @@ class Model:
         return self
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whose name is a temporary one. Raise UserError if it would be too large for the format."""
-        if self.proto.ByteSize() > MOST_BYTES:
-            raise UserError(f"{os.fspath(path)}: the net has more than 2 GiB, which an ONNX file cannot store")
+        """Write the file; the caller gives a temporary name."""
         Path(path).write_bytes(self.proto.SerializeToString())
 
 
@@ -119,13 +117,15 @@ def build(
         used.net.name or "net",
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in named_inputs.items()],
         [helper.make_tensor_value_info(name, FLOAT, dims[name]) for name in outputs],
-        graph.initializers(),
         value_info=[info for info in infos if info.name not in outputs],
     )
     model.proto = helper.make_model(
         proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="transfer_caffe",
         producer_version=__version__,
     )  # fmt: skip
+    if graph.size > MOST_BYTES:
+        raise UserError(f"net {used.net.name!r}: has more than 2 GiB of weights, which an ONNX file cannot store")
+    graph.add_constants(model.proto.graph)
     helper.set_model_props(model.proto, _metadata(model, classes))
     return model
 
