@@ -65,9 +65,11 @@ def run(name):
 
 def wanted():
     """Return the engine's probabilities of the image, prepared by hand."""
-    image = cv2.resize(cv2.imread("cat.png"), (256, 256))[14 : 14 + 227, 14 : 14 + 227]
+    image = cv2.imread("cat.png")
+    assert image is not None
+    image = np.asarray(cv2.resize(image, (256, 256)))[14 : 14 + 227, 14 : 14 + 227]
     net = Net.load("deploy.prototxt", "net.caffemodel")
-    data = image.transpose(2, 0, 1)[None] - np.float32([104, 117, 123]).reshape(3, 1, 1)
+    data = image.transpose(2, 0, 1)[None] - np.array([104, 117, 123], np.float32).reshape(3, 1, 1)
     net.feed({"data": np.repeat(data, 10, 0)})
     return net.forward()[1]["prob"].detach().numpy()[:1]
 

@@ -163,6 +163,18 @@ def test_modules_are_pytorchs_own_under_the_layers_names(tmp_path, monkeypatch):
     assert not module.training
 
 
+def test_pooling_windows_outside_of_the_image():
+    text = """
+    layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 6 dim: 5 } } }
+    layer { name: "p" type: "Pooling" bottom: "x" top: "y" top: "places"
+      pooling_param { pool: MAX kernel_size: 1 stride: 3 } }
+    """
+    param = parse_text(text, NetParameter(), "net")
+    used = load(param, None)
+    require_equal(tc.as_module(param), used, feeds_of(used))
+    assert (used.net.array("places") == -1).any() and used.net.array("y").min() < -1e38
+
+
 def test_training_uses_dropout_and_batch_statistics():
     text = """
     layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 8 dim: 3 dim: 4 dim: 4 } } }

@@ -16,7 +16,7 @@ from conformance.layer_cases import LAYER_CASES  # noqa: E402
 from conformance.networks import NETWORKS  # noqa: E402
 from conformance.random_layers import random_cases  # noqa: E402
 from conformance.suite import as_case  # noqa: E402
-from onnx import numpy_helper  # noqa: E402
+from onnx import numpy_helper  # noqa: E402  # pyright: ignore[reportMissingImports]
 from support.exporting import exported, of_case, write_network  # noqa: E402
 
 from transfer_caffe.engine.layers import LAYERS  # noqa: E402
@@ -49,7 +49,20 @@ def layer(kind, settings="", bottom="x", top="y", name="l"):
 @pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind not in LOSSES | {"Silence"}])
 def test_all_settings_of_a_layer_type(kind, tmp_path):
     for seed, case in enumerate(LAYER_CASES[kind]):
-        exported(of_case(as_case(case, seed)), tmp_path / "net.onnx")
+        given = as_case(case, seed)
+        exported(of_case(given), tmp_path / "net.onnx", given.values)
+
+
+OUTSIDE = layer("Pooling", "pooling_param { pool: MAX kernel_size: 1 stride: 3 }")
+"""A pooling whose last windows lie outside of the image of 6 x 5; Caffe gives the lowest float for them."""
+
+
+def test_windows_outside_of_the_image(tmp_path):
+    used = load(net_of(INPUT + OUTSIDE), None)
+    exported(used, tmp_path / "net.onnx", {"blob/x": np.ones((2, 4, 6, 5))})
+    assert used.net.array("y").min() == np.finfo(np.float32).min
+    with pytest.raises(UserError, match=r"^layer 'l' \(Pooling\): cannot be exported: its second top has windows"):
+        build(load(net_of(INPUT + OUTSIDE.replace('top: "y"', 'top: "y" top: "places"')), None))
 
 
 def test_every_layer_type_with_a_meaning_is_exported():
@@ -77,7 +90,8 @@ def test_random_settings_are_exported_or_refused_by_name(seed, tmp_path):
     done = 0
     for case in random_cases(seed, 100):
         try:
-            exported(of_case(as_case(case, seed)), tmp_path / "net.onnx")
+            given = as_case(case, seed)
+            exported(of_case(given), tmp_path / "net.onnx", given.values)
             done += 1
         except UserError as error:
             assert "layer 'l' (" in str(error) and "\n" not in str(error)

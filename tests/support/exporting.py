@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,11 +13,12 @@ from conformance.networks import net_text, write_data
 from conformance.seeded import seeded_weights, write_weights
 
 from transfer_caffe.compare import Case
-from transfer_caffe.export.check import Report, check
 from transfer_caffe.export.inference import Inference, load
-from transfer_caffe.export.onnx_file import build
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+
+if TYPE_CHECKING:
+    from transfer_caffe.export.check import Report
 
 
 def of_case(case: Case) -> Inference:
@@ -30,11 +33,32 @@ def of_case(case: Case) -> Inference:
     return used
 
 
-def exported(used: Inference, path: str | os.PathLike[str]) -> Report:
-    """Export a net to ``path`` and compare it with the engine, blob by blob."""
+def exported(used: Inference, path: str | os.PathLike[str], values: Mapping[str, np.ndarray] | None = None) -> Report:
+    """Export a net to ``path`` and compare it with the engine, blob by blob.
+
+    ``values``: those of a case of the conformance suite (`blob/NAME`); the outputs are compared on them as well, since
+    some cases have ties or large values.
+    """
+    # not at the top: tests of the PyTorch module do without these packages
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    from transfer_caffe.export.check import TOLERANCE, check, relative_difference
+    from transfer_caffe.export.onnx_file import build
+
     model = build(used)
     model.write(path)
-    return check(model, path)
+    report = check(model, path)
+    feeds = {name: np.asarray(values[f"blob/{name}"], np.float32) for name in used.inputs} if values else {}
+    if feeds:
+        used.net.feed(feeds)
+        with torch.no_grad():
+            used.net.forward(0, keep=True)
+        outputs = used.net.outputs
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        for name, found in zip(outputs, session.run([model.blobs[name] for name in outputs], feeds), strict=True):
+            difference = relative_difference(np.asarray(found), used.net.array(name), 0.01)
+            assert difference <= TOLERANCE, (name, difference)
+    return report
 
 
 def write_network(name: str, folder: Path) -> tuple[Path, Path]:
