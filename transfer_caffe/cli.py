@@ -31,6 +31,8 @@ COMMANDS = {
     "export": ("transfer_caffe.export.__main__", "export a net with its weights to ONNX, and check the result"),
     "compare": ("transfer_caffe.compare", "compare a net in real Caffe and in the engine, blob by blob"),
     "driver": ("transfer_caffe.driver", "run all steps for one network of a recipe"),
+    "probe": ("transfer_caffe.probe", "train linear classifiers on the features of existing weights"),
+    "rates": ("transfer_caffe.rates", "search the learning rate of each kind of network"),
     "study": ("transfer_caffe.study", "how many stages of existing weights to copy for your images"),
     "sweep": ("transfer_caffe.sweep.__main__", "plan and train all networks of a recipe"),
     "results": ("transfer_caffe.results.__main__", "write the table of results"),

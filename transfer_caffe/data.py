@@ -197,6 +197,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "resize_height": images.resize[0],
         "resize_width": images.resize[1],
         "encoded": images.encoded,
+        "gray": images.gray,
     }
 
 
@@ -230,7 +231,7 @@ def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> N
             "then trained on other data)"
         )
     for key, value in settings.items():
-        if made.get(key) != value:
+        if made.get(key, False if key == "gray" else None) != value:  # older records do not have it
             raise UserError(
                 f"{database} was built with {key} {made.get(key)}, but the recipe now has {value}; remove it to build "
                 "it again (networks trained on it were then trained on other data)"

@@ -153,6 +153,8 @@ def _rewritten(network: Network, net_file: Path, values: dict[str, Any]) -> NetP
         transform = TransformationParameter(crop_size=recipe.crop)
         if mirror:
             transform.mirror = True
+        if recipe.images.gray:
+            transform.force_gray = True  # decides how encoded images are decoded, and says how many channels there are
         if recipe.scale != 1:
             transform.scale = recipe.scale
         if isinstance(recipe.mean, tuple):

@@ -1,11 +1,12 @@
 """How many stages of existing weights should be copied for your images, and should they be frozen?
 
     python -m transfer_caffe.study --weights W.caffemodel --net deploy.prototxt --images my_photos
-    python -m transfer_caffe.study --weights W.caffemodel --net deploy.prototxt --images my_photos --seeds 3 --gpu 0
+    python -m transfer_caffe.study --weights W.caffemodel --net deploy.prototxt --images my_photos --seeds 3 --hours 2
 
-The command writes image lists and a recipe, trains networks from scratch, with the first n stages of the weights
-frozen, and with them fine-tuned, and prints which is best. The recipe stays and may be edited, and the other commands
-take it, too. Run the command again to resume; a study that is done only prints its answer.
+The command writes image lists and a recipe. It trains linear classifiers on the features of the weights, searches the
+learning rates, trains networks from scratch, with the first n stages of the weights frozen, and with them fine-tuned,
+and prints which is best. The recipe stays and may be edited, and the other commands take it, too. Run the command again
+to resume; a study that is done only prints its answer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import argparse
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -23,31 +26,126 @@ from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.data_prep.folders import find_images
 from transfer_caffe.data_prep.folders import main as write_lists
 from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.experiment.stages import Stage, images_of, stages_of, training_layers
 from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.formats.weights import read_weights
+from transfer_caffe.probe import make_probes
+from transfer_caffe.rates import RATES, block_of, search, table_of
 from transfer_caffe.results.markers import markers_of
+from transfer_caffe.results.probes import read_probes
 from transfer_caffe.results.table import load
+from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep.__main__ import main as sweep
+from transfer_caffe.sweep.budget import Size, candidates, fit, listed, seconds, spread
+from transfer_caffe.sweep.measure import measure
+from transfer_caffe.sweep.selection import select
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
-from transfer_caffe.utils.files import write_text
+from transfer_caffe.utils.files import read_text, write_text
+from transfer_caffe.utils.machine import cores
 
 HELD_OUT = 0.2
 """Fraction of the smallest class that is kept for validation, per class."""
-MOST_CUTS = 7
-"""At most this many n are tried, spread over the stages; all of them if there are not more."""
 EPOCHS, LEAST_ITERATIONS = 30, 400
 BATCH = 32
+TESTS = 5
+"""Tests of each network: one before the training, four during it."""
 
 HEADER = """# A study: how many stages of {weights} to copy for these images, and whether to freeze them.
 #
 #   python -m transfer_caffe.sweep run --recipe {file} --report {report}
 #
-# {stages} stages: {names}
-# Copied stages that are fine-tuned learn at a tenth of the rate of the re-initialised ones (copied_rate): at the full
-# rate they lose what they have learnt, and a comparison would say more about the rate than about the features.
+# {stages} stages: {names}{left_out}
+# Copied stages that are fine-tuned learn at a tenth of the rate of the re-initialised ones (copied_rate): at the
+# full rate they lose what they have learnt, and a comparison would say more about the rate than about the features.
 """
+
+SEARCH = "# solver_for: the study searches the learning rates, and writes them here (remove this line to skip that)"
+"""The line of a recipe whose learning rates are not searched yet."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study is made of; ``images`` and ``val_images`` are numbers of images.
+
+    ``channels`` is 3, or 1 for gray images. ``base_lr`` is None if the learning rates are to be searched. ``left_out``
+    says what a budget of hours has left out.
+    """
+
+    name: str
+    weights: Path
+    net_file: Path
+    stages: tuple[Stage, ...]
+    crop: int
+    channels: int
+    mean: tuple[float, ...]
+    images: int
+    val_images: int
+    seeds: int
+    size: Size
+    base_lr: float | None
+    left_out: str = ""
+
+    def text(self, folder: Path) -> str:
+        """Return the recipe, as YAML with comments; its paths are relative to ``folder``."""
+        interval = max(1, math.ceil(self.size.iterations / 4))
+        numbers = ",".join(map(str, self.size.numbers))
+        side = round(self.crop * 256 / 227)
+        gray = {"gray": True} if self.channels == 1 else {}
+        recipe = {
+            "name": self.name,
+            "dataset": self.name,
+            "images": {"root": "images", "resize": [side, side], "encoded": True} | gray,
+            "architecture": os.path.relpath(self.net_file, folder),
+            "sources": {"P": {"weights": os.path.relpath(self.weights, folder)}},
+            "crop": self.crop,
+            "mirror": True,
+            "mean": list(self.mean),
+            "copied_rate": 0.1,
+            "batch": {"train": BATCH, "test": 50},
+            "solver": {
+                "base_lr": self.base_lr or 0.01, "lr_policy": "poly", "power": 1, "max_iter": 4 * interval,
+                "momentum": 0.9, "weight_decay": 0.0005, "clip_gradients": 10, "test_interval": interval,
+                "display": max(1, interval // 10), "snapshot": interval,
+            },
+            "seeds": list(range(self.seeds)),
+            "networks": {"whole": ["base", f"P{{{numbers}}}", f"P{{{numbers}}}+"]},
+        }  # fmt: skip
+        names = ", ".join(f"{stage.number} {stage.name}" for stage in self.stages)
+        left_out = f"\n# {self.left_out}" if self.left_out else ""
+        head = HEADER.format(
+            weights=self.weights.name, file=f"{self.name}.yaml", report=f"report/{self.name}",
+            stages=len(self.stages), names=names, left_out=left_out,
+        )  # fmt: skip
+        body = yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+        return head + body + (f"{SEARCH}\n" if self.base_lr is None else "")
+
+    def within(self, hours: float, slots: int) -> Study:
+        """Return the study reduced to ``hours`` on this machine, with ``slots`` networks at a time.
+
+        Seconds per iteration are measured here. Raise UserError if not even the smallest study fits.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{self.name}.yaml"
+            write_text(path, self.text(Path(folder)))
+            recipe = replace(load_recipe(path), outputs=1000)
+            rate = measure(select(recipe), Engine.find("embedded"))
+        rates = len(RATES) if self.base_lr is None else 0
+
+        def cost(size: Size) -> float:
+            return seconds(recipe, rate, size, self.seeds, self.val_images, TESTS, rates, slots)
+
+        size = fit(hours, candidates(len(self.stages), self.size.iterations), cost)
+        full = self.size
+        changes = []
+        if size.numbers != full.numbers:
+            changes.append(f"n = {listed(size.numbers)} instead of {listed(full.numbers)}")
+        if size.iterations != full.iterations:
+            changes.append(f"{size.iterations} iterations instead of {full.iterations}")
+        left_out = f"To fit {hours:g} hours: {' and '.join(changes)}." if changes else ""
+        print(left_out or f"All of the study fits {hours:g} hours.", f"Expected here: {cost(size) / 3600:.2f} hours.")
+        return replace(self, size=size, left_out=left_out)
 
 
 def crop_of(net: NetParameter, where: str) -> int:
@@ -62,51 +160,23 @@ def crop_of(net: NetParameter, where: str) -> int:
     raise UserError(f"{where} does not say the size of its images; give it with --crop")
 
 
-def spread(stages: int, most: int = MOST_CUTS) -> list[int]:
-    """Return the n to try: all from 1 to stages - 1, or ``most`` of them at equal distances, with both ends."""
-    last = stages - 1
-    if last <= most:
-        return list(range(1, last + 1))
-    return sorted({round(1 + place * (last - 1) / (most - 1)) for place in range(most)})
+def channels_of(net: NetParameter, weights: str) -> int:
+    """Return the number of channels of the images that a net takes: 3, or 1 for gray ones.
 
-
-def recipe_text(
-    name: str, weights: Path, net_file: Path, crop: int, mean: Sequence[float], images: int, seeds: int,
-    iterations: int | None, folder: Path,
-) -> str:  # fmt: skip
-    """Return the recipe of a study, as YAML with comments; ``images`` is the number of training images."""
-    net = read_net(net_file)
-    stages = stages_of(net)
-    if len(stages) < 2:
-        raise UserError(f"{net_file} has one stage only, so there is nothing to copy; see transfer_caffe.architecture")
-    steps = iterations or max(LEAST_ITERATIONS, math.ceil(EPOCHS * images / BATCH))
-    interval = max(1, math.ceil(steps / 4))
-    numbers = ",".join(map(str, spread(len(stages))))
-    side = round(crop * 256 / 227)
-    recipe = {
-        "name": name,
-        "dataset": name,
-        "images": {"root": "images", "resize": [side, side], "encoded": True},
-        "architecture": os.path.relpath(net_file, folder),
-        "sources": {"P": {"weights": os.path.relpath(weights, folder)}},
-        "crop": crop,
-        "mirror": True,
-        "mean": list(mean),
-        "copied_rate": 0.1,
-        "batch": {"train": BATCH, "test": 50},
-        "solver": {
-            "base_lr": 0.01, "lr_policy": "poly", "power": 1, "max_iter": 4 * interval, "momentum": 0.9,
-            "weight_decay": 0.0005, "clip_gradients": 10, "test_interval": interval, "display": max(1, interval // 10),
-            "snapshot": interval,
-        },
-        "seeds": list(range(seeds)),
-        "networks": {"whole": ["base", f"P{{{numbers}}}", f"P{{{numbers}}}+"]},
-    }  # fmt: skip
-    names = ", ".join(f"{stage.number} {stage.name}" for stage in stages)
-    head = HEADER.format(
-        weights=weights.name, file=f"{name}.yaml", report=f"report/{name}", stages=len(stages), names=names
-    )
-    return head + yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    It follows from the net's input, else from the weights of its first convolution.
+    """
+    layers = training_layers(net)
+    for layer in layers:
+        if layer.type == "Input" and layer.input_param.shape and len(layer.input_param.shape[0].dim) == 4:
+            found = layer.input_param.shape[0].dim[1]
+            break
+    else:
+        first = next((layer for layer in layers if layer.type == "Convolution"), None)
+        blobs = read_weights(Path(weights)).get(first.name) if first is not None else None
+        found = blobs[0].shape[1] * max(1, first.convolution_param.group) if first is not None and blobs else 3
+    if found not in (1, 3):
+        raise UserError(f"{weights}: the net takes images of {found} channels; 3, or 1 for gray images, are possible")
+    return found
 
 
 def require_weights(path: str, stages: Sequence[Stage]) -> None:
@@ -128,32 +198,70 @@ def prepare(args: argparse.Namespace) -> Path:
     if path.exists():
         print(f"{path}: exists already and is used as it is; edit it, or remove it to make it again")
         return path
+    study = described(args, name)
+    if args.hours is not None:
+        slots = int(args.jobs) if args.jobs else cores()
+        study = study.within(args.hours, slots)
+    write_text(path, study.text(Path()))
+    print(f"{path}: the recipe of the study; edit it to change what is trained")
+    return path
+
+
+def described(args: argparse.Namespace, name: str) -> Study:
+    """Return the study that the arguments ask for, at its full size, and write its image lists unless they exist."""
     require_file(args.weights, "give the .caffemodel that stages are to be copied from")
     require_file(args.net, "give the prototxt of the net that the weights belong to")
     if args.seeds < 1 or (args.iterations is not None and args.iterations < 4):
         raise UserError("--seeds must be 1 or more, --iterations 4 or more")
+    for option, value in (("--hours", args.hours), ("--base-lr", args.base_lr)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{option} {value}: must be a number above 0")
+    if args.hours is not None and args.gpu:
+        raise UserError("--hours measures this machine's processors; with --gpu, give --iterations and --seeds instead")
     net = read_net(args.net)
     crop = args.crop or crop_of(net, args.net)
-    require_weights(args.weights, stages_of(net))
+    stages = stages_of(net)
+    if len(stages) < 2:
+        raise UserError(f"{args.net} has one stage only, so there is nothing to copy; see transfer_caffe.architecture")
+    require_weights(args.weights, stages)
+    channels = channels_of(net, args.weights)
+    mean = args.mean or ([104, 117, 123] if channels == 3 else [117])
+    if len(mean) != channels:
+        raise UserError(f"--mean: the net takes images of {channels} channels, so {channels} numbers are needed")
     lists = Path(args.data) / name
     if not (lists / "train.txt").is_file():
-        found, _ = find_images(Path(args.images))
-        smallest = min(found, key=lambda each: len(found[each]), default=None)
-        if smallest is None or len(found) < 2:
-            raise UserError(f"{args.images}: it must contain a folder of images for each of at least two classes")
-        if len(found[smallest]) < 2:
-            raise UserError(f"{args.images}: the class {smallest} has one image only; two or more are needed")
-        held = max(1, int(HELD_OUT * len(found[smallest])))
-        if code := write_lists([str(args.images), "--out", str(lists), "--val-images-per-class", str(held)]):
-            sys.exit(code)
-    images = len((lists / "train.txt").read_text(encoding="utf-8").splitlines())
-    mean = args.mean or [104, 117, 123]
-    text = recipe_text(
-        name, Path(args.weights), Path(args.net), crop, mean, images, args.seeds, args.iterations, Path()
+        _write_lists(args.images, lists)
+    images, val_images = (len(read_text(lists / f"{part}.txt").splitlines()) for part in ("train", "val"))
+    iterations = args.iterations or max(LEAST_ITERATIONS, math.ceil(EPOCHS * images / BATCH))
+    size = Size(tuple(spread(len(stages))), iterations)
+    return Study(
+        name, Path(args.weights), Path(args.net), tuple(stages), crop, channels, tuple(mean), images, val_images,
+        args.seeds, size, args.base_lr,
     )  # fmt: skip
-    write_text(path, text)
-    print(f"{path}: the recipe of the study; edit it to change what is trained")
-    return path
+
+
+def _write_lists(images: str, lists: Path) -> None:
+    """Write the image lists of a folder of class folders, with a part of each class held out for validation."""
+    found, _ = find_images(Path(images))
+    smallest = min(found, key=lambda each: len(found[each]), default=None)
+    if smallest is None or len(found) < 2:
+        raise UserError(f"{images}: it must contain a folder of images for each of at least two classes")
+    if len(found[smallest]) < 2:
+        raise UserError(f"{images}: the class {smallest} has one image only; two or more are needed")
+    held = max(1, int(HELD_OUT * len(found[smallest])))
+    if code := write_lists([images, "--out", str(lists), "--val-images-per-class", str(held)]):
+        sys.exit(code)
+
+
+def find_rates(path: Path, recipe: Recipe, args: argparse.Namespace, options: Sequence[str]) -> Recipe:
+    """Search the learning rates if the recipe asks for it, write them into its file, and return the recipe."""
+    text = read_text(path)
+    if SEARCH not in text:
+        return recipe
+    found = search(recipe, Path(args.data), Path(args.runs), options=options)
+    print("\n".join(["", "learning rates:", *table_of(found), ""]))
+    write_text(path, text.replace(f"{SEARCH}\n", block_of(found)))
+    return load_recipe(path)
 
 
 def _numbers(text: str) -> list[float]:
@@ -161,8 +269,10 @@ def _numbers(text: str) -> list[float]:
         numbers = [float(each) for each in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
-        raise argparse.ArgumentTypeError(f"three numbers, for blue, green and red, were expected, not {text!r}")
+    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError(
+            f"three numbers, for blue, green and red, or one for gray images were expected, not {text!r}"
+        )
     return numbers
 
 
@@ -187,6 +297,15 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--iterations", type=int, metavar="N", help=f"iterations of each network (default: {EPOCHS} epochs)"
     )
+    parser.add_argument(
+        "--base-lr", type=float, metavar="RATE",
+        help=f"learning rate of all networks (default: searched for each kind of network among "
+        f"{', '.join(f'{rate:g}' for rate in RATES)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hours", type=float, metavar="H",
+        help="reduce the study to this many hours on this machine: fewer n, then fewer iterations",
+    )  # fmt: skip
     parser.add_argument("--data", default="data", metavar="DIR", help="where datasets are (default: data)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where networks are (default: runs)")
     parser.add_argument("--gpu", metavar="N", help="which GPUs (default: none)")
@@ -198,18 +317,22 @@ def main(argv: list[str] | None = None) -> int | None:
     where = ["--recipe", str(path), "--data", args.data, "--runs", args.runs]
     if code := sweep(["plan", *where]):
         return code
+    if SEARCH in read_text(path):
+        print(f"before that, learning rates are searched with {3 * len(RATES)} networks of half the iterations")
     if args.plan:
         return 0
+    make_probes(recipe, Path(args.data), Path(args.runs))
     more = [*(["--gpu", args.gpu] if args.gpu else []), *(["--jobs", args.jobs] if args.jobs else [])]
+    recipe = find_rates(path, recipe, args, more)
     report = Path("report") / recipe.name
     code = sweep(["run", *where, *more, "--report", str(report)])
     results = Path(args.runs) / recipe.name / "results.csv"
-    if results.is_file():
+    if results.is_file() and code in (0, 1):
         print()
-        markers = markers_of(load(results), "final")
-        for answer in answers(markers):
+        rows = [row for row in load(results) if row.accuracy_final is not None]
+        for answer in answers(markers_of(rows, "final"), rows, read_probes(results.parent)) if rows else ():
             print(answer)
-        for line in export_commands(markers, f"{args.runs}/{recipe.name}"):
+        for line in export_commands(markers_of(rows, "final"), f"{args.runs}/{recipe.name}"):
             print(f"To use it in other programs: {line}")
     return code
 

@@ -1,16 +1,19 @@
 """The answer of a study: which treatment is best, what cannot be told from it, and what one seed can say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t
 from support.tables import write_table
 
 from transfer_caffe.analysis import analyse
-from transfer_caffe.analysis.answer import answers, export_commands, options_of
+from transfer_caffe.analysis.answer import Option, answers, export_commands, options_of, seeds_to_decide
 from transfer_caffe.analysis.text import report_text
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report import write_report
 from transfer_caffe.results.markers import markers_of
+from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import read_results
 
 MEANS = {"base": 0.50, "P1": 0.55, "P2": 0.60, "P3": 0.40, "P1+": 0.58, "P2+": 0.63, "P3+": 0.628}
@@ -28,11 +31,42 @@ def study(folder: Path, seeds: int, means: dict[str, float] = MEANS):
 
 
 def test_the_best_is_named_with_what_it_gains_and_what_cannot_be_told_from_it(tmp_path):
-    (answer,) = answers(markers_of(study(tmp_path, 6), "final"))
-    assert answer.startswith("Best: P2+, copy the first 2 stages and fine-tune them, 63.")
-    assert "from scratch 50." in answer and "+13.0 points, 95% interval" in answer
-    close = answer.split("Not distinguishable from it: ")[1].split(" (The best")[0]
-    assert close.startswith("P3+ (-0.2 points, 95% interval") and "P1" not in close and "P2 " not in close
+    best, close, *_ = answers(markers_of(study(tmp_path, 6), "final"))
+    assert best.startswith("Best: P2+, copy the first 2 stages and fine-tune them, 63.")
+    assert "from scratch 50." in best and "+13.0 points, 95% interval" in best
+    assert close.startswith("Not distinguishable from P2+: P3+ (-0.2 points, 95% interval")
+    assert "P1" not in close and "P2 " not in close
+
+
+def test_the_number_of_seeds_that_would_decide_is_the_first_whose_interval_excludes_zero(tmp_path):
+    (options,) = options_of(markers_of(study(tmp_path, 6), "final")).values()
+    best, other = options[0], next(option for option in options if option.name == "P3+")
+    pairs = [best.by_seed[seed] - other.by_seed[seed] for seed in range(6)]
+    needed = seeds_to_decide(other, best)
+    assert needed is not None and needed > 6
+    for seeds, decides in ((needed - 1, False), (needed, True)):
+        reach = t.ppf(0.975, seeds - 1) * np.std(pairs, ddof=1) / seeds**0.5
+        assert (reach < np.mean(pairs)) == decides
+    lines = answers(markers_of(study(tmp_path / "again", 6), "final"))
+    assert f"About {needed - 6} more seeds would decide for P3+" in lines[1]
+    same = Option("P1", "X", 1, {0: 0.5, 1: 0.6}), Option("P2", "X", 2, {0: 0.6, 1: 0.5})
+    assert seeds_to_decide(*same) is None and seeds_to_decide(Option("P1", "X", 1, {0: 0.5}), same[1]) is None
+
+
+def test_times_probes_and_what_would_separate_the_causes_are_said(tmp_path):
+    rows = [
+        replace(row, seconds_per_iteration=0.02 if row.treatment == "P1" else 0.05, wall_seconds=1800.0)
+        for row in study(tmp_path, 6, {"base": 0.50, "P1": 0.629, "P3": 0.40, "P1+": 0.630, "P3+": 0.52})
+    ]
+    probes = [Probe("whole", "", "P", n, f"conv{n}", f"pool{n}", 64, 100, 50, 0.01, 0.3 + n / 100) for n in (1, 2, 3)]
+    lines = answers(markers_of(rows, "final"), rows, probes)
+    text = " ".join(lines)
+    assert "Best: P1+, copy the first stage (up to conv1) and fine-tune them" in text
+    assert "costs nothing that these seeds can show; an iteration is 2.5 times as fast" in text
+    assert "a linear classifier on the features of the first 3 stages (up to conv3) reaches 33.0%" in text
+    assert "Freezing the first 3 stages (up to conv3) costs +12.0 points" in text
+    # three networks of half an hour each: the base of the half, and two selffers
+    assert '`random0: ["A{1,3}A"]` under `networks` (3 networks per seed, at most 1.5 hours of training)' in text
 
 
 def test_the_export_command_names_the_most_accurate_network_of_the_best_treatment(tmp_path):
@@ -52,9 +86,9 @@ def test_with_one_seed_nothing_is_decided(tmp_path):
 
 def test_freezing_that_costs_nothing_is_said(tmp_path):
     means = {"base": 0.50, "P1": 0.629, "P2": 0.55, "P1+": 0.630, "P2+": 0.52}
-    (answer,) = answers(markers_of(study(tmp_path, 6, means), "final"))
-    assert answer.startswith("Best: P1+")
-    assert "Freezing the first stage costs nothing that these seeds can show" in answer
+    lines = answers(markers_of(study(tmp_path, 6, means), "final"))
+    assert lines[0].startswith("Best: P1+")
+    assert "Freezing the first stage costs nothing that these seeds can show." in lines
 
 
 def test_a_table_without_existing_weights_has_no_answer(tmp_path):

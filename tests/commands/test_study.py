@@ -1,44 +1,26 @@
 """The study: from weights, a net and a folder of photographs to an answer, and a second time for nothing."""
 
+import functools
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
+from support.own_images import NET, make_images, write_net
 
+from transfer_caffe import rates as rates_module
+from transfer_caffe import study as study_module
 from transfer_caffe.engine import Net
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.formats import hdf5
-from transfer_caffe.formats.proto import write_binary
-from transfer_caffe.study import main, spread
-
-NET = """name: "pretrained" input: "data" input_shape { dim: 1 dim: 3 dim: 24 dim: 24 }
-layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 6 kernel_size: 5
-  stride: 2 weight_filler { type: "xavier" } } }
-layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
-layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2" convolution_param { num_output: 8 kernel_size: 3
-  weight_filler { type: "xavier" } } }
-layer { name: "relu2" type: "ReLU" bottom: "conv2" top: "conv2" }
-layer { name: "fc" type: "InnerProduct" bottom: "conv2" top: "fc" inner_product_param { num_output: 1000
-  weight_filler { type: "xavier" } } }
-layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
-"""
+from transfer_caffe.results.probes import read_probes
+from transfer_caffe.study import SEARCH, main
+from transfer_caffe.sweep.cost import Rate
 
 
 @pytest.fixture(autouse=True)
 def photos(tmp_path, monkeypatch) -> Path:
     """A folder of three classes of photographs, a net and its weights, in the current folder."""
     monkeypatch.chdir(tmp_path)
-    draw = np.random.RandomState(0)
-    for label, name in enumerate(("cat", "dog", "old car")):
-        (tmp_path / "my photos" / name).mkdir(parents=True)
-        for number in range(10):
-            image = draw.randint(0, 100, (40, 30, 3))
-            image[8 * label : 8 * label + 12, :, label] += 120
-            assert cv2.imwrite(f"my photos/{name}/{number}.png", image.astype(np.uint8))
-    Path("net.prototxt").write_text(NET)
-    write_binary("weights.caffemodel", Net.load("net.prototxt", seed=5).to_proto())
-    return tmp_path / "my photos"
+    return make_images(tmp_path)
 
 
 def study(*more: str) -> int:
@@ -46,7 +28,9 @@ def study(*more: str) -> int:
     return main([*arguments, "--name", "pets", "--iterations", "8", "--jobs", "2", *more])
 
 
-def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys):
+def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, monkeypatch):
+    two = functools.partial(rates_module.search, rates=(0.01, 0.001))
+    monkeypatch.setattr(study_module, "search", two)
     assert study("--seeds", "2") == 0
     out = capsys.readouterr().out
     assert "Best: " in out and "pets.yaml: the recipe of the study" in out
@@ -57,22 +41,61 @@ def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys):
     assert f"To use it in other programs: {command}" in out
     assert "Best: " in (page := Path("report/pets/index.html").read_text()) and command in page
     assert (Path("report/pets/figures/study.png")).exists()
+    # learning rates were searched once, each kind has one, and what the search has made is gone
+    assert out.count("search: learning rate") == 2 and SEARCH not in Path("pets.yaml").read_text()
+    assert set(recipe.solver_for) == {"base", "P*", "P*+"}
+    assert not Path("runs/pets/rates").exists() and not Path("data/pets-rates").exists()
+    # the linear probes: their lines, their curve and their sentence
+    assert [(probe.n, probe.cut) for probe in read_probes("runs/pets")] == [(1, "conv1"), (2, "conv2")]
+    assert "a linear classifier on the features of" in out
+    assert "probe" in Path("report/pets/figures/study.csv").read_text()
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.caffemodel")}
     assert len(before) == 10 + 8  # final weights of all, initial ones of those that copy
     assert study("--seeds", "2") == 0
     assert "exists already and is used as it is" in (out := capsys.readouterr().out) and "Best: " in out
+    assert "search: " not in out and "probe: n" not in out
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*.caffemodel")} == before
+
+
+def test_a_study_of_gray_images_trains(capsys):
+    write_net(Path(), NET.replace("dim: 3 dim: 24", "dim: 1 dim: 24"))
+    assert study("--base-lr", "0.001") == 0
+    recipe = load_recipe("pets.yaml")
+    assert recipe.images.gray and recipe.mean == (117,) and SEARCH not in Path("pets.yaml").read_text()
+    assert "Best: " in capsys.readouterr().out
+
+
+def test_hours_reduce_the_study_and_say_what_is_left_out(capsys, monkeypatch):
+    deep = NET.replace('bottom: "conv2" top: "fc"', 'bottom: "c7" top: "fc"')
+    more = "".join(
+        f'layer {{ name: "c{n}" type: "Convolution" bottom: "{below}" top: "c{n}" convolution_param {{ num_output: 4 '
+        'kernel_size: 1 weight_filler { type: "xavier" } } }\n'
+        for n, below in ((3, "conv2"), (4, "c3"), (5, "c4"), (6, "c5"), (7, "c6"))
+    )
+    write_net(Path(), deep.replace('layer { name: "fc"', more + 'layer { name: "fc"'))
+    monkeypatch.setattr(study_module, "measure", lambda selection, engine: Rate((1.0,) * 8, 0.0, "as given"))
+    options = ["--plan", "--iterations", "400", "--base-lr", "0.01", "--jobs", "1"]
+    # from scratch, and frozen and fine-tuned for each n: 15 networks of 400 s and 6 s to start, 11 for 5 n, 7 for 3 n
+    for networks, n in ((15, "1,2,3,4,5,6,7"), (11, "1,2,4,6,7"), (7, "1,4,7")):
+        assert study(*options, "--hours", f"{networks * 406.1 / 3600:.6f}") == 0
+        out, text = capsys.readouterr().out, Path("pets.yaml").read_text()
+        assert f"P{{{n}}}+" in text
+        assert ("All of the study fits" in out) == (networks == 15)
+        assert ("# To fit" in text) == (networks != 15)
+        Path("pets.yaml").unlink()
+    assert study(*options, "--hours", "0.3") == 0
+    assert "n = 1, 7 instead of 1, 2, 3, 4, 5, 6, 7 and 200 iterations instead of 400" in capsys.readouterr().out
+    Path("pets.yaml").unlink()
+    assert study(*options, "--hours", "0.01") == 2
+    error = capsys.readouterr().err
+    assert "too small for any study" in error and error.count("\n") == 1 and not Path("pets.yaml").exists()
+    assert study("--hours", "1", "--gpu", "0") == 2 and "--hours measures" in capsys.readouterr().err
+    assert study("--hours", "-1") == 2 and "--hours -1.0" in capsys.readouterr().err
 
 
 def test_a_plan_trains_nothing(capsys):
     assert study("--plan") == 0
     assert "whole" in capsys.readouterr().out and not Path("runs").exists()
-
-
-def test_n_are_spread_over_deep_nets():
-    assert spread(8) == [1, 2, 3, 4, 5, 6, 7]
-    assert spread(17) == [1, 4, 6, 8, 11, 14, 16]
-    assert spread(60)[0] == 1 and spread(60)[-1] == 59 and len(spread(60)) == 7
 
 
 @pytest.mark.parametrize(
@@ -110,6 +133,8 @@ def test_weights_may_be_in_hdf5_and_are_checked_as_well(capsys):
 def test_wrong_options_are_refused(capsys):
     assert study("--seeds", "0") == 2
     assert "--seeds must be 1 or more" in capsys.readouterr().err
+    assert study("--base-lr", "0") == 2 and "--base-lr 0.0: must be" in capsys.readouterr().err
+    assert study("--mean", "100") == 2 and "the net takes images of 3 channels" in capsys.readouterr().err
     for mean in ("1,two,3", "", "1,2"):
         assert study("--mean", mean) == 2
         assert "--mean" in (error := capsys.readouterr().err) and "blue, green and red" in error

@@ -24,6 +24,7 @@ from transfer_caffe.analysis.design import Finding, findings_of
 from transfer_caffe.analysis.effects import Effect, Published, effects_of, interval, published_number
 from transfer_caffe.analysis.text import effects_csv, findings_csv, table1_csv, table1_md
 from transfer_caffe.results.markers import METRICS, Marker, markers_of
+from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import Row
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import write_text
@@ -38,8 +39,8 @@ __all__ = [
 class Analysis:
     """The analysis of one recipe's networks.
 
-    ``rows`` are all rows of the recipe. ``markers`` are the networks that have an accuracy, without those trained on
-    reduced data.
+    ``rows`` are all rows of the recipe, ``probes`` its linear probes. ``markers`` are the networks that have an
+    accuracy, without those trained on reduced data.
     """
 
     recipe: str
@@ -49,13 +50,15 @@ class Analysis:
     effects: list[Effect]
     findings: list[Finding]
     costs: Costs
+    probes: Sequence[Probe] = ()
 
 
-def analyse(rows: Sequence[Row], metric: str = "final") -> list[Analysis]:
+def analyse(rows: Sequence[Row], metric: str = "final", probes: Sequence[Probe] = ()) -> list[Analysis]:
     """Return one `Analysis` for each recipe of the table, in the order of the table.
 
-    ``metric`` is one of `transfer_caffe.results.markers.METRICS`. Raise UserError for an unknown metric, if no network
-    has an accuracy, if an accuracy is not a fraction, or if two rows describe the same network.
+    ``metric`` is one of `transfer_caffe.results.markers.METRICS`. ``probes`` are the linear probes of the recipe. Raise
+    UserError for an unknown metric, if no network has an accuracy, if an accuracy is not a fraction, or if two rows
+    describe the same network.
     """
     if metric not in METRICS:
         raise UserError(f"metric {metric}: unknown; known are {', '.join(METRICS)}")
@@ -65,7 +68,7 @@ def analyse(rows: Sequence[Row], metric: str = "final") -> list[Analysis]:
         own = [row for row in rows if row.recipe == recipe]
         members = [marker for marker in markers if marker.recipe == recipe]
         findings = findings_of(own, members)
-        analyses.append(Analysis(recipe, metric, own, members, effects_of(members), findings, costs_of(own)))
+        analyses.append(Analysis(recipe, metric, own, members, effects_of(members), findings, costs_of(own), probes))
     return analyses
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from transfer_caffe.analysis import analyse, write_analysis
 from transfer_caffe.analysis.text import report_text
 from transfer_caffe.results.arguments import add_metric
 from transfer_caffe.results.markers import METRICS
+from transfer_caffe.results.probes import read_probes
 from transfer_caffe.results.table import load
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 
@@ -35,7 +37,8 @@ def main(argv: list[str] | None = None) -> int | None:
         raise UserError(
             f"{options.results}: no networks in it; train networks first: python -m transfer_caffe.sweep run"
         )
-    analyses = analyse(rows, options.metric)
+    probes = [] if options.results == "paper" else read_probes(Path(options.results).parent)
+    analyses = analyse(rows, options.metric, probes)
     if not any(analysis.markers for analysis in analyses):
         raise UserError(
             f"{options.results}: no network has {METRICS[options.metric]} apart from networks trained on reduced data, "

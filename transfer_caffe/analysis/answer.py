@@ -1,6 +1,6 @@
 """The answer of a study: how many stages to copy from existing weights, and whether to freeze them.
 
-    for line in answers(markers_of(rows, "final")):
+    for line in answers(markers_of(rows, "final"), rows, read_probes("runs/birds")):
         print(line)
 
 The best treatment is the one with the highest mean accuracy over seeds. Whether another one is worse is decided by
@@ -15,10 +15,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import stdtrit
+
+from transfer_caffe.analysis.costs import Costs, costs_of
 from transfer_caffe.analysis.effects import interval
 from transfer_caffe.results.markers import Marker
+from transfer_caffe.results.probes import Probe
+from transfer_caffe.results.table import Row
 
 KINDS = ("base", "X", "X+")
+MOST_SEEDS = 50
+"""The answer names the number of seeds that would decide up to this many."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,33 @@ def difference(one: Option, two: Option) -> tuple[float, tuple[float, float] | N
     return math.fsum(pairs) / len(pairs), interval(pairs)
 
 
-def answers(markers: Sequence[Marker]) -> list[str]:
-    """Return the answer for each place, in sentences; an empty list if no stages come from existing weights."""
-    return [_answer(place, options) for place, options in options_of(markers).items()]
+def seeds_to_decide(one: Option, two: Option) -> int | None:
+    """Return how many seeds in all would tell two options apart if their difference and its spread stay as they are.
+
+    That many make the 95% interval exclude zero. None if `MOST_SEEDS` would not, or if fewer than two seeds are there.
+    """
+    pairs = [one.by_seed[seed] - two.by_seed[seed] for seed in one.by_seed.keys() & two.by_seed.keys()]
+    if len(pairs) < 2:
+        return None
+    mean, spread = abs(math.fsum(pairs) / len(pairs)), float(np.std(pairs, ddof=1))
+    for seeds in range(len(pairs) + 1, MOST_SEEDS + 1):
+        if float(stdtrit(seeds - 1, 0.975)) * spread / math.sqrt(seeds) < mean:
+            return seeds
+    return None
+
+
+def answers(markers: Sequence[Marker], rows: Sequence[Row] = (), probes: Sequence[Probe] = ()) -> list[str]:
+    """Return the answer for each place, in sentences; an empty list if no stages come from existing weights.
+
+    ``rows`` are the rows of the markers, for times, and ``probes`` the linear probes; both may be left out.
+    """
+    found = []
+    for place, options in options_of(markers).items():
+        recipe, split, target = place
+        own = [probe for probe in probes if (probe.split, probe.target) == (split, target)]
+        costs = costs_of([row for row in rows if row.recipe == recipe])
+        found += _Answer(place, options, costs, own).sentences()
+    return found
 
 
 def export_commands(markers: Sequence[Marker], runs: str) -> list[str]:
@@ -85,33 +117,113 @@ def export_commands(markers: Sequence[Marker], runs: str) -> list[str]:
     return commands
 
 
-def _answer(place: tuple[str, str, str], options: Sequence[Option]) -> str:
-    _, split, target = place
-    where = "" if not target else f" ({split}, half {target})"
-    best = options[0]
-    scratch = next((option for option in options if option.kind == "base"), None)
-    text = f"Best{where}: {_words(best)}, {_percent(best.mean)}"
-    if scratch is not None and scratch is not best:
-        text += f" (from scratch {_percent(scratch.mean)}, {_points(*difference(best, scratch))})"
-    text += "."
-    if all(len(option.by_seed) < 2 for option in options):
-        return (
-            text
-            + " Each treatment was trained with one seed only, so no difference can be told from chance: add seeds."
-        )
-    close = [option for option in options[1:] if not _worse(option, best)]
-    if close:
+@dataclass(frozen=True)
+class _Answer:
+    """The answer for one place: its options, best first, the training times, and the linear probes."""
+
+    place: tuple[str, str, str]
+    options: Sequence[Option]
+    costs: Costs
+    probes: Sequence[Probe]
+
+    def sentences(self) -> list[str]:
+        best = self.options[0]
+        lines = [self._best()]
+        if max(len(option.by_seed) for option in self.options) > 1:
+            lines += [self._close(), self._frozen()]
+        lines.append(self._probed())
+        if any(option.kind == "X" for option in self.options) and best.kind != "X":
+            lines.append(self._causes())
+        return [line for line in lines if line]
+
+    def _best(self) -> str:
+        _, split, target = self.place
+        where = "" if not target else f" ({split}, half {target})"
+        best = self.options[0]
+        scratch = next((option for option in self.options if option.kind == "base"), None)
+        text = f"Best{where}: {self._words(best)}, {_percent(best.mean)}"
+        if scratch is not None and scratch is not best:
+            text += f" (from scratch {_percent(scratch.mean)}, {_points(*difference(best, scratch))})"
+        text += "."
+        if all(len(option.by_seed) < 2 for option in self.options):
+            return (
+                f"{text} Each treatment was trained with one seed only, so no difference can be told from chance: add "
+                "seeds."
+            )
+        if len(self.options) > 2:
+            text += (
+                f" (The best of {len(self.options)} by their test accuracies: its own accuracy is slightly too high.)"
+            )
+        return text
+
+    def _close(self) -> str:
+        best = self.options[0]
+        close = [option for option in self.options[1:] if not _worse(option, best)]
+        if not close:
+            return "Every other treatment is worse: the 95% confidence intervals of the differences exclude zero."
         names = ", ".join(f"{option.name} ({_points(*difference(option, best))})" for option in close)
-        text += f" Not distinguishable from it: {names}."
-    else:
-        text += " Every other treatment is worse: the 95% confidence intervals of the differences exclude zero."
-    if len(options) > 2:
-        text += f" (The best of {len(options)} by their test accuracies: its own accuracy is slightly too high.)"
-    frozen = [option for option in options if option.kind == "X" and not _worse(option, best)]
-    if frozen and best.kind != "X":
+        needed = {option.name: seeds_to_decide(option, best) for option in close}
+        known = {name: seeds for name, seeds in needed.items() if seeds is not None}
+        text = f"Not distinguishable from {best.name}: {names}."
+        if known:
+            name = min(known, key=lambda name: known[name])
+            more = known[name] - len(best.by_seed)
+            text += f" About {more} more seed{'s' * (more != 1)} would decide for {name}" + (
+                f"; more than {MOST_SEEDS} seeds would be needed for the others." if len(known) < len(needed) else "."
+            )
+        else:
+            text += f" Not even {MOST_SEEDS} seeds would decide, if the differences stay as they are."
+        return text
+
+    def _frozen(self) -> str:
+        best = self.options[0]
+        frozen = [option for option in self.options if option.kind == "X" and not _worse(option, best)]
+        if not frozen or best.kind == "X":
+            return ""
         most = max(frozen, key=lambda option: option.n)
-        text += f" Freezing {_stages(most.n)} costs nothing that these seeds can show, and trains fewer weights."
-    return text
+        seconds = self.costs.frozen.get(most.n)
+        faster = (
+            f"; an iteration is {self.costs.full / seconds:.1f} times as fast" if self.costs.full and seconds else ""
+        )
+        return f"Freezing {self._stages(most.n)} costs nothing that these seeds can show{faster}."
+
+    def _probed(self) -> str:
+        if not self.probes:
+            return ""
+        best = max(self.probes, key=lambda probe: probe.accuracy)
+        return (
+            f"Without training the net: a linear classifier on the features of {self._stages(best.n)} reaches "
+            f"{_percent(best.accuracy)}, the best of {len(self.probes)} cuts."
+        )
+
+    def _causes(self) -> str:
+        """What would separate the two causes of a loss by freezing, and at what cost."""
+        frozen = [option for option in self.options if option.kind == "X"]
+        worst = min(frozen, key=lambda option: option.mean)
+        twin = next((o for o in self.options if o.kind == "X+" and o.n == worst.n), self.options[0])
+        if not _worse(worst, twin):
+            return ""
+        numbers = sorted({option.n for option in frozen})
+        seconds = self.costs.full_days
+        networks = 1 + len(numbers)
+        cost = "" if seconds is None else f", at most {_hours(24 * seconds * networks)} of training"
+        return (
+            f"Freezing {self._stages(worst.n)} costs {_points(*difference(twin, worst))} against fine-tuning. Frozen "
+            "stages lose accuracy for two reasons: their features are specific to other images, or neurons that had "
+            "adapted to each other were separated. The second is measured on your own images by "
+            f'`random0: ["A{{{",".join(map(str, numbers))}}}A"]` under `networks` ({networks} networks per seed{cost}).'
+        )
+
+    def _words(self, option: Option) -> str:
+        if option.kind == "base":
+            return "train from scratch"
+        what = "fine-tune them" if option.kind == "X+" else "freeze them"
+        return f"{option.name}, copy {self._stages(option.n)} and {what}"
+
+    def _stages(self, n: int) -> str:
+        words = "the first stage" if n == 1 else f"the first {n} stages"
+        name = next((probe.stage for probe in self.probes if probe.n == n), "")
+        return f"{words} (up to {name})" if name else words
 
 
 def _worse(option: Option, best: Option) -> bool:
@@ -119,19 +231,12 @@ def _worse(option: Option, best: Option) -> bool:
     return ends is not None and ends[1] < 0
 
 
-def _words(option: Option) -> str:
-    if option.kind == "base":
-        return "train from scratch"
-    what = "fine-tune them" if option.kind == "X+" else "freeze them"
-    return f"{option.name}, copy {_stages(option.n)} and {what}"
-
-
-def _stages(n: int) -> str:
-    return "the first stage" if n == 1 else f"the first {n} stages"
-
-
 def _percent(accuracy: float) -> str:
     return f"{100 * accuracy:.1f}%"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(1, round(60 * hours))} minutes"
 
 
 def _points(mean: float, ends: tuple[float, float] | None) -> str:

@@ -81,7 +81,11 @@ def _recipe(analysis: Analysis) -> list[str]:
     without = len(analysis.rows) - len(analysis.markers) - reduced
     head += f" Networks without an accuracy: {without}." if without else ""
     head += f" Networks trained on reduced data, a separate experiment: {reduced}." if reduced else ""
-    parts = [_wrapped(head), *map(_wrapped, answers(analysis.markers)), _base_table(analysis.markers)]
+    parts = [
+        _wrapped(head),
+        *map(_wrapped, answers(analysis.markers, analysis.rows, analysis.probes)),
+        _base_table(analysis.markers),
+    ]
     for (_, family), _members in groups_of(analysis.markers).items():
         effects = [effect for effect in analysis.effects if effect.family == family]
         for title, columns in ((CAUSES_TITLE, CAUSES), (GAINS_TITLE, GAINS)):

@@ -143,7 +143,7 @@ def _source_shape(layer: LayerParameter, where: str) -> Shape:
     crop = layer.transform_param.crop_size
     if not crop:
         raise UserError(f"{where}: the shapes of the weights cannot be computed without a crop_size; set crop_size")
-    return (3, crop, crop)
+    return (1 if layer.transform_param.force_gray else 3, crop, crop)
 
 
 def _shapes(layer: LayerParameter, image: Shape, where: str) -> tuple[Shape, tuple[Shape, ...]]:

@@ -78,6 +78,8 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     images = _images_of(Section(top.take("images"), f"{where}: images"))
     architecture = _architecture_of(top, folder)
     own = architecture.endswith(".prototxt")
+    if images.gray and not own:
+        raise UserError(f"{where}: images: gray: for a net of your own only; {architecture} takes colour images")
     crop, mirror = top.whole("crop", 1), top.flag("mirror")
     if crop > min(images.resize):
         top.fail("crop", f"{crop} does not fit into images of {images.resize[0]} x {images.resize[1]}")
@@ -86,6 +88,8 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     batches.end()
     outputs, test_images = top.whole_or("outputs", "classes"), top.whole_or("test_images", "all")
     mean = _mean_of(top, own)
+    if isinstance(mean, tuple) and images.gray and len(mean) != 1:
+        raise UserError(f"{where}: mean: gray images have one channel, so one number was expected, not {list(mean)}")
     own_net = _own_net_of(top, own, where)
     solver = _solver_of(top.take("solver"), f"{where}: solver")
     for key in ("base_lr", "lr_policy", "max_iter", "test_interval"):
@@ -203,6 +207,7 @@ def _images_of(section: Section) -> Images:
     images = Images(
         root, val_root, (resize[0], resize[1]), section.flag("encoded", False), section.whole("shuffle_seed", 0, 0),
         section.flag("views", False), section.one_of("on_error", ["fail", "skip", "caffe"], "fail"),
+        section.flag("gray", False),
     )  # fmt: skip
     section.end()
     return images

@@ -14,8 +14,9 @@ does not support is an error that names the file, the key and the allowed values
                   relative to the dataset's folder (default: that folder); val_root*: the same for val.txt, if it
                   differs; encoded*: store the image files undecoded in the database; shuffle_seed*; views*: build one
                   database of all images, with the halves as views of it (transfer_caffe/formats/views.py), or as
-                  copies if real Caffe has to read them; on_error*: how to treat a broken image: `fail` (the default),
-                  `skip`, or `caffe` (transfer_caffe/tools/build_lmdb.py)
+                  copies if real Caffe has to read them; gray*: one channel instead of three (your own net);
+                  on_error*: how to treat a broken image: `fail` (the default), `skip`, or `caffe`
+                  (transfer_caffe/tools/build_lmdb.py)
     architecture  a folder of prototxt_templates, or a net of your own: the path of a train_val.prototxt or
                   deploy.prototxt of any age, relative to the recipe's folder. It is rewritten for the experiment
                   (transfer_caffe/experiment/rewrite.py)
@@ -95,6 +96,7 @@ class Images:
     shuffle_seed: int
     views: bool
     on_error: str
+    gray: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ class Recipe:
                 "shuffle_seed": self.images.shuffle_seed,
                 "views": self.images.views,
                 "on_error": self.images.on_error,
+                **({"gray": True} if self.images.gray else {}),
             },
             "architecture": self.architecture,
             "crop": self.crop,

@@ -91,6 +91,7 @@ def rewrite(net: NetParameter, change: Change, name: str = "") -> NetParameter:
     for loss in losses_of(body):
         for classifier in classifiers(loss, body, where):
             _set_outputs(classifier, change.classes)
+            _start_small(classifier)
     logits = main.bottom[0]
     place = next(index for index, layer in enumerate(body) if layer is main)
     _rename(body, ACCURACY, f"{ACCURACY}_of_the_net")
@@ -208,6 +209,17 @@ def _set_outputs(layer: LayerParameter, classes: int) -> None:
     else:
         layer.convolution_param.num_output = classes
         layer.convolution_param.group = 1
+
+
+def _start_small(classifier: LayerParameter) -> None:
+    """Give a classifier without a weight filler one that starts with nearly equal scores for all classes.
+
+    Features of a pretrained net may be of any size: scores of the same size make the first losses, and the first
+    updates, so large that units die. 0.01 is what BVLC's example of fine-tuning has (finetune_flickr_style).
+    """
+    kind = classifier.inner_product_param if classifier.type == "InnerProduct" else classifier.convolution_param
+    if not kind.HasField("weight_filler"):
+        kind.weight_filler.type, kind.weight_filler.std = "gaussian", 0.01
 
 
 def _set_fillers(net: NetParameter) -> None:

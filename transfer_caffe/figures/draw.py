@@ -21,6 +21,7 @@ from transfer_caffe.figures.sources import Source
 from transfer_caffe.figures.study import draw_study
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.results.markers import METRICS, Marker, markers_of
+from transfer_caffe.results.probes import read_probes
 from transfer_caffe.results.reference import CURVES, NETWORKS
 from transfer_caffe.results.table import Row, read_results
 from transfer_caffe.run.folder import weights_path
@@ -84,7 +85,7 @@ def draw_figures(
         drawn += [draw(random, folder, words) for draw in (draw_bottom, draw_top, draw_paired)]
     drawn.append(draw_figure3(sources, folder, words))
     drawn.append(draw_reduced(tables, folder, metric, words))
-    drawn.append(draw_study(sources, folder, words))
+    drawn.append(draw_study(sources, folder, words, read_probes(runs) if runs is not None else ()))
     weights, curves = _of_folders(rows, markers, Path(runs)) if runs is not None else ({}, {})
     if name == "paper":
         curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}

@@ -81,6 +81,7 @@ LOOKS = {
     "R": Look("v", "#aaaa00", "#aaaa00", False, 0.0, "random, untrained filters"),
     "X": Look("s", "#008844", "#008844", False, -0.08, "existing weights, frozen", 9),
     "X+": Look("s", "#99ddbb", "#55bb88", True, 0.08, "existing weights, fine-tuned", 9),
+    "probe": Look("^", "#888888", "#888888", False, 0.0, "linear classifier on the features", 8, dash=":", width=1.5),
 }
 
 

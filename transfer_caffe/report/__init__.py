@@ -19,6 +19,7 @@ from transfer_caffe.analysis import analyse, write_analysis
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report.network import read_networks
 from transfer_caffe.report.page import render
+from transfer_caffe.results.probes import read_probes
 from transfer_caffe.results.table import load
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import write_text
@@ -50,7 +51,7 @@ def write_report(
             f"{runs}: its results.csv has no networks; train networks first: python -m transfer_caffe.sweep run"
         )
     out = Path(out)
-    analyses = analyse(rows, metric)
+    analyses = analyse(rows, metric, read_probes(folder) if folder is not None else ())
     networks = read_networks(rows, metric, folder)
     drawn = draw_figures(rows, out / "figures", metric, folder, load("paper") if compare else ())
     write_analysis(analyses, out / "analysis")

@@ -86,7 +86,7 @@ def render(
         warnings=warnings,
         lead=[
             f"{counted} {'has' if having == 1 else 'have'} a result.",
-            *(answer for analysis in analyses for answer in answers(analysis.markers)),
+            *(answer for analysis in analyses for answer in answers(analysis.markers, analysis.rows, analysis.probes)),
             *(
                 f"To use the best network in other programs: {line}"
                 for analysis in analyses

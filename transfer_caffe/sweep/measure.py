@@ -124,7 +124,8 @@ def synthetic(network: Network, frozen: int) -> NetParameter:
             continue
         made = net.layer.add(name=layer.name, type="DummyData", top=layer.top)
         crop, batch = layer.transform_param.crop_size, layer.data_param.batch_size
-        made.dummy_data_param.shape.add(dim=[batch, 3, crop, crop])
+        channels = 1 if layer.transform_param.force_gray else 3
+        made.dummy_data_param.shape.add(dim=[batch, channels, crop, crop])
         made.dummy_data_param.shape.add(dim=[batch])
         made.dummy_data_param.data_filler.add(type="constant", value=1)
         made.dummy_data_param.data_filler.add(type="constant", value=0)

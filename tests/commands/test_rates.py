@@ -1,0 +1,121 @@
+"""The search for learning rates: what it trains, what it chooses, and what it leaves behind."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from support.own_images import make_images
+from support.tables import write_table
+
+from transfer_caffe import rates
+from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.formats.image_list import read_list
+from transfer_caffe.rates import best_of, block_of, kinds_of, main, search, table_of
+from transfer_caffe.study import main as study
+from transfer_caffe.utils.errors import UserError
+
+ACCURACIES = {
+    0.01: {"base": 0.5, "P2": 0.1, "P2+": 0.6},
+    0.003: {"base": 0.4, "P2": 0.5, "P2+": 0.6},
+    0.001: {"base": 0.3, "P2": 0.7},  # P2+ has diverged
+}
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path, monkeypatch):
+    """The recipe of a study, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path)
+    arguments = ["--weights", "weights.caffemodel", "--net", "net.prototxt", "--images", "my photos", "--name", "pets"]
+    assert study([*arguments, "--plan"]) == 0
+    return load_recipe("pets.yaml")
+
+
+class Sweep:
+    """In the place of `sweep run`: writes the accuracies of `ACCURACIES`, and notes what it was asked for."""
+
+    def __init__(self, codes=()):
+        self.recipes, self.codes, self.lists = [], list(codes), None
+
+    def __call__(self, argv: list[str]) -> int:
+        code = self.codes.pop(0) if self.codes else 0
+        if code not in (0, 1):
+            return code
+        recipe = load_recipe(argv[argv.index("--recipe") + 1])
+        self.recipes.append(recipe)
+        self.lists = {part: read_list(f"data/pets-rates/{part}.txt") for part in ("train", "val")}
+        found = ACCURACIES[recipe.solver["base_lr"]]
+        write_table(Path(argv[argv.index("--runs") + 1]) / recipe.name, [("whole", *one) for one in
+                    ((name, 0, value) for name, value in found.items())])  # fmt: skip
+        return code
+
+
+def test_every_kind_gets_its_best_rate_and_the_recipe_takes_the_block(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(rates, "sweep", run := Sweep(codes=[0, 0, 1]))
+    found = search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    assert best_of(found) == {"base": 0.01, "P*": 0.001, "P*+": 0.01}  # of equals the larger one
+    assert [each.solver["base_lr"] for each in run.recipes] == list(ACCURACIES)
+    for each in run.recipes:
+        assert [str(treatment) for treatment in each.treatments["whole"]] == ["base", "P2", "P2+"]
+        assert each.solver["max_iter"] == recipe.solver["max_iter"] // 2 and each.solver_for == {}
+        assert each.solver["test_interval"] == each.solver["max_iter"] and each.mean == recipe.mean
+    text = Path("pets.yaml").read_text()
+    Path("pets.yaml").write_text(text + block_of(found))
+    for treatment, rate in (("base", 0.01), ("P1", 0.001), ("P2+", 0.01)):
+        assert load_recipe("pets.yaml").network("whole", treatment).solver["base_lr"] == rate
+    assert yaml.safe_load(block_of(found))["solver_for"] == {
+        "base": {"base_lr": 0.01}, "P*": {"base_lr": 0.001}, "P*+": {"base_lr": 0.01},
+    }  # fmt: skip
+    lines = table_of(found)
+    assert "50.0%*" in lines[1] and "0.0%" in lines[3] and "at the end of what was tried" in lines[-1]
+
+
+def test_the_search_never_sees_the_validation_images_and_holds_out_a_fifth_of_each_class(recipe, monkeypatch):
+    monkeypatch.setattr(rates, "sweep", run := Sweep())
+    search(recipe, Path("data"), Path("runs"), [0.01])
+    assert run.lists is not None
+    train, held = run.lists["train"], run.lists["val"]
+    assert sorted(train + held) == sorted(read_list("data/pets/train.txt"))
+    assert [sum(label == each for _, label in held) for each in range(3)] == [2, 2, 2]  # a fifth of 8, rounded up
+
+
+def test_an_interrupted_search_resumes_and_a_finished_one_is_not_repeated(recipe, monkeypatch):
+    monkeypatch.setattr(rates, "sweep", Sweep(codes=[0, 130]))
+    with pytest.raises(SystemExit) as end:
+        search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    assert end.value.code == 130 and Path("runs/pets/rates/pets-lr0.01/results.csv").exists()
+    monkeypatch.setattr(rates, "sweep", Sweep())
+    found = search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    assert not Path("runs/pets/rates").exists() and not Path("data/pets-rates").exists()
+    monkeypatch.setattr(rates, "sweep", None)
+    assert search(recipe, Path("data"), Path("runs"), list(ACCURACIES)) == found
+
+
+def test_what_another_recipe_left_is_removed_and_not_used(recipe, monkeypatch):
+    monkeypatch.setattr(rates, "sweep", Sweep(codes=[0, 130]))
+    with pytest.raises(SystemExit):
+        search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    left = Path("runs/pets/rates/pets-lr0.01/whole-base-s0")
+    left.mkdir(parents=True)
+    text = Path("pets.yaml").read_text()
+    Path("pets.yaml").write_text(text.replace("momentum: 0.9", "momentum: 0.8"))
+
+    def check(argv: list[str]) -> int:
+        assert not left.exists()
+        return run(argv)
+
+    run = Sweep()
+    monkeypatch.setattr(rates, "sweep", check)
+    search(load_recipe("pets.yaml"), Path("data"), Path("runs"), [0.003])
+    assert [each.solver["momentum"] for each in run.recipes] == [0.8]
+
+
+def test_bad_input_is_one_line(recipe, monkeypatch, capsys):
+    for given in ("", "fast", "0.1,-1", "0.1,0.1", "nan"):
+        assert main(["--recipe", "pets.yaml", "--rates", given]) == 2
+        assert "numbers above 0" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    with pytest.raises(UserError, match="no networks with stages from existing weights"):
+        kinds_of(load_recipe("demo"))
+    monkeypatch.setattr(rates, "sweep", lambda argv: 1)
+    with pytest.raises(UserError, match="no network of the search"):
+        search(recipe, Path("data"), Path("runs"), [0.01])
