@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "safetensors>=0.4.3"],
         "dev": ["pytest", "playwright", "hypothesis", "ruff", "pyright"],
     },
     entry_points={"console_scripts": ["transfer-caffe = transfer_caffe.cli:main"]},

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transfer_caffe.experiment.read import load_recipe, recipe_names
     from transfer_caffe.experiment.recipe import Network, Recipe
     from transfer_caffe.experiment.treatment import Treatment
+    from transfer_caffe.export.dataset import Dataset
+    from transfer_caffe.export.module import as_module, write_caffemodel
     from transfer_caffe.figures.draw import draw_figures
     from transfer_caffe.report import write_report
     from transfer_caffe.results.table import Row, write_results
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from transfer_caffe.utils.errors import UserError
 
 __all__ = [
-    "Analysis", "Network", "Recipe", "Row", "RunFailed", "Treatment", "UserError", "analyse", "draw_figures",
-    "load_recipe", "load_results", "make_data", "recipe_names", "train", "write_report", "write_results",
+    "Analysis", "Dataset", "Network", "Recipe", "Row", "RunFailed", "Treatment", "UserError", "analyse", "as_module",
+    "draw_figures", "load_recipe", "load_results", "make_data", "recipe_names", "train", "write_caffemodel",
+    "write_report", "write_results",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
@@ -52,6 +55,7 @@ if sys.argv[:1] == ["-m"]:
 
 _HOMES = {
     "Analysis": "analysis:Analysis",
+    "Dataset": "export.dataset:Dataset",
     "Network": "experiment.recipe:Network",
     "Recipe": "experiment.recipe:Recipe",
     "Row": "results.table:Row",
@@ -59,12 +63,14 @@ _HOMES = {
     "Treatment": "experiment.treatment:Treatment",
     "UserError": "utils.errors:UserError",
     "analyse": "analysis:analyse",
+    "as_module": "export.module:as_module",
     "draw_figures": "figures.draw:draw_figures",
     "load_recipe": "experiment.read:load_recipe",
     "load_results": "results.table:load",
     "make_data": "data:make_data",
     "recipe_names": "experiment.read:recipe_names",
     "train": "driver:train",
+    "write_caffemodel": "export.module:write_caffemodel",
     "write_report": "report:write_report",
     "write_results": "results.table:write_results",
 }

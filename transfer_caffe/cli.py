@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": ("transfer_caffe.generate", "render a network's prototxt and solver"),
     "surgery": ("transfer_caffe.surgery", "write a network's initial weights, copied from its base"),
     "engine": ("transfer_caffe.engine.__main__", "train, test and time nets with caffe's flags"),
+    "export": ("transfer_caffe.export.__main__", "export a net with its weights to ONNX, and check the result"),
     "compare": ("transfer_caffe.compare", "compare a net in real Caffe and in the engine, blob by blob"),
     "driver": ("transfer_caffe.driver", "run all steps for one network of a recipe"),
     "probe": ("transfer_caffe.probe", "train linear classifiers on the features of existing weights"),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from transfer_caffe.analysis.answer import answers
+from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.data_prep.folders import find_images
 from transfer_caffe.data_prep.folders import main as write_lists
 from transfer_caffe.experiment.own_net import read_own_net
@@ -356,6 +356,8 @@ def main(argv: list[str] | None = None) -> int | None:
         rows = [row for row in load(results) if row.accuracy_final is not None]
         for answer in answers(markers_of(rows, "final"), rows, read_probes(results.parent)) if rows else ():
             print(answer)
+        for line in export_commands(markers_of(rows, "final"), f"{args.runs}/{recipe.name}"):
+            print(f"To use it in other programs: {line}")
     return code
 
 

@@ -8,7 +8,7 @@ from scipy.stats import t
 from support.tables import write_table
 
 from transfer_caffe.analysis import analyse
-from transfer_caffe.analysis.answer import Option, answers, options_of, seeds_to_decide
+from transfer_caffe.analysis.answer import Option, answers, export_commands, options_of, seeds_to_decide
 from transfer_caffe.analysis.text import report_text
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report import write_report
@@ -67,6 +67,15 @@ def test_times_probes_and_what_would_separate_the_causes_are_said(tmp_path):
     assert "Freezing the first 3 stages (up to conv3) costs +12.0 points" in text
     # three networks of half an hour each: the base of the half, and two selffers
     assert '`random0: ["A{1,3}A"]` under `networks` (3 networks per seed, at most 1.5 hours of training)' in text
+
+
+def test_the_export_command_names_the_most_accurate_network_of_the_best_treatment(tmp_path):
+    markers = markers_of(study(tmp_path, 6), "final")
+    [command] = export_commands(markers, "my runs/pets")
+    best = max((each for each in markers if str(each.treatment) == "P2+"), key=lambda each: each.accuracy)
+    assert f"--network 'my runs/pets/{best.network}' --onnx " in command
+    base = [each for each in markers if each.kind == "base"]
+    assert base and export_commands(base, "runs") == []
 
 
 def test_with_one_seed_nothing_is_decided(tmp_path):

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "utils": set(),
     "formats": {"utils"},
     "engine": LIBRARY,
+    "export": {*LIBRARY, "engine"},
     "data_prep": LIBRARY,
     "tools": LIBRARY,
     "real_caffe": LIBRARY,

@@ -37,7 +37,9 @@ def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, mon
     recipe = load_recipe("pets.yaml")
     assert [str(each) for each in recipe.treatments["whole"]] == ["base", "P1", "P2", "P1+", "P2+"]
     assert (recipe.crop, recipe.seeds, recipe.stages) == (24, (0, 1), 3)
-    assert "Best: " in Path("report/pets/index.html").read_text()
+    command = "python -m transfer_caffe.export --network runs/pets/whole-"
+    assert f"To use it in other programs: {command}" in out
+    assert "Best: " in (page := Path("report/pets/index.html").read_text()) and command in page
     assert (Path("report/pets/figures/study.png")).exists()
     # learning rates were searched once, each kind has one, and what the search has made is gone
     assert out.count("search: learning rate") == 2 and SEARCH not in Path("pets.yaml").read_text()

@@ -11,6 +11,7 @@ answer says so.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,23 @@ def answers(markers: Sequence[Marker], rows: Sequence[Row] = (), probes: Sequenc
         costs = costs_of([row for row in rows if row.recipe == recipe])
         found += _Answer(place, options, costs, own).sentences()
     return found
+
+
+def export_commands(markers: Sequence[Marker], runs: str) -> list[str]:
+    """Return, for each place, the command that makes a file for other programs from its best network.
+
+    ``runs`` is the folder of the recipe's networks. Of several seeds of the best treatment, the most accurate one.
+    """
+    commands = []
+    for (recipe, split, target), options in options_of(markers).items():
+        best = max(
+            (each for each in markers if (each.recipe, each.split, each.treatment.target) == (recipe, split, target)
+             and str(each.treatment) == options[0].name),
+            key=lambda each: (each.accuracy, -each.seed),
+        )  # fmt: skip
+        words = ["--network", f"{runs}/{best.network}", "--onnx", f"{recipe or 'net'}.onnx"]
+        commands.append(f"python -m transfer_caffe.export {shlex.join(words)}")
+    return commands
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jinja2
 import yaml
 
 from transfer_caffe.analysis import Analysis
-from transfer_caffe.analysis.answer import answers
+from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.analysis.text import cost_words, finding_words, grouped
 from transfer_caffe.experiment.own_net import ENDINGS
 from transfer_caffe.experiment.treatment import Treatment
@@ -88,6 +88,11 @@ def render(
         lead=[
             f"{counted} {'has' if having == 1 else 'have'} a result.",
             *(answer for analysis in analyses for answer in answers(analysis.markers, analysis.rows, analysis.probes)),
+            *(
+                f"To use the best network in other programs: {line}"
+                for analysis in analyses
+                for line in export_commands(analysis.markers, str(folder))
+            ),
             *(_lead(analysis, len(analyses) > 1) for analysis in analyses),
         ],
         findings=[each for analysis in analyses for each in effect_sentences(analysis, len(analyses) > 1)],

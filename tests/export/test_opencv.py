@@ -1,0 +1,78 @@
+"""OpenCV's dnn module loads the ONNX files and computes the engine's outputs."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conformance.layer_cases import LAYER_CASES
+from conformance.networks import NETWORKS
+from conformance.random_layers import random_cases
+from conformance.suite import as_case
+from support.exporting import of_case, write_network
+
+from transfer_caffe.engine.layers import LAYERS
+from transfer_caffe.export.inference import load
+from transfer_caffe.utils.errors import UserError
+
+pytest.importorskip("onnx", reason="needs transfer_caffe[export]")
+
+from transfer_caffe.export.onnx_file import build
+
+LOSSES = {name for name, layer in LAYERS.items() if layer.is_loss} | {"Accuracy"}
+
+pytestmark = pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="needs OpenCV 5's importer of ONNX")
+
+TOLERANCE = 1e-5
+"""Relative to a blob's largest value: sums in another order, a few units in the last place (1.2e-7) a layer."""
+
+
+def require_outputs(used, values=(), batch=None):
+    model = build(used)
+    at_size = used if batch is None else used.with_batch(batch)
+    assert at_size is not None
+    draw, given = np.random.RandomState(2), dict(values)
+    feeds = {
+        name: np.asarray(given.get(f"blob/{name}", draw.standard_normal(shape)), np.float32)
+        for name, shape in at_size.inputs.items()
+    }
+    at_size.net.feed(feeds)
+    with torch.no_grad():
+        at_size.net.forward(0, keep=True)
+    net = cv2.dnn.readNetFromONNX(np.frombuffer(model.proto.SerializeToString(), np.uint8))
+    for name, array in feeds.items():
+        net.setInput(array, name)
+    outputs = at_size.net.outputs
+    for name, found in zip(outputs, net.forward([model.blobs[name] for name in outputs]), strict=True):
+        wanted = at_size.net.array(name)
+        # OpenCV gives a blob without axes one
+        assert found.shape == (wanted.shape or (1,)), name
+        largest = np.nanmax(np.abs(wanted), initial=0.01)
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=0, atol=TOLERANCE * largest, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind not in LOSSES | {"Silence", "Parameter"}])
+def test_all_settings_of_a_layer_type(kind):
+    for seed, case in enumerate(LAYER_CASES[kind]):
+        given = as_case(case, seed)
+        require_outputs(of_case(given), given.values)
+
+
+@pytest.mark.parametrize("seed", range(10, 12))
+def test_random_settings(seed):
+    done = 0
+    for case in random_cases(seed, 100):
+        given = as_case(case, seed)
+        try:
+            used = of_case(given)
+        except UserError:
+            continue
+        require_outputs(used, given.values)
+        done += 1
+    assert done > 50
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, batch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_outputs(load(*write_network(name, tmp_path)), batch=batch)
