@@ -7,7 +7,6 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-
 from support.gpu import never_waiting
 
 from transfer_caffe.engine.layers.neuron import Dropout

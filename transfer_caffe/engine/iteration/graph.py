@@ -175,8 +175,7 @@ class Pass:
             self._recorder = recorder
             glog.info("solver.cpp:0", "From here on an iteration is one CUDA graph.")
         except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}")
+            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {reasons(error)}")
             self._make = None
             for blob in blobs:
                 blob.data.grad = None
@@ -187,6 +186,20 @@ class Pass:
             for layer, _ in self._drawing:
                 layer.generator = None
         return self._recorder is not None
+
+
+def reasons(error: BaseException) -> str:
+    """Return the first lines of an error and of those that it hides, the first one first.
+
+    If an operation that cannot be captured raises an error, ending the capture raises another one in its place.
+    """
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = each.__cause__ or each.__context__
+    lines = [(str(each).splitlines() or [type(each).__name__])[0] for each in reversed(chain)]
+    return "; then: ".join(dict.fromkeys(lines))
 
 
 def uncapturable(net: Net) -> str:
