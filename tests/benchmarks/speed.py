@@ -130,15 +130,15 @@ def net_of(case: Case, folder: Path, gpu: bool = False) -> NetParameter:
     return net
 
 
-def make_data(folder: Path) -> None:
+def make_data(folder: Path, part: float = 1) -> None:
     """Write databases of smooth noise with some grain: 1,000 raw images of each size, 3,500 JPEGs of 256 x 256.
 
-    A JPEG takes about 30 kB, like a photograph.
+    A JPEG takes about 30 kB, like a photograph. ``part`` is the part of these numbers that is written.
     """
     draw = np.random.default_rng(0)
     for name, size, count in (("raw32", 32, 1000), ("raw256", 256, 1000), ("jpeg256", 256, 3500)):
         with DatabaseWriter(folder / name) as writer:
-            for number in range(count):
+            for number in range(max(round(count * part), 1)):
                 window = noise(draw, size)
                 value = raw_datum(window, number % 1000)
                 if name.startswith("jpeg"):
