@@ -103,5 +103,5 @@ def test_rates_are_measured_for_each_precision_and_leave_the_flags_as_they_were(
 
 
 def test_noise_is_the_same_each_time():
-    images = [speed.noise(np.random.default_rng(1), 32) for _ in range(2)]
-    assert np.array_equal(*images)
+    one, other = (speed.noise(np.random.default_rng(1), 32) for _ in range(2))
+    assert np.array_equal(one, other)
