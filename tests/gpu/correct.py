@@ -82,7 +82,7 @@ def graphs(world: World) -> None:
             made = world.solver(precision, batch=batch, graph=graph)
             made.step(8)
             if graph:
-                world.check(f"{precision}: iterations are one graph", made._pass._recorder is not None)
+                world.check(f"{precision}: iterations are one graph", made._pass.recorded)
                 with never_waiting(world.device):
                     for _ in range(3):
                         made._forward_backward()

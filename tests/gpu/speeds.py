@@ -22,6 +22,7 @@ from torch import Tensor
 from transfer_caffe.engine.batches import resident
 from transfer_caffe.engine.batches.staging import Buffer
 from transfer_caffe.engine.layers import vision
+from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.solver.solver import Solver
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.formats.database import Database
@@ -53,8 +54,8 @@ def smoke(world: World) -> None:
     world.check("the loss without a graph is finite", np.isfinite(loss), f"{loss:.4g}")
     loss = made.step(2 if world.tiny else 51)
     world.check("the loss by graph is finite", np.isfinite(loss), f"{loss:.4g}")
-    world.check("an iteration is one CUDA graph", made._pass._recorder is not None)
-    images = made._pass._images[0]
+    world.check("an iteration is one CUDA graph", made._pass.recorded)
+    images = next(layer for layer in made.net.layers if isinstance(layer, Images))
     world.check("records are on the device", images.resident)
     if world.device.type == "cuda":
         world.check("LRN runs as a Triton kernel", vision._fused_lrn() is not None)
@@ -73,7 +74,7 @@ def speed(world: World) -> None:
             ms = world.iteration_ms(made)
         what = f"{precision}, n = {n}, records in the {place}{'' if deterministic else ', fastest algorithms'}"
         world.measure(what, ms, "ms")
-        world.check(f"{what}: one graph", made._pass._recorder is not None)
+        world.check(f"{what}: one graph", made._pass.recorded)
         if place == "device" and deterministic and found:
             least = floor.seconds(*floor.work(made.net, precision), found, precision)
             world.measure(f"floor of {precision}, n = {n}", 1000 * least, "ms")

@@ -10,8 +10,10 @@ class Tape:
     Recording computes nothing; the tensors then hold NaN.
     """
 
-    def __init__(self, net):
+    def __init__(self, net, state=()):
+        """``state``: further tensors that the function changes (the solver's history), restored after recording."""
         self.blobs, self.layers = net.learnable, net.layers
+        self.state = [*(blob.data.detach() for blob in net.learnable), *state]
         self.registered = []
         self.seeds = []
 
@@ -20,21 +22,27 @@ class Tape:
 
     def record(self, function):
         self.function = function
-        assert all(blob.data.grad is None for blob in self.blobs), "a replay would add to these gradients"
+        self.adds = any(blob.data.grad is not None for blob in self.blobs)
+        before = [each.clone() for each in self.state]
+        gradients = [None if blob.data.grad is None else blob.data.grad.clone() for blob in self.blobs]
         loss, outputs = function()
+        for each, old in zip(self.state, before, strict=True):
+            each.copy_(old)
         self.results = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
-        for each in self.results:
+        olds = [None] * (1 + len(outputs)) + gradients
+        for each, old in zip(self.results, olds, strict=True):
             if each is not None:
-                each.fill_(float("nan"))
+                each.copy_(old) if old is not None else each.fill_(float("nan"))
         return loss, outputs
 
     def replay(self):
         self.seeds.append([generator.initial_seed() for generator in self.registered])
-        for blob in self.blobs:
-            blob.data.grad = None
+        count = len(self.blobs)
+        for blob, gradient in zip(self.blobs, self.results[len(self.results) - count :], strict=True):
+            blob.data.grad = gradient if self.adds else None
         # a graph repeats what was recorded, with the settings at that time
         images = [layer for layer in self.layers if isinstance(layer, Images)]
-        drawing = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        drawing = [layer for layer in self.layers if isinstance(layer, Dropout) and layer.context.training]
         for layer in images:
             layer.prepares = False
         for layer, generator in zip(drawing, self.registered, strict=True):
