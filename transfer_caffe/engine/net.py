@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog, passes
 from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data
-from transfer_caffe.engine.weights import copy_blob, copy_weights, to_message
+from transfer_caffe.engine.weights import array_of, copy_blob, copy_weights, to_message
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
@@ -342,6 +342,9 @@ class Net:
         """
         return copy_weights(self.name, self.layers, path)
 
-    def to_proto(self) -> NetParameter:
-        """Return the net with its weights as the message of a .caffemodel (Net::ToProto)."""
-        return to_message(self.name, self.layers, self.state.phase)
+    def to_proto(self, array: Callable[[Tensor], np.ndarray] = array_of) -> NetParameter:
+        """Return the net with its weights as the message of a .caffemodel (Net::ToProto).
+
+        ``array`` returns the values of a weight's tensor.
+        """
+        return to_message(self.name, self.layers, self.state.phase, array)

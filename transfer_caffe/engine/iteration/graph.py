@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class CudaGraph:
 
 
 @functools.lru_cache(maxsize=1)
-def _pool() -> tuple[int, int]:
+def _pool() -> Any:
     """Return the pool of memory that all graphs of this process share; it is on one device."""
     return torch.cuda.graph_pool_handle()
 

@@ -98,8 +98,8 @@ def _fused_update() -> Kernel | None:
     try:
         from transfer_caffe.engine.solver.update_triton import update
 
-        probe = [torch.ones(1, device="cuda") for _ in range(4)]
-        update(*probe, 0, 0.5, 0.5, 0.5)
+        weight, gradient, history, rates = (torch.ones(1, device="cuda") for _ in range(4))
+        update(weight, gradient, history, rates, 0, 0.5, 0.5, 0.5)
     except Exception as error:  # whatever the reason, there is another implementation
         glog.info("sgd_solver.cpp:0", f"Updates run without their Triton kernel: {str(error).splitlines()[:1]}")
         return None

@@ -19,6 +19,7 @@ from transfer_caffe.engine.iteration.direct import Result
 from transfer_caffe.engine.iteration.graph import Pass, TestPass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import rates, settings, solverstate, updates
+from transfer_caffe.engine.solver.beside import Beside, HostCopy
 from transfer_caffe.engine.solver.device_update import DeviceUpdate
 from transfer_caffe.formats.proto import caffe_pb2, to_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
@@ -102,6 +103,9 @@ class Solver:
         # first history blobs of all weights, then second history blobs of all weights, as in a .solverstate
         groups = updates.RULES[param.type][1]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
+        self._beside = Beside() if own_process and device.type == "cuda" else None
+        """Writes snapshots in a thread. On a CPU it would only take time from training."""
+        self._copy: HostCopy | None = None
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
 
     def _test_net(self, index: int) -> Net:
@@ -130,16 +134,48 @@ class Solver:
         self._idle = self._device_update = None
 
     def save(self) -> None:
-        """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite."""
-        for layer in self.net.layers:
-            for index, blob in enumerate(layer.blobs):
-                if not torch.isfinite(blob.data).all():
-                    where = f"blob {index} is not finite after iteration {self.iteration}"
-                    raise layer.error(f"{where}: training diverged; lower base_lr")
-        solverstate.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
+        """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite.
+
+        In a process that only trains, on a GPU, a thread writes the files; `finish_snapshots` waits for it.
+        """
+        self._require_finite()
+        state = (self.param, self.iteration, self.net, self.history, self._step, self.seed)
+        if self._beside is None:
+            solverstate.save(*state)
+            return
+        self._beside.finish()  # the memory of the copy is in use until then
+        tensors = [*(blob.data for layer in self.net.layers for blob in layer.blobs), *self.history]
+        self._copy = copy = self._copy or HostCopy(tensors)
+        copy.take(tensors)
+
+        def write() -> None:
+            copy.wait()
+            solverstate.save(*state, array=copy.array, beside=True)
+
+        self._beside.start(write)
+
+    def finish_snapshots(self) -> None:
+        """Wait until all snapshots are written. Raise the error of one that could not be written."""
+        if self._beside is not None:
+            self._beside.finish()
+
+    def _require_finite(self) -> None:
+        blobs = [(layer, index, blob) for layer in self.net.layers for index, blob in enumerate(layer.blobs)]
+        finite = [torch.isfinite(blob.data).all() for _, _, blob in blobs]
+        if not finite or bool(torch.stack(finite).all()):  # one wait for a GPU
+            return
+        layer, index, _ = next(each for each, good in zip(blobs, finite, strict=True) if not good)
+        where = f"blob {index} is not finite after iteration {self.iteration}"
+        raise layer.error(f"{where}: training diverged; lower base_lr")
 
     def solve(self, signals: Signals | None = None) -> bool:
         """Train up to max_iter with tests and snapshots; return False if a signal stopped it (after a snapshot)."""
+        try:
+            return self._solve(signals)
+        finally:
+            self.finish_snapshots()
+
+    def _solve(self, signals: Signals | None) -> bool:
         param, signals = self.param, signals or Signals("none", "none")
         if param.snapshot or param.snapshot_after_train:
             solverstate.check_prefix(param.snapshot_prefix)
@@ -148,6 +184,7 @@ class Solver:
         stopped = self._steps(signals)
         if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
             self.save()
+        self.finish_snapshots()
         if stopped:
             glog.info("solver.cpp:316", "Optimization stopped early.")
             return False
