@@ -9,7 +9,7 @@ import torch
 from support.waiting import PATIENCE
 
 from transfer_caffe.engine.solver import solverstate
-from transfer_caffe.engine.solver.beside import Beside
+from transfer_caffe.engine.solver.beside import Beside, HostCopy
 from transfer_caffe.engine.solver.settings import read_solver
 from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.formats.log import LogParser
@@ -76,8 +76,16 @@ def test_the_next_snapshot_waits_for_the_one_that_is_being_written(tiny, monkeyp
         save(param, iteration, *given, **more)
         order.append(("ends", iteration))
 
+    take = HostCopy.take
+
+    def taken(self, tensors):
+        assert made._beside is not None and made._beside._job is None  # the job before still reads the memory
+        take(self, tensors)
+
     monkeypatch.setattr(solverstate, "save", noted)
-    solver().solve()
+    monkeypatch.setattr(HostCopy, "take", taken)
+    made = solver()
+    made.solve()
     assert order == [(what, n) for n in (5, 10, 15, 20) for what in ("begins", "ends")]
 
 
