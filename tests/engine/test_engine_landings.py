@@ -55,9 +55,9 @@ class Target(torch.Tensor):
 
     streams: Streams
 
-    def copy_(self, source, non_blocking=False):
+    def copy_(self, other, non_blocking=False):
         plain = self.as_subclass(torch.Tensor)
-        Target.streams.enqueue("current", lambda: plain.copy_(source.as_subclass(torch.Tensor)))
+        Target.streams.enqueue("current", lambda: plain.copy_(other.as_subclass(torch.Tensor)))
         return self
 
 
@@ -126,9 +126,7 @@ def test_a_copy_waits_until_the_batch_before_it_has_left_its_place(streams):
         made.send(batch)
         all_done(made)
     streams.run("copy", len(streams.waiting["copy"]))  # the copy stream runs as early as it may
-    assert (
-        int(targets[0][0]) == 1
-    )  # batch 3's copy needs the place that batch 1 has left; batch 4's, of 2, is not there
+    assert int(targets[0][0]) == 2  # batch 4's copy, the last one, needs the place that batch 2 has left
 
 
 def test_an_error_is_raised_for_its_batch_and_not_before(streams):

@@ -3,9 +3,9 @@
     staging = Staging([windows, labels], fill, ahead=4)     # fill(arrays, batch) writes a batch into a buffer's arrays
     staging.send(7)                                         # copies batch 7 to `windows` and `labels`
 
-Later operations on the device's current stream see the batch. If batches are prefetched, a GPU copies the next one while
-it computes: on a stream of its own, to one of two landings (`Landings`), from which the current stream takes it. A batch
-of 256 windows of 227 x 227 takes about a millisecond from the host, and a fiftieth of that within the GPU. The threads
+Later operations on the device's current stream see the batch. If batches are prefetched, a GPU copies the next one
+while it computes: on a stream of its own, to one of two landings (`Landings`), from which the current stream takes it.
+A batch of 256 windows of 227 x 227 takes about a millisecond from the host, and a fiftieth of that within the GPU. The threads
 make no CUDA calls, so they may run while a CUDA graph is captured.
 """
 
@@ -99,7 +99,7 @@ class Landings:
         # the memory may still be used by earlier operations of the current stream
         self._left = deque(lane.mark(current=True) for _ in range(2))
         self._arrived: dict[int, Any] = {}
-        """For each batch that has landed, or will: the mark of its arrival; in the order of the places, oldest first."""
+        """For each batch that has landed, or will: the mark of its arrival; in the order of the places."""
 
     def holds(self, batch: int) -> bool:
         """Return whether the batch is the next one to be delivered."""
