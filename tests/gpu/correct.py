@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gpu import exact
 from gpu.world import World, bits, records_in
 from support.gpu import never_waiting
 
-from transfer_caffe.engine.layers import Context
+from transfer_caffe.engine.batches import transform
+from transfer_caffe.engine.layers import Context, vision
 from transfer_caffe.engine.layers.data import Data
 from transfer_caffe.engine.layers.neuron import Dropout
+from transfer_caffe.engine.solver import device_update
 from transfer_caffe.engine.solver.solver import Signals
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.formats.proto import parse_text, to_text
@@ -71,6 +74,74 @@ def layers(world: World) -> None:
         worst = max(found, key=lambda each: each.ratio)
         detail = f"largest error / bound: {worst.ratio:.3g} ({worst.layer}, {worst.what}), {len(found)} compared"
         world.check(f"layers in {precision} agree with float64 to rounding", worst.holds, detail)
+
+
+def kernels(world: World) -> None:
+    """The Triton kernels compute what PyTorch's operations compute, which a CPU compares with themselves."""
+    cuda = world.device.type == "cuda"
+    batch = 2 if world.tiny else 64
+    pool = vision.fused_pool() if cuda else PlainPool
+    lrn = vision._fused_lrn() if cuda else vision._LRNAcrossChannels
+    update = device_update._fused_update() if cuda else device_update.plain
+    world.check("all Triton kernels can be used", None not in (pool, lrn, update) and _has_batch_kernel(world))
+    for dtype, unit in ((torch.float32, 2**-24), (torch.bfloat16, 2**-8)):
+        draw = torch.Generator().manual_seed(1)
+
+        def random(*shape: int, dtype=dtype, draw=draw) -> torch.Tensor:
+            made = torch.randn(shape, generator=draw).to(world.device, dtype)
+            return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
+
+        x, bias = random(batch, 96, 55, 55), random(96)
+        gradient, settings = random(batch, 96, 27, 27), ((3, 3), (2, 2), (0, 0), (27, 27), True)
+        if pool is not None:
+            own, plain = (_passes(function, [x, bias], gradient, *settings) for function in (pool, PlainPool))
+            world.check(f"pooling in {dtype}: same top", torch.equal(own[0], plain[0]))
+            ratios = [_difference(a, b) for a, b in zip(own[1:], plain[1:], strict=True)]
+            # 4 gradients per element; a bias's gradient is a sum over all images and positions
+            good = ratios[0] < 8 * unit and ratios[1] < batch * 27 * 27 * 2**-24 + 4 * unit
+            world.check(f"pooling in {dtype}: gradients to rounding", good, str(ratios))
+        if lrn is not None:
+            settings = (5, 1e-4, 0.75, 1.0, None)
+            above = random(*x.shape)
+            own, plain = (_passes(f, [x], above, *settings) for f in (lrn, vision._LRNAcrossChannels))
+            worst = max(_difference(a, b) for a, b in zip(own, plain, strict=True))
+            world.check(f"LRN in {dtype}: to rounding", worst < 32 * 2**-24 + 2 * unit, f"{worst:.3g}")
+        if update is not None:
+            results = []
+            for function in (update, device_update.plain):
+                weight, history = (torch.ones(1_000_003, device=world.device) * each for each in (0.3, 0.2))
+                rates = torch.tensor([9.0, 0.01], device=world.device)
+                function(
+                    weight, random(1_000_003, draw=torch.Generator().manual_seed(2)), history, rates, 1, 0.9, 5e-4, 0.5
+                )
+                results.append((weight, history))
+            worst = max(_difference(a, b) for a, b in zip(*results, strict=True))
+            world.check(f"update with gradients in {dtype}: to rounding", worst < 12 * 2**-24, f"{worst:.3g}")
+
+
+def _has_batch_kernel(world: World) -> bool:
+    return world.device.type != "cuda" or transform._fused_batches() is not None
+
+
+class PlainPool(torch.autograd.Function):
+    """What `FusedPool` computes, by PyTorch's operations."""
+
+    @staticmethod
+    def apply(x, bias, kernel, stride, pad, size, relu):
+        y = F.max_pool2d(x + bias[None, :, None, None], kernel, stride, pad, ceil_mode=True)
+        return y.relu() if relu else y
+
+
+def _passes(function, leaves: list[torch.Tensor], gradient: torch.Tensor, *settings: object) -> list[torch.Tensor]:
+    leaves = [each.clone(memory_format=torch.preserve_format).requires_grad_() for each in leaves]
+    top = function.apply(*leaves, *settings)
+    top.backward(gradient)
+    return [top.detach(), *(each.grad for each in leaves if each.grad is not None)]
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max())
 
 
 def graphs(world: World) -> None:

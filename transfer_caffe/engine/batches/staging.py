@@ -5,8 +5,8 @@
 
 Later operations on the device's current stream see the batch. If batches are prefetched, a GPU copies the next one
 while it computes: on a stream of its own, to one of two landings (`Landings`), from which the current stream takes it.
-A batch of 256 windows of 227 x 227 takes about a millisecond from the host, and a fiftieth of that within the GPU. The threads
-make no CUDA calls, so they may run while a CUDA graph is captured.
+A batch of 256 windows of 227 x 227 takes about a millisecond from the host, and a fiftieth of that within the GPU. The
+threads make no CUDA calls, so they may run while a CUDA graph is captured.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,11 +68,20 @@ class Convolution(Layer):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [self.over_images(bottom) for bottom in bottoms]
 
-    def over_images(self, bottom: Tensor) -> Tensor:
+    @property
+    def bias_can_wait(self) -> bool:
+        """Whether there is one top with a bias of its channels, which a pooling of images could add."""
+        return len(self.blobs) == 2 and len(self.top) == 1 and self.channel_axis == 1 and len(self.kernel) == 2
+
+    def without_bias(self, bottoms: list[Tensor]) -> list[Tensor]:
+        """Return the tops without the bias."""
+        return [self.over_images(bottom, bias=False) for bottom in bottoms]
+
+    def over_images(self, bottom: Tensor, bias: bool = True) -> Tensor:
         """Convolve one bottom; like Caffe, treat all axes before ``axis`` as the batch."""
         images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
-        weight, *bias = (blob.data.to(images.dtype) for blob in self.blobs)
-        top = self.convolve(images, weight, bias[0] if bias else None)
+        weight, *added = (blob.data.to(images.dtype) for blob in self.blobs[: 2 if bias else 1])
+        top = self.convolve(images, weight, added[0] if added else None)
         return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -172,6 +182,15 @@ class Pooling(Layer):
         height, width = bottoms[0].shape[2:]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
         return [top, torch.where(inside, rows * width + columns, -1).to(torch.float32)][: len(self.top)]
+
+    @property
+    def can_be_fused(self) -> bool:
+        """Whether `fused` can compute this layer: a plain maximum of a window whose places a byte can number."""
+        return self.is_plain_maximum and math.prod(self.kernel) < 255
+
+    def fused(self, function: Any, x: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        """Return relu(pool(x + bias)), computed by ``function``, which `fused_pool` returns."""
+        return function.apply(x, bias, tuple(self.kernel), tuple(self.stride), tuple(self.pad), tuple(self.size), relu)
 
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
@@ -276,6 +295,21 @@ def _fused_lrn() -> type[torch.autograd.Function] | None:
         glog.info("lrn_layer.cpp:0", f"LRN runs without its Triton kernels: {str(error).splitlines()[:1]}")
         return None
     return FusedLRN
+
+
+@functools.lru_cache(maxsize=1)
+def fused_pool() -> type[torch.autograd.Function] | None:
+    """Return bias, MAX pooling and ReLU as Triton kernels; None without Triton or what it needs to compile."""
+    try:
+        from transfer_caffe.engine.layers.pool_triton import FusedPool
+
+        with torch.enable_grad():
+            probe, bias = (torch.ones(shape, device="cuda", requires_grad=True) for shape in ((1, 1, 1, 1), (1,)))
+            FusedPool.apply(probe, bias, (1, 1), (1, 1), (0, 0), (1, 1), True).sum().backward()
+    except Exception as error:  # whatever the reason, there is another implementation
+        glog.info("pooling_layer.cpp:0", f"Pooling runs without its Triton kernels: {str(error).splitlines()[:1]}")
+        return None
+    return FusedPool
 
 
 class LRN(Layer):
