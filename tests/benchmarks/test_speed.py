@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import floor, naive, speed
+from benchmarks.data import DOCUMENT
 
 from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.proto import parse_text
@@ -105,3 +106,8 @@ def test_rates_are_measured_for_each_precision_and_leave_the_flags_as_they_were(
 def test_noise_is_the_same_each_time():
     one, other = (speed.noise(np.random.default_rng(1), 32) for _ in range(2))
     assert np.array_equal(one, other)
+
+
+def test_the_floor_in_the_document_is_the_one_that_is_computed():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert all(table in text for table in floor.tables().split("\n\n"))

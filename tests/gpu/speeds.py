@@ -24,12 +24,8 @@ from transfer_caffe.engine.batches.staging import Buffer
 from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.solver.solver import Solver
-from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.formats.database import Database
 from transfer_caffe.sweep import mps
-from transfer_caffe.sweep.cost import Rate
-from transfer_caffe.sweep.plan import make_plan
-from transfer_caffe.sweep.selection import select
 
 CONVOLUTIONS = {"conv1": (3, 96, 227, 11, 4, 0, 1), "conv2": (96, 256, 27, 5, 1, 2, 2),
                 "conv3": (256, 384, 13, 3, 1, 1, 1), "conv4": (384, 384, 13, 3, 1, 1, 2),
@@ -275,7 +271,6 @@ class _First:
 
 def paper(world: World) -> None:
     """The hours of the recipe `paper` on 1 and 8 GPUs, by `sweep plan`, from the measured iterations and tests."""
-    recipe = load_recipe("paper")
     for precision in world.precisions:
         for place in ("device", "host"):
             name = f"{precision}, n = {{}}, records in the {place}"
@@ -283,11 +278,8 @@ def paper(world: World) -> None:
             if (len(known) < len(FROZEN) and not world.tiny) or not known:
                 continue
             tests = world.earlier.get(f"{precision}: a test batch")
-            rate = Rate.of_some(known, recipe, "measured", tests and tests / 1000 / world.batch)
-            with tempfile.TemporaryDirectory() as nothing:
-                plan = make_plan(select(recipe), Path(nothing), Path(nothing), rate, (1, 8))
-            for count, hours in plan.slots.items():
-                assert hours is not None
+            slots = floor.paper_hours(known, "measured", tests and tests / 1000 / world.batch)
+            for count, hours in slots.items():
                 world.measure(f"the paper on {count} GPUs, {precision}, records in the {place}", hours, "hours")
 
 
