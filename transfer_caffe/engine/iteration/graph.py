@@ -263,6 +263,10 @@ class TestPass:
             recorder = CudaGraph
         self._net = net
         self._make = None if uncapturable(net) else recorder
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the recorded graph."""
         self._runs, self._graph = 0, None
 
     @torch.no_grad()

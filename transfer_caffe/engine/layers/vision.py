@@ -17,6 +17,10 @@ from transfer_caffe.formats.proto.caffe_pb2 import LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
+WAYS = ("native", "halves", "dense")
+"""How a convolution in groups is computed: by the library's own operation, as one convolution per group, or as one
+without groups whose other weights are zero. `iteration.ways` chooses on a GPU."""
+
 
 class Convolution(Layer):
     """Convolution with group, pad, stride and dilation over 1 to 3 spatial axes. Weights: out, in/group, kernel.
@@ -28,6 +32,8 @@ class Convolution(Layer):
     tops = (1, None)
     precision = "low"
     functions = (F.conv1d, F.conv2d, F.conv3d)
+    way = "native"
+    """How groups are computed; one of `WAYS`."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.convolution_param, shapes[0]
@@ -90,7 +96,29 @@ class Convolution(Layer):
             # from here on use the channels-last memory format: pooling then takes a third of the time
             images = images.contiguous(memory_format=torch.channels_last)
         function = self.functions[len(self.kernel) - 1]
-        return function(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
+        settings = (self.stride, self.pad, self.dilation)
+        if self.way == "halves":
+            pairs = zip(images.chunk(self.group, 1), weight.chunk(self.group), strict=True)
+            biases = [None] * self.group if bias is None else bias.chunk(self.group)
+            parts = [function(x, w, b, *settings) for (x, w), b in zip(pairs, biases, strict=True)]
+            return torch.cat(parts, 1)
+        if self.way == "dense":
+            return function(images, block_diagonal(weight, self.group), bias, *settings)
+        return function(images, weight, bias, *settings, self.group)
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether this is a convolution of images in groups, for which there are several `WAYS`."""
+        return type(self) is Convolution and self.group > 1 and len(self.kernel) == 2
+
+
+def block_diagonal(weight: Tensor, groups: int) -> Tensor:
+    """Return the weights (out, in, kernel) of a convolution without groups that equals one with ``groups``."""
+    rows = []
+    for index, part in enumerate(weight.chunk(groups)):
+        before, after = index * part.shape[1], (groups - 1 - index) * part.shape[1]
+        rows.append(F.pad(part, (0, 0, 0, 0, before, after)))
+    return torch.cat(rows)
 
 
 class Deconvolution(Convolution):

@@ -74,7 +74,9 @@ class DeviceUpdate:
         for index, (blob, history, decay) in enumerate(zip(self._blobs, self._histories, self._decays, strict=True)):
             gradient = blob.data.grad
             if gradient is None:  # no loss depends on the blob, but weight decay still applies to it
-                gradient = self._zeros.setdefault(blob, torch.zeros_like(history))
+                if blob not in self._zeros:
+                    self._zeros[blob] = torch.zeros_like(history)
+                gradient = self._zeros[blob]
             self._kernel(
                 blob.data, gradient.contiguous(), history, self._rates, index, self._momentum, decay, self._factor
             )

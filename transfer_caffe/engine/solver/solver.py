@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog
+from transfer_caffe.engine.iteration import ways
 from transfer_caffe.engine.iteration.direct import Result
 from transfer_caffe.engine.iteration.graph import Pass, TestPass
 from transfer_caffe.engine.net import Net
@@ -91,6 +92,8 @@ class Solver:
         self.net = Net(net_param, state, self.seed, device, dtype=dtype)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
+        self._ways = ways.choose(self.net) if own_process else {}
+        ways.use([self.net, *self.test_nets], self._ways)
         self._on_device = DeviceUpdate.fits(param, device)
         """Whether the device updates the weights without the host; with iter_size 1 the passes contain the update."""
         update = self._update_on_device if self._on_device and param.iter_size == 1 else None
@@ -130,6 +133,10 @@ class Solver:
         if state.seed is not None and state.seed != self.seed:
             glog.info("common.cpp:0", f"{path} was trained with random_seed {state.seed}: resuming with {self.seed}")
         solverstate.restore(path, state, self.net, self.history)
+        self._ways = ways.of_text(state.convolutions, path)  # the run continues as it was started
+        ways.use([self.net, *self.test_nets], self._ways)
+        for each in (self._pass, *self._test_passes):
+            each.forget()  # recorded graphs compute in the ways of before
         self.iteration, self._step = state.iteration, state.step
         self._idle = self._device_update = None
 
@@ -139,7 +146,7 @@ class Solver:
         In a process that only trains, on a GPU, a thread writes the files; `finish_snapshots` waits for it.
         """
         self._require_finite()
-        state = (self.param, self.iteration, self.net, self.history, self._step, self.seed)
+        state = (self.param, self.iteration, self.net, self.history, self._step, self.seed, ways.to_text(self._ways))
         if self._beside is None:
             solverstate.save(*state)
             return

@@ -37,11 +37,13 @@ class State:
     """The seed of all random numbers; real Caffe does not record it."""
     model_sha256: str | None
     """The checksum of the weights file; real Caffe does not record it."""
+    convolutions: str = ""
+    """How convolutions are computed (`iteration.ways`); empty: natively."""
 
 
 def save(
     param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int,
-    array: Callable[[Tensor], np.ndarray] = array_of, beside: bool = False,
+    convolutions: str = "", array: Callable[[Tensor], np.ndarray] = array_of, beside: bool = False,
 ) -> None:  # fmt: skip
     """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (with suffix .h5 for HDF5).
 
@@ -62,10 +64,12 @@ def save(
     if not beside:
         glog.info(place, f"Snapshotting solver state to {kind} file {path}")
     if as_hdf5:
-        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model))
+        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model), convolutions)
     else:
         state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
         state.learned_net_sha256 = sha256(model)
+        if convolutions:
+            state.convolutions = convolutions
         state.history.extend(array_to_blob(values) for values in arrays)
         write_binary(path, state)
     if beside:
@@ -85,6 +89,7 @@ def read_state(path: str) -> State:
         history,
         state.random_seed if state.HasField("random_seed") else None,
         state.learned_net_sha256 or None,
+        state.convolutions,
     )
 
 
