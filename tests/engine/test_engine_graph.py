@@ -13,7 +13,8 @@ from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.net import Net
-from transfer_caffe.engine.solver.device_update import DeviceUpdate
+from transfer_caffe.engine.solver import solver as solver_module
+from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.formats.datum import raw_datum
@@ -50,14 +51,14 @@ def _database(tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
 
 
-def solver(more="", rate="1", **settings):
+def solver(more="", rate="1", dtype=torch.float32, **settings):
     given = {
         "base_lr": 0.1, "lr_policy": "step", "gamma": 0.5, "stepsize": 4, "momentum": 0.9, "weight_decay": 0.01,
         "random_seed": 3, "snapshot_prefix": "net", "display": 2, "max_iter": 9, "snapshot_after_train": True,
     }  # fmt: skip
     param = SolverParameter(**given | settings)
     param.net_param.CopyFrom(parse_text(NET.replace("MORE", more).replace("RATE", rate), NetParameter(), ""))
-    made = Solver(param, torch.device("cpu"))
+    made = Solver(param, torch.device("cpu"), dtype=dtype)
     made._pass._direct = None  # without a graph a GPU computes by autograd
     return made
 
@@ -314,3 +315,51 @@ def test_a_test_that_cannot_be_recorded_runs_without_a_graph(capfd):
     with torch.no_grad():
         assert losses == [made.test_nets[0].forward(batch)[0] for batch in range(6)]
     assert capfd.readouterr().err.count("Test passes run without a CUDA graph: not while capturing") == 1
+
+
+@pytest.mark.parametrize("rate", ["1", "0"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_copies_of_weights_in_bf16_change_no_bit(rate, graph, on_device, monkeypatch):
+    low = torch.bfloat16
+    plain = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(solver_module, "blobs_with_copies", lambda *_: [])
+        plain.step(8)
+    made = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    if graph:
+        with_graph(made)
+    made.step(8)
+    copied = [layer.blobs[0] for layer in made.net.layers if layer.type in ("Convolution", "InnerProduct")]
+    assert [blob for blob in made.net.learnable if blob.low is not None] == copied
+    assert state(made) == state(plain)
+    for blob in copied:
+        assert blob.low is not None and torch.equal(blob.low, blob.data.to(low))
+        assert blob.data.grad is None and (blob.low.grad is not None) == (blob.lr_mult != 0)
+    assert {name: value.tolist() for name, value in made.score().items()} == {
+        name: value.tolist() for name, value in plain.score().items()
+    }
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_copies_of_weights_follow_when_weights_are_loaded_in_between(graph, on_device):
+    made, other = (solver(dtype=torch.bfloat16) for _ in range(2))
+    if graph:
+        with_graph(made)
+    made.step(6)
+    weights = {name: [array * 0.5 for array in arrays] for name, arrays in made.net.weights.items()}
+    other.step(6)
+    other._device_update = None  # its copies are made anew
+    for each in (made, other):
+        each.net.set_weights(weights)
+        each.step(2)
+    assert state(made) == state(other)
+
+
+def test_weights_that_are_used_twice_have_no_copies():
+    shared = 'param { name: "w" } inner_product_param { num_output: 5 bias_term: false }'
+    more = f'layer {{ name: "a" type: "InnerProduct" bottom: "f" top: "a" {shared} }}'
+    more += f'layer {{ name: "b" type: "InnerProduct" bottom: "a" top: "b" {shared} }}'
+    made = solver(more, dtype=torch.bfloat16)
+    names = {layer.name: layer.blobs[0] for layer in made.net.layers if layer.blobs}
+    assert blobs_with_copies(made.net.layers, torch.bfloat16) == [names["conv1"], names["fc"]]
+    assert blobs_with_copies(made.net.layers, torch.float32) == []

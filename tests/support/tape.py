@@ -22,13 +22,15 @@ class Tape:
 
     def record(self, function):
         self.function = function
-        self.adds = any(blob.data.grad is not None for blob in self.blobs)
-        before = [each.clone() for each in self.state]
-        gradients = [None if blob.data.grad is None else blob.data.grad.clone() for blob in self.blobs]
+        self.adds = any(blob.leaf.grad is not None for blob in self.blobs)
+        lows = [blob.low.detach() for blob in self.blobs if blob.low is not None]
+        state = [*self.state, *lows]
+        before = [each.clone() for each in state]
+        gradients = [None if blob.leaf.grad is None else blob.leaf.grad.clone() for blob in self.blobs]
         loss, outputs = function()
-        for each, old in zip(self.state, before, strict=True):
+        for each, old in zip(state, before, strict=True):
             each.copy_(old)
-        self.results = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
+        self.results = [loss, *outputs.values(), *(blob.leaf.grad for blob in self.blobs)]
         olds = [None] * (1 + len(outputs)) + gradients
         for each, old in zip(self.results, olds, strict=True):
             if each is not None:
@@ -39,7 +41,7 @@ class Tape:
         self.seeds.append([generator.initial_seed() for generator in self.registered])
         count = len(self.blobs)
         for blob, gradient in zip(self.blobs, self.results[len(self.results) - count :], strict=True):
-            blob.data.grad = gradient if self.adds else None
+            blob.leaf.grad = gradient if self.adds else None
         # a graph repeats what was recorded, with the settings at that time
         images = [layer for layer in self.layers if isinstance(layer, Images)]
         drawing = [layer for layer in self.layers if isinstance(layer, Dropout) and layer.context.training]
@@ -52,7 +54,7 @@ class Tape:
             layer.prepares = True
         for layer in drawing:
             layer.generator = None
-        new = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
+        new = [loss, *outputs.values(), *(blob.leaf.grad for blob in self.blobs)]
         for place, value in zip(self.results, new, strict=True):
             assert (place is None) == (value is None)
             if place is not None:

@@ -218,7 +218,7 @@ class Pass:
         result = graph.replay(batch)
         # an update may have replaced the gradient tensors
         for blob, gradient in zip(self._net.learnable, self._gradients, strict=True):
-            blob.data.grad = gradient
+            blob.leaf.grad = gradient
         return result
 
     def _run(self, batch: int) -> Result:
@@ -229,7 +229,7 @@ class Pass:
 
     def _clear(self) -> None:
         for blob in self._net.learnable:
-            blob.data.grad = None
+            blob.leaf.grad = None
 
     def _graph(self, adds: bool, batch: int) -> Graph | None:
         """Return the graph of `__call__` or `add`; None before it is recorded, or if that is impossible."""
@@ -246,7 +246,7 @@ class Pass:
             self._make = None
             return None
         if not adds:
-            self._gradients = [blob.data.grad for blob in self._net.learnable]
+            self._gradients = [blob.leaf.grad for blob in self._net.learnable]
             glog.info("solver.cpp:0", "From here on an iteration is one CUDA graph.")
         self._graphs[adds] = graph
         return graph

@@ -86,7 +86,7 @@ class Convolution(Layer):
     def over_images(self, bottom: Tensor, bias: bool = True) -> Tensor:
         """Convolve one bottom; like Caffe, treat all axes before ``axis`` as the batch."""
         images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
-        weight, *added = (blob.data.to(images.dtype) for blob in self.blobs[: 2 if bias else 1])
+        weight, *added = (blob.in_type(images.dtype) for blob in self.blobs[: 2 if bias else 1])
         top = self.convolve(images, weight, added[0] if added else None)
         return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
 

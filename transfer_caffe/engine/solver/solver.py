@@ -21,7 +21,7 @@ from transfer_caffe.engine.iteration.graph import Pass, TestPass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import rates, settings, solverstate, updates
 from transfer_caffe.engine.solver.beside import Beside, HostCopy
-from transfer_caffe.engine.solver.device_update import DeviceUpdate
+from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.formats.proto import caffe_pb2, to_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
 from transfer_caffe.utils.errors import UserError
@@ -315,7 +315,8 @@ class Solver:
         if self._device_update is None:
             self._pass.forget()  # a recorded graph would contain an older update
             count = len(self.net.learnable)
-            self._device_update = DeviceUpdate(self.param, self.net.learnable, self.history[:count])
+            low = blobs_with_copies(self.net.layers, self.dtype) if self.param.iter_size == 1 else []
+            self._device_update = DeviceUpdate(self.param, self.net.learnable, self.history[:count], low, self.dtype)
         step = rates.next_step(self.param, self.iteration, self._step)
         self._device_update.set_rate(rates.rate(self.param, self.iteration, step))
 
