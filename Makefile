@@ -41,7 +41,7 @@ NUMERIC = tests/engine tests/conformance $(wildcard tests/commands/test_engine_*
           tests/run/test_experiment.py tests/run/test_real_engine.py
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # so that `make -j sweep report` writes the report after the sweep
-.PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
+.PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data gpu-check gpu-bundle lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
         plan sweep results figures figures-paper analysis study report proto
 
 help:       ## list the commands
@@ -68,6 +68,12 @@ bench-speed: $(READY)  ## only the benchmarks of training
 
 bench-data: $(READY)  ## only the benchmarks of the data tools
 	@cd tests && PYTHONPATH=.:.. "../$(PY)" -m benchmarks.data
+
+gpu-check: $(READY)  ## check the engine on a GPU and measure its speed, in 8 minutes (DRY=1: small sizes on the CPU)
+	@"$(PY)" tests/gpu/check.py $(if $(DRY),--dry-run)
+
+gpu-bundle: $(READY)  ## pack what gpu-check needs on a GPU machine without network
+	@"$(PY)" tests/gpu/bundle.py
 
 lint: $(READY)      ## run ruff and pyright
 	@"$(PY)" -m ruff check .

@@ -93,7 +93,7 @@ def train(
             return done
 
         # 1. Check the data and write the prototxts
-        precision = engine.computing_in(network.recipe.precision)
+        precision = engine.computing_in(network.recipe.precision, network.recipe.deterministic)
         require_data(network, data, views=engine.reads_views)
         net = render_here(network, folder, data).net
         layers = weighted_layers(net)

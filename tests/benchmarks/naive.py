@@ -9,13 +9,15 @@ are those of the prototxt. The program has no optimisations for speed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from transfer_caffe.engine.precision import PRECISIONS
 from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.proto import read_mean
 
@@ -83,7 +85,7 @@ def batches(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
     """Yield images and labels without end, from a database, or always the same ones."""
     crop = NETS[options.net][-1]
     if not options.data:
-        images = torch.ones(options.batch, 3, crop, crop, device=device)
+        images = torch.randn(options.batch, 3, crop, crop, device=device)  # constant images are computed faster
         labels = torch.zeros(options.batch, dtype=torch.long, device=device)
         while True:
             yield images, labels
@@ -94,6 +96,17 @@ def batches(options: argparse.Namespace, device: torch.device) -> Iterator[tuple
     while True:
         for images, labels in loader:
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def use(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
+    """Set PyTorch's flags for a precision, and return the context in which the forward pass runs.
+
+    By default PyTorch computes convolutions in TF32, but no other products.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext
 
 
 def main() -> None:
@@ -109,8 +122,10 @@ def main() -> None:
     parser.add_argument("--data", default="", help="LMDB with the images (default: constant images)")
     parser.add_argument("--mean", default="", help="mean file, with --data")
     parser.add_argument("--gpu", default="", help="number of the GPU to train on (default: the CPU)")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="precision of products (default: fp32)")
     options = parser.parse_args()
     device = torch.device("cuda", int(options.gpu)) if options.gpu else torch.device("cpu")
+    low = use(options.precision, device)
     net = build(options.net, options.outputs, options.frozen).to(device)
     learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=1e-6, momentum=0.9, weight_decay=0.0005)
@@ -121,7 +136,8 @@ def main() -> None:
         for _ in range(options.every):
             images, labels = next(source)
             optimizer.zero_grad()
-            loss = loss_of(net(images), labels)
+            with low():
+                loss = loss_of(net(images), labels)
             loss.backward()
             optimizer.step()
         loss.item()

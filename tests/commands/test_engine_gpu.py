@@ -3,12 +3,11 @@
 python -m pytest tests/commands/test_engine_gpu.py        # on a machine with a GPU
 """
 
-import contextlib
-
 import lmdb
 import numpy as np
 import pytest
 import torch
+from support.gpu import never_waiting
 
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.precision import use_precision
@@ -22,6 +21,14 @@ from transfer_caffe.sweep.measure import synthetic
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 RECIPES = {"mini": "demo", "caffenet": "paper"}
+
+BOUNDS = {"mini": {"": 1e-3}, "caffenet": {"conv": 2e-2, "fc": 1e-4}}
+"""The largest relative difference of a layer's gradients, by the start of its name.
+
+Two libraries for one CPU, which round differently, agree to 1e-6 in fc6 to fc8 of a CaffeNet, but differ by up to 6e-3
+in its convolutions: rounding moves a few of its many units across the kink of a ReLU or to another maximum in a
+pooling, and each of them carries a complete gradient. `mini` has few units, and none of them moved.
+"""
 
 
 @pytest.fixture(params=DEVICES)
@@ -72,22 +79,25 @@ def relative(one, two):
 
 @pytest.mark.parametrize("net", ["mini", "caffenet"])
 @pytest.mark.parametrize("frozen", [0, 5])
-def test_losses_and_gradients_are_the_cpus_within_a_thousandth(device, net, frozen):
-    """All layers except Dropout, which samples different numbers on a GPU."""
+def test_losses_and_gradients_are_the_cpus_to_rounding(device, net, frozen, monkeypatch):
+    """All layers except Dropout, which samples different numbers on a GPU. Without a GPU two CPU libraries compare."""
     made = [solver(net, each, frozen, batch=4) for each in (device, torch.device("cpu"))]
     losses = []
-    for each in made:
+    for index, each in enumerate(made):
         for layer in each.net.layers:
             if isinstance(layer, Dropout):
                 layer.ratio = 0.0
         for there, here in zip(each.net.learnable, made[1].net.learnable, strict=True):
             there.data.detach().copy_(here.data.detach())
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", index == 1)  # the other CPU library, without a GPU
         losses.append(each._pass(0)[0])
     assert relative(*losses) < 1e-3
-    for there, here in zip(made[0].net.learnable, made[1].net.learnable, strict=True):
-        assert (there.data.grad is None) == (here.data.grad is None)
-        if there.data.grad is not None and here.data.grad is not None:
-            assert relative(there.data.grad, here.data.grad) < 1e-3
+    for here_layer, there_layer in zip(made[1].net.layers, made[0].net.layers, strict=True):
+        for here, there in zip(here_layer.blobs, there_layer.blobs, strict=True):
+            assert (there.data.grad is None) == (here.data.grad is None)
+            if there.data.grad is not None and here.data.grad is not None:
+                most = next(bound for name, bound in BOUNDS[net].items() if here_layer.name.startswith(name))
+                assert relative(there.data.grad, here.data.grad) < most, here_layer.name
 
 
 @pytest.mark.parametrize("frozen", [0, 5])
@@ -98,7 +108,7 @@ def test_a_graph_changes_nothing(device, frozen):
         if not graph:
             made._pass._make = None
         made.solve(Signals())
-        assert (made._pass._recorder is not None) == (graph and device.type == "cuda")
+        assert made._pass.recorded == (graph and device.type == "cuda")
         results.append([blob.data.detach().cpu().numpy().tobytes() for blob in made.net.learnable])
     assert results[0] == results[1]
 
@@ -119,19 +129,23 @@ def test_the_host_does_not_wait_within_an_iteration(device):
     for made.iteration in range(6):
         made._forward_backward()
         made._update(False)
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-            stack.callback(torch.cuda.set_sync_debug_mode, "default")
+    with never_waiting(device):
         for made.iteration in range(6, 12):
             made._forward_backward()
             made._update(False)
+
+
+def loss_in(device, precision):
+    """Return the loss of the first batch, and whether products used TF32 when it was computed."""
+    made = solver("mini", device, precision=precision)  # sets the precision for the whole process
+    return made._pass(0)[0], torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_gpu)])
 def test_less_precision_is_near(device, precision):
     if precision == "tf32" and device.type == "cpu":
         pytest.skip("tf32 requires a GPU")
-    exact, near = solver("mini", device), solver("mini", device, precision=precision)
-    assert relative(near._pass(0)[0], exact._pass(0)[0]) < 0.02
-    assert all(blob.data.dtype == torch.float32 for blob in near.net.learnable)
+    (exact, exactly), (near, nearly) = loss_in(device, "fp32"), loss_in(device, precision)
+    assert not exactly and nearly == (precision == "tf32")
+    assert near.dtype == torch.float32
+    assert 0 < relative(near, exact) < 0.02  # the same bits would mean that the precision was not used

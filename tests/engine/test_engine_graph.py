@@ -1,15 +1,20 @@
 """Iterations recorded as a graph compute the same as without one; on the CPU a stand-in records and replays."""
 
+import functools
+
 import lmdb
 import numpy as np
 import pytest
 import torch
+from support.tape import Tape
 
 from transfer_caffe.engine.iteration import graph
-from transfer_caffe.engine.iteration.graph import Pass, uncapturable
+from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver import solver as solver_module
+from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.formats.datum import raw_datum
@@ -35,53 +40,6 @@ MORE
 """
 
 
-class Tape:
-    """A stand-in for a CUDA graph that calls the function: results and gradients are always in the same tensors.
-
-    Recording computes nothing; the tensors then hold NaN.
-    """
-
-    def __init__(self, net):
-        self.blobs, self.layers = net.learnable, net.layers
-        self.registered = []
-        self.seeds = []
-
-    def register(self, generators):
-        self.registered = list(generators)
-
-    def record(self, function):
-        self.function = function
-        assert all(blob.data.grad is None for blob in self.blobs), "a replay would add to these gradients"
-        loss, outputs = function()
-        self.results = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
-        for each in self.results:
-            if each is not None:
-                each.fill_(float("nan"))
-        return loss, outputs
-
-    def replay(self):
-        self.seeds.append([generator.initial_seed() for generator in self.registered])
-        for blob in self.blobs:
-            blob.data.grad = None
-        # a graph repeats what was recorded, with the settings at that time
-        images = [layer for layer in self.layers if isinstance(layer, Images)]
-        drawing = [layer for layer in self.layers if isinstance(layer, Dropout)]
-        for layer in images:
-            layer.prepares = False
-        for layer, generator in zip(drawing, self.registered, strict=True):
-            layer.generator = generator
-        loss, outputs = self.function()
-        for layer in images:
-            layer.prepares = True
-        for layer in drawing:
-            layer.generator = None
-        new = [loss, *outputs.values(), *(blob.data.grad for blob in self.blobs)]
-        for place, value in zip(self.results, new, strict=True):
-            assert (place is None) == (value is None)
-            if place is not None:
-                place.copy_(value)
-
-
 @pytest.fixture(autouse=True)
 def _database(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -93,13 +51,14 @@ def _database(tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
 
 
-def solver(more="", rate="1", **settings):
-    param = SolverParameter(
-        base_lr=0.1, lr_policy="step", gamma=0.5, stepsize=4, momentum=0.9, weight_decay=0.01, random_seed=3,
-        snapshot_prefix="net", display=2, **{"max_iter": 9, "snapshot_after_train": True, **settings},
-    )  # fmt: skip
+def solver(more="", rate="1", dtype=torch.float32, **settings):
+    given = {
+        "base_lr": 0.1, "lr_policy": "step", "gamma": 0.5, "stepsize": 4, "momentum": 0.9, "weight_decay": 0.01,
+        "random_seed": 3, "snapshot_prefix": "net", "display": 2, "max_iter": 9, "snapshot_after_train": True,
+    }  # fmt: skip
+    param = SolverParameter(**given | settings)
     param.net_param.CopyFrom(parse_text(NET.replace("MORE", more).replace("RATE", rate), NetParameter(), ""))
-    made = Solver(param, torch.device("cpu"))
+    made = Solver(param, torch.device("cpu"), dtype=dtype)
     made._pass._direct = None  # without a graph a GPU computes by autograd
     return made
 
@@ -108,11 +67,13 @@ def with_graph(made):
     """Let a solver's iterations be recorded, and return the tapes."""
     tapes = []
 
-    def recorder():
-        tapes.append(Tape(made.net))
+    def recorder(net=made.net):
+        tapes.append(Tape(net, made.history))
         return tapes[-1]
 
-    made._pass = Pass(made.net, recorder)
+    inside = made._on_device and made.param.iter_size == 1
+    made._pass = Pass(made.net, recorder, update=made._update_on_device if inside else None)
+    made._test_passes = [TestPass(net, functools.partial(recorder, net)) for net in made.test_nets]
     return tapes
 
 
@@ -183,7 +144,10 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     class Refuses(Tape):
         def record(self, function):
             function()
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            try:
+                raise ValueError("layer 'norm1' read a value\nmore")
+            finally:  # what torch.cuda.graph does: ending the capture fails, too
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     eager, made = solver(), solver()
     made._pass = Pass(made.net, lambda: Refuses(made.net))
@@ -191,7 +155,8 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     capfd.readouterr()
     made.solve(Signals())
     said = capfd.readouterr().err
-    assert said.count("Iterations run without a CUDA graph: operation not permitted") == 1
+    why = "layer 'norm1' read a value; then: operation not permitted when stream is capturing"
+    assert said.count(f"Iterations run without a CUDA graph: {why}\n") == 1
     assert state(made) == state(eager)
 
 
@@ -220,4 +185,181 @@ def test_nets_with_layers_that_work_on_the_host_are_told_apart(more, why, capfd)
 def test_on_a_cpu_nothing_is_recorded(capfd):
     made = solver()
     made.solve(Signals())
-    assert made._pass._recorder is None and "graph" not in capfd.readouterr().err
+    assert not made._pass.recorded and "graph" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_an_iteration_of_several_batches_is_recorded_as_a_first_one_and_one_that_adds(parts, on_device, monkeypatch):
+    monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu") if on_device else ("cuda",))
+    eager, made = solver(iter_size=parts), solver(iter_size=parts)
+    tapes = with_graph(made)
+    eager.solve(Signals())
+    made.solve(Signals())
+    assert [tape.adds for tape in tapes] == [False, True]
+    # the first is replayed from the fourth iteration on, the other after three runs that add to a recorded gradient
+    assert len(tapes[0].seeds) == 9 - graph.WARM_UP
+    assert len(tapes[1].seeds) == (9 - graph.WARM_UP) * (parts - 1) - graph.WARM_UP
+    drops = [layer for layer in made.net.layers if isinstance(layer, Dropout)]
+    assert tapes[0].seeds[-1] == [layer.seed(8 * parts) for layer in drops]
+    assert tapes[1].seeds[-1] == [layer.seed(9 * parts - 1) for layer in drops]
+    assert state(made) == state(eager)
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Let the CPU update weights as a GPU does, inside the graph."""
+    monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu"))
+
+
+@pytest.mark.parametrize("rate", ["1", "0", "0.3"])
+@pytest.mark.parametrize("policy", ["step", "inv"])
+def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_device, capfd):
+    settings = {"rate": rate, "lr_policy": policy, "power": 0.7, "gamma": 0.5}
+    eager, made = solver(**settings), solver(**settings)
+    tapes = with_graph(made)
+    eager.solve(Signals())
+    rates = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "lr = " in line]
+    made.solve(Signals())
+    assert len(tapes) == 1 and len(tapes[0].seeds) == 9 - graph.WARM_UP
+    assert rates == [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "lr = " in line]
+    assert len(set(rates)) > 2
+    assert state(made) == state(eager)
+
+
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2}])
+def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
+    plain = solver(**settings)
+    plain.iteration = 5  # after the first step of the learning rate
+    plain.step(1)
+    monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu"))
+    made = solver(**settings)
+    made.iteration = 5
+    made.step(1)
+    pairs = list(zip(map(values, made.net.learnable), map(values, plain.net.learnable), strict=True))
+    for one, other in [*pairs, *zip(made.history, plain.history, strict=True)]:
+        # a step of the history has 5 roundings in each of both, and the weight one
+        assert torch.allclose(one, other, rtol=12 * 2**-24, atol=12 * 2**-24 * float(other.abs().max()))
+
+
+def values(blob):
+    return blob.data.detach()
+
+
+def test_momentum_and_decay_act_on_a_blob_without_gradient_as_in_caffe(on_device):
+    made = solver(rate="0")
+    made.history[0].fill_(1.0)  # of conv1, which is frozen, but was fine-tuned before
+    before = values(made.net.learnable[0]).clone()
+    made.step(2)
+    assert torch.allclose(made.history[0], torch.full_like(before, 0.9 * 0.9), rtol=3 * 2**-24, atol=0)
+    assert torch.allclose(values(made.net.learnable[0]), before - 0.9 - 0.81, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [({}, True), ({"clip_gradients": 3.0}, False), ({"regularization_type": "L1"}, False), ({"type": "Adam"}, False)],
+)
+def test_only_updates_that_need_no_host_run_on_the_device(settings, fits, on_device):
+    assert solver(**settings)._on_device is fits
+    assert not DeviceUpdate.fits(SolverParameter(**settings), torch.device("xpu"))
+
+
+def test_a_solver_that_is_restored_in_between_records_anew(on_device):
+    undisturbed = solver()
+    undisturbed.solve(Signals())
+    solver(max_iter=5).solve(Signals())
+    made = solver()
+    tapes = with_graph(made)
+    made.step(6)
+    made.restore("net_iter_5.solverstate", read_state("net_iter_5.solverstate"))
+    made.solve(Signals())
+    assert len(tapes) == 2 and state(made) == state(undisturbed)
+
+
+TESTED = """layer { name: "accuracy" type: "Accuracy" bottom: "f" bottom: "label" top: "accuracy"
+                  include { phase: TEST } }"""
+
+
+def test_passes_of_a_test_are_recorded_and_give_the_same_outputs_with_the_weights_of_the_moment(capfd):
+    said = []
+    for recorded in (False, True):
+        made = solver(TESTED, test_iter=[5], test_interval=3)
+        tapes = with_graph(made) if recorded else []
+        capfd.readouterr()
+        made.solve(Signals())
+        lines = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines()]
+        said.append([line for line in lines if "Test net output" in line])
+        if recorded:
+            _, test = sorted(tapes, key=lambda tape: len(tape.seeds))
+            assert len(test.seeds) == 4 * 5 - graph.WARM_UP  # tests at 0, 3, 6 and 9
+    assert len(said[0]) == 8 and said[0] == said[1]
+    assert len(set(said[0])) > 4
+
+
+def test_the_losses_of_a_recorded_test_do_not_change_with_the_next_batch():
+    made = solver(test_iter=[6], test_interval=3)
+    with_graph(made)
+    losses = [made._test_passes[0](batch)[0] for batch in range(6)]
+    assert len({float(loss) for loss in losses}) == 6
+    assert not any(loss.requires_grad for loss in losses)
+
+
+def test_a_test_that_cannot_be_recorded_runs_without_a_graph(capfd):
+    class Refuses(Tape):
+        def record(self, function):
+            raise RuntimeError("not while capturing")
+
+    made = solver(test_iter=[6], test_interval=3)
+    run = TestPass(made.test_nets[0], lambda: Refuses(made.net))
+    losses = [run(batch)[0] for batch in range(6)]
+    with torch.no_grad():
+        assert losses == [made.test_nets[0].forward(batch)[0] for batch in range(6)]
+    assert capfd.readouterr().err.count("Test passes run without a CUDA graph: not while capturing") == 1
+
+
+@pytest.mark.parametrize("rate", ["1", "0"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_copies_of_weights_in_bf16_change_no_bit(rate, graph, on_device, monkeypatch):
+    low = torch.bfloat16
+    plain = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    with monkeypatch.context() as patched:
+        patched.setattr(solver_module, "blobs_with_copies", lambda *_: [])
+        plain.step(8)
+    made = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    if graph:
+        with_graph(made)
+    made.step(8)
+    copied = [layer.blobs[0] for layer in made.net.layers if layer.type in ("Convolution", "InnerProduct")]
+    assert [blob for blob in made.net.learnable if blob.low is not None] == copied
+    assert state(made) == state(plain)
+    for blob in copied:
+        assert blob.low is not None and torch.equal(blob.low, blob.data.to(low))
+        assert blob.data.grad is None and (blob.low.grad is not None) == (blob.lr_mult != 0)
+    assert {name: value.tolist() for name, value in made.score().items()} == {
+        name: value.tolist() for name, value in plain.score().items()
+    }
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_copies_of_weights_follow_when_weights_are_loaded_in_between(graph, on_device):
+    made, other = (solver(dtype=torch.bfloat16) for _ in range(2))
+    if graph:
+        with_graph(made)
+    made.step(6)
+    weights = {name: [array * 0.5 for array in arrays] for name, arrays in made.net.weights.items()}
+    other.step(6)
+    other._device_update = None  # its copies are made anew
+    for each in (made, other):
+        each.net.set_weights(weights)
+        each.step(2)
+    assert state(made) == state(other)
+
+
+def test_weights_that_are_used_twice_have_no_copies():
+    shared = 'param { name: "w" } inner_product_param { num_output: 5 bias_term: false }'
+    more = f'layer {{ name: "a" type: "InnerProduct" bottom: "f" top: "a" {shared} }}'
+    more += f'layer {{ name: "b" type: "InnerProduct" bottom: "a" top: "b" {shared} }}'
+    made = solver(more, dtype=torch.bfloat16)
+    names = {layer.name: layer.blobs[0] for layer in made.net.layers if layer.blobs}
+    assert blobs_with_copies(made.net.layers, torch.bfloat16) == [names["conv1"], names["fc"]]
+    assert blobs_with_copies(made.net.layers, torch.float32) == []

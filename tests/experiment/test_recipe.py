@@ -197,6 +197,13 @@ def test_a_precision_is_a_setting_that_is_told_only_where_it_is_not_the_default(
     assert low.settings()["precision"] == "bf16" and low.sha256() != default.sha256()
 
 
+def test_determinism_is_a_setting_that_is_told_only_where_it_is_not_the_default(tmp_path: Path) -> None:
+    default, given = recipe_of(tmp_path), recipe_of(tmp_path, deterministic=True)
+    fastest = recipe_of(tmp_path, deterministic=False)
+    assert "deterministic" not in default.settings() and given.sha256() == default.sha256()
+    assert fastest.settings()["deterministic"] is False and fastest.sha256() != default.sha256()
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"colour": 1}, "unknown key colour; known keys: name, dataset, images"),
     ({"images": {"root": "x", "resize": [32, 32], "size": 1}}, "images: unknown key size; known keys: root, val_root"),
@@ -219,6 +226,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "../up"}, "name: '../up' cannot be the name of a folder; use only letters"),
     ({"threads": 0}, "threads: a whole number, 1 or more"),
     ({"precision": "fp16"}, "precision: one of fp32, tf32, bf16 was expected, not 'fp16'"),
+    ({"deterministic": "off"}, "deterministic: true or false"),
     ({"seeds": []}, "seeds: a list of whole numbers"),
     ({"seeds": [1, 1]}, "seeds: a seed is listed twice"),
     ({"solver": {"base_lr": 0.01, "lr_policy": "fixed"}}, "solver: the key `max_iter` is missing"),

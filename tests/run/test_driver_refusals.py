@@ -88,6 +88,7 @@ def test_changed_settings_are_refused_until_restart(capsys):
     [
         ("mirror: true", "mirror: true\nthreads: 2", "threads was 1 and is 2"),
         ("mirror: true", "mirror: true\nprecision: bf16", "precision was fp32 and is bf16"),
+        ("mirror: true", "mirror: true\ndeterministic: false", "deterministic was True and is False"),
         ("resize: [32, 32]", "resize: [40, 40]", "images.resize was [32, 32] and is [40, 40]"),
     ],
 )
@@ -109,23 +110,30 @@ def test_another_engine_or_thread_count_is_refused_amid_a_network(capsys):
     assert "was started with threads 1, not 2" in capsys.readouterr().err
 
 
-def test_another_precision_is_refused_amid_a_network_and_by_engines_that_know_fp32_alone(capsys):
+@pytest.mark.parametrize(
+    ("key", "default", "value", "other", "flag"),
+    [("precision", "fp32", "bf16", "bf16", "--precision bf16"),
+     ("deterministic", "deterministic: true", "false", False, "--deterministic off")],
+)  # fmt: skip
+def test_another_arithmetic_is_refused_amid_a_network_and_by_engines_that_know_one_alone(
+    key, default, value, other, flag, capsys
+):
     embedded = Engine("embedded", Engine.find(fake_engine()).argv)
 
     def train():
         network = load_recipe("small.yaml").network("random0", "baseA")
         return driver.train(network, Path("runs"), Path("data"), embedded, None, False, print)
 
-    Path("small.yaml").write_text(RECIPE + "precision: bf16\n")
+    Path("small.yaml").write_text(RECIPE + f"{key}: {value}\n")
     assert drive("baseA") == 2
     error = capsys.readouterr().err
-    assert "fake_engine.py only supports fp32, not bf16" in error and error.count("\n") == 1
+    assert f"fake_engine.py only supports {default}, not {value}" in error and error.count("\n") == 1
     done = train()
-    assert done["settings"]["precision"] == "bf16"
-    assert "--precision bf16" in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+    assert done["settings"][key] == other
+    assert flag in (RUNS / "random0-baseA-s0" / "train.log").read_text()
     (RUNS / "random0-baseA-s0" / "done.json").unlink()
     Path("small.yaml").write_text(RECIPE)
-    with pytest.raises(UserError, match="was started with precision bf16, not fp32"):
+    with pytest.raises(UserError, match=f"was started with {key} {other}, not "):
         train()
 
 

@@ -50,7 +50,7 @@ def main() -> int:
     at = sys.argv.index("train")
     bad = set(sys.argv[1:at])
     parser = argparse.ArgumentParser()
-    for flag in ("--solver", "--weights", "--snapshot", "--gpu", "--precision"):
+    for flag in ("--solver", "--weights", "--snapshot", "--gpu", "--precision", "--deterministic"):
         parser.add_argument(flag)
     args = parser.parse_args(sys.argv[at + 1 :])
     stop: list[int] = []

@@ -48,7 +48,9 @@ def test_the_daemon_runs_as_long_as_the_sweep_in_a_folder_of_its_own(calls):
         assert calls.read_text() == f"-d {folder} all\n"  # all GPUs
     assert calls.read_text() == f"-d {folder} all\n {folder} all\nquit\n"
     assert not folder.exists()
-    assert said == ["networks on the same GPU compute at the same time, through an MPS started for this sweep"]
+    (line,) = said
+    assert line.startswith("networks on the same GPU compute at the same time, through an MPS started for this sweep")
+    assert "if one of them is killed, the others on its GPU may hang or fail" in line
 
 
 def test_it_ends_when_the_sweep_is_killed(calls):
@@ -76,11 +78,46 @@ def test_a_daemon_that_does_not_start_and_one_that_is_missing_mean_turns(calls, 
     assert not list(calls.parent.glob("*/mps-*"))
 
 
-def test_one_that_runs_already_is_left_alone(calls, monkeypatch, tmp_path):
+@pytest.fixture
+def pipe(tmp_path, monkeypatch):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "control").touch()
     monkeypatch.setenv(mps.PIPES, str(tmp_path / "theirs"))
+    return tmp_path / "theirs"
+
+
+def test_one_that_runs_already_is_asked_and_left_alone(calls, pipe):
     said: list[str] = []
     with mps.service(said.append) as environment:
         assert environment == {}
-    assert not calls.exists() and "through the MPS that already runs on this machine" in said[0]
+    assert calls.read_text() == f" {pipe} 1\nget_default_active_thread_percentage\n"  # neither started nor ended
+    assert "through the MPS that already runs here" in said[0] and "if one of them is killed" in said[0]
+
+
+def test_the_pipe_of_one_that_was_killed_counts_as_none(calls, pipe):
+    program = pretend(calls.parent, 0).parent / mps.PROGRAM
+    program.write_text(program.read_text().replace("exit 0", '[ "$CUDA_MPS_PIPE_DIRECTORY" != "' + str(pipe) + '" ]'))
+    said: list[str] = []
+    with mps.service(said.append) as environment:
+        assert environment[mps.PIPES] != str(pipe)
+    assert "through an MPS started for this sweep" in said[0]
+
+
+def test_a_daemon_that_does_not_answer_counts_as_none(calls, pipe, monkeypatch):
+    monkeypatch.setattr(mps, "SECONDS_TO_ANSWER", 0.2)
+    program = calls.parent / mps.PROGRAM
+    program.write_text(
+        '#!/bin/sh\n[ "$1" = -d ] || [ "$CUDA_MPS_PIPE_DIRECTORY" != "' + str(pipe) + '" ] || exec sleep 60\n'
+    )
+    said: list[str] = []
+    with mps.service(said.append) as environment:
+        assert environment[mps.PIPES] != str(pipe)
+    assert "through an MPS started for this sweep" in said[0]
+
+
+def test_without_the_program_a_pipe_counts_as_a_daemon_that_runs(calls, pipe, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    said: list[str] = []
+    with mps.service(said.append) as environment:
+        assert environment == {}
+    assert "through the MPS that already runs here" in said[0]

@@ -12,6 +12,7 @@ from support.small_world import RECIPE, fake_engine, make_world
 
 from transfer_caffe import driver
 from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.formats.database import Database
 from transfer_caffe.results.reference import NETWORKS
 from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep import measure, plan
@@ -324,6 +325,18 @@ def test_the_measured_net_is_the_recipes_with_so_many_frozen_layers_and_no_datab
         assert list(net.layer[0].dummy_data_param.shape[0].dim) == [128, 3, 28, 28]
         learning = [layer.name for layer in net.layer if any(param.lr_mult for param in layer.param)]
         assert len(learning) == 8 - frozen
+
+
+def test_what_is_measured_reads_noise_in_the_sizes_of_the_recipe(tmp_path):
+    network = load_recipe("paper").network("random0", "baseA")
+    net = measure.from_noise(measure.synthetic(network, 0), tmp_path)
+    measure.from_noise(measure.synthetic(network, 0), tmp_path)  # a second time with the same folder
+    (layer,) = (layer for layer in net.layer if layer.type == "Data")
+    assert (layer.data_param.batch_size, layer.transform_param.crop_size) == (256, 227)
+    records = Database(tmp_path / layer.data_param.source)
+    image, label = records.record(5)
+    assert image.shape == (3, 256, 256) and label == 0 and len(records) == measure.RECORDS
+    assert image.std() > 60 and (image != records.record(6)[0]).mean() > 0.9  # uniform noise: 74
 
 
 def test_measuring_needs_no_data_and_gives_hours(world, capsys, monkeypatch):

@@ -17,6 +17,7 @@ import torch
 
 from transfer_caffe.engine import glog, timing
 from transfer_caffe.engine.iteration import threads
+from transfer_caffe.engine.iteration.graph import TestPass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import PRECISIONS, use_precision
 from transfer_caffe.engine.solver.settings import read_solver
@@ -203,7 +204,7 @@ def test(args: argparse.Namespace) -> int:
             for value in values.reshape(-1).tolist():
                 glog.info("caffe.cpp:304", f"Batch {batch}, {name} = {glog.number(value)}")
 
-    means = test_pass(net, range(args.iterations), each)
+    means = test_pass(TestPass(net), range(args.iterations), each)
     glog.info("caffe.cpp:309", f"Loss: {glog.number(sum(losses) / len(losses))}")
     for name, values in means.items():
         weight = net.loss_weight(name)

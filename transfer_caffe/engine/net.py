@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog, passes
-from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data
-from transfer_caffe.engine.weights import copy_blob, copy_weights, to_message
+from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data, vision
+from transfer_caffe.engine.weights import array_of, copy_blob, copy_weights, to_message
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
@@ -44,6 +45,9 @@ class Net:
     values and gradients by blob name (``blobs`` and ``diffs`` hold the tensors). `weights` and `set_weights` get and
     set the weights as arrays.
     """
+
+    fused_devices: ClassVar[tuple[str, ...]] = ("cuda",)
+    """Types of devices on which layers are fused; tests add the CPU."""
 
     @classmethod
     def load(
@@ -129,6 +133,12 @@ class Net:
         counts_in_loss = [bool(each) for each in self.loss_weights]
         self.relu_after = passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
         self.postponed = set(self.relu_after.values())
+        # on a GPU a pooling, its postponed ReLU and the bias before it are one operation
+        pools = vision.fused_pool() if device.type in self.fused_devices and self.relu_after else None
+        fused = [layer for layer in self.relu_after if isinstance(layer, vision.Pooling) and layer.can_be_fused]
+        self.fused_pools: dict[Layer, Any] = dict.fromkeys(fused, pools) if pools else {}
+        later = passes.biases_to_postpone(self.layers, self.relu_after)
+        self.bias_later = {pool: conv for pool, conv in later.items() if pool in self.fused_pools}
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -235,8 +245,8 @@ class Net:
             bottoms = [blobs[bottom] for bottom in layer.param.bottom]
             if cut := self.cuts.get(layer):
                 bottoms = [bottom.detach() if index in cut else bottom for index, bottom in enumerate(bottoms)]
-            tops = layer.forward(layer.cast(bottoms), batch)
-            if not keep and (relu := self.relu_after.get(layer)):
+            tops = self._run(layer, layer.cast(bottoms), batch, fuse=not keep)
+            if not keep and layer not in self.fused_pools and (relu := self.relu_after.get(layer)):
                 tops = relu.forward(tops, batch)
             if self.force_backward and not bottoms and not layer.blobs:
                 tops = [top.detach().requires_grad_() for top in tops]
@@ -260,6 +270,16 @@ class Net:
             self.blobs, self._first, self._loss = blobs, first, loss
         outputs = {name: blobs[name].float() for name in self.outputs}
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
+
+    def _run(self, layer: Layer, bottoms: list[Tensor], batch: int, fuse: bool) -> list[Tensor]:
+        """Return a layer's tops; with ``fuse`` a pooling may add the bias before it and apply the ReLU after it."""
+        if fuse and layer in self.fused_pools and isinstance(layer, vision.Pooling):
+            convolution = self.bias_later.get(layer)
+            bias = convolution.blobs[1].data if convolution else None
+            return [layer.fused(self.fused_pools[layer], bottoms[0], bias, relu=True)]
+        if fuse and isinstance(layer, vision.Convolution) and layer in self.bias_later.values():
+            return layer.without_bias(bottoms)
+        return layer.forward(bottoms, batch)
 
     def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:
         """Compute the gradients of all blobs and weights, after a forward pass with ``keep``.
@@ -341,6 +361,9 @@ class Net:
         """
         return copy_weights(self.name, self.layers, path)
 
-    def to_proto(self) -> NetParameter:
-        """Return the net with its weights as the message of a .caffemodel (Net::ToProto)."""
-        return to_message(self.name, self.layers, self.state.phase)
+    def to_proto(self, array: Callable[[Tensor], np.ndarray] = array_of) -> NetParameter:
+        """Return the net with its weights as the message of a .caffemodel (Net::ToProto).
+
+        ``array`` returns the values of a weight's tensor.
+        """
+        return to_message(self.name, self.layers, self.state.phase, array)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from transfer_caffe.engine.layers import Buffer, Layer
 from transfer_caffe.engine.layers.neuron import Neuron, ReLU
-from transfer_caffe.engine.layers.vision import LRN, Pooling
+from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
 
 
 def keep_overwritten(layers: Sequence[Layer]) -> None:
@@ -46,6 +46,21 @@ def relus_to_postpone(
         if isinstance(users[0], Pooling) and users[0].is_plain_maximum:
             users[0].relu_postponed = True
             found[users[0]] = relu
+    return found
+
+
+def biases_to_postpone(layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU]) -> dict[Layer, Convolution]:
+    """Find convolutions whose top only a postponed ReLU and its pooling read; return a dict from that pooling to them.
+
+    On a GPU one operation then adds the bias, pools and rectifies (`layers.pool_triton`).
+    """
+    found: dict[Layer, Convolution] = {}
+    for pooling, relu in relu_after.items():
+        blob = relu.top[0]
+        makers = [layer for layer in layers if blob in layer.top and layer is not relu]
+        users = [layer for layer in layers if blob in layer.param.bottom]
+        if len(makers) == 1 and len(users) == 2 and type(makers[0]) is Convolution and makers[0].bias_can_wait:
+            found[pooling] = makers[0]
     return found
 
 

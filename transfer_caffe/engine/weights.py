@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers import Blob, Layer
@@ -90,17 +91,24 @@ def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
     ]
 
 
-def owned_weights(layers: Sequence[Layer]) -> list[tuple[str, dict[int, np.ndarray]]]:
+def array_of(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's values on the host."""
+    return tensor.detach().cpu().numpy()
+
+
+def owned_weights(
+    layers: Sequence[Layer], array: Callable[[Tensor], np.ndarray] = array_of
+) -> list[tuple[str, dict[int, np.ndarray]]]:
     """Return the blobs that each layer owns, by index; a shared blob belongs to the first layer that has it.
 
-    Raise UserError for two layers of one name with weights: HDF5 files, for which this is, hold layers by name.
+    ``array`` returns the values of a blob's tensor. Raise UserError for two layers of one name with weights: HDF5
+    files, for which this is, hold layers by name.
     """
     for layer in layers:
         if layer.blobs and any(other.name == layer.name and other is not layer for other in layers):
             raise layer.error("another layer has this name: HDF5 files cannot hold both; use BINARYPROTO, or rename it")
     return [
-        (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in _owned(layers, layer)})
-        for layer in layers
+        (layer.name, {index: array(layer.blobs[index].data) for index in _owned(layers, layer)}) for layer in layers
     ]
 
 
@@ -124,8 +132,13 @@ def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
         blob.data.copy_(weights)
 
 
-def to_message(net_name: str, layers: Sequence[Layer], phase: Phase) -> NetParameter:
-    """Return the net with its weights as the message of a .caffemodel (Net::ToProto)."""
+def to_message(
+    net_name: str, layers: Sequence[Layer], phase: Phase, array: Callable[[Tensor], np.ndarray] = array_of
+) -> NetParameter:
+    """Return the net with its weights as the message of a .caffemodel (Net::ToProto).
+
+    ``array`` returns the values of a blob's tensor.
+    """
     param = NetParameter(name=net_name)
     for layer in layers:
         copy = param.layer.add()
@@ -133,5 +146,5 @@ def to_message(net_name: str, layers: Sequence[Layer], phase: Phase) -> NetParam
         copy.ClearField("blobs")
         if not copy.HasField("phase"):
             copy.phase = phase
-        copy.blobs.extend(array_to_blob(blob.data.detach().cpu().numpy()) for blob in layer.blobs)
+        copy.blobs.extend(array_to_blob(array(blob.data)) for blob in layer.blobs)
     return param

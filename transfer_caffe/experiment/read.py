@@ -110,6 +110,7 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
         top.fail("keep_snapshots", f"`all` or a whole number, 1 or more, was expected, not {shown(keep)}")
     threads = top.whole("threads", 1, 1)
     precision = top.one_of("precision", PRECISIONS, "fp32")
+    deterministic = top.flag("deterministic", True)
     seeds = top.take("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(is_whole(seed, 0) for seed in seeds):
         top.fail("seeds", f"a list of whole numbers, 0 or more, was expected, not {shown(seeds)}")
@@ -124,7 +125,8 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     top.end()
     recipe = Recipe(
         name, dataset, images, architecture, crop, mirror, batch, outputs, mean, test_images, solver, solver_for, keep,
-        threads, precision, tuple(seeds), treatments, **own_net, folder=folder, slurm=slurm, watch=watch,
+        threads, precision, deterministic, tuple(seeds), treatments, **own_net, folder=folder, slurm=slurm,
+        watch=watch,
     )  # fmt: skip
     try:
         for treatment in dict.fromkeys(each for listed in treatments.values() for each in listed):

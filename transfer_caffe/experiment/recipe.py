@@ -49,6 +49,8 @@ does not support is an error that names the file, the key and the allowed values
     threads*      CPU threads per network; floating-point results depend on it in the last bits
     precision*    arithmetic of the embedded engine: fp32 (the default, and the only one that real Caffe supports),
                   tf32 or bf16 (transfer_caffe/engine/precision.py)
+    deterministic*  false: on a GPU, the embedded engine lets cuDNN measure its algorithms and use the fastest, so that
+                  two runs of a network may differ in the last bits (default: true)
     seeds*        each network is trained once per seed
     networks      split: list of treatments, for example `A{1-7}B+`; the bases that they need are added
     slurm*        resources that each network's job requests (`sweep run --slurm`); they are not settings of the
@@ -147,6 +149,7 @@ class Recipe:
     keep_snapshots: int | Literal["all"] | None
     threads: int
     precision: str
+    deterministic: bool
     seeds: tuple[int, ...]
     treatments: Mapping[str, tuple[Treatment, ...]]
     cuts: tuple[str, ...] = ()
@@ -272,6 +275,7 @@ class Recipe:
             **({} if self.keep_snapshots is None else {"keep_snapshots": self.keep_snapshots}),
             "threads": self.threads,
             **({} if self.precision == "fp32" else {"precision": self.precision}),
+            **({} if self.deterministic else {"deterministic": False}),
             "seeds": list(self.seeds),
             "networks": {split: [str(treatment) for treatment in each] for split, each in self.treatments.items()},
         }

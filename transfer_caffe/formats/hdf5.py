@@ -87,12 +87,18 @@ def save_state(
     history: Sequence[np.ndarray],
     seed: int,
     model_sha256: str,
+    convolutions: str = "",
 ) -> None:
-    """Write the solver's state. ``model`` and ``model_sha256``: the file of the weights and its checksum."""
+    """Write the solver's state. ``model`` and ``model_sha256``: the file of the weights and its checksum.
+
+    ``convolutions`` is only written if it is not empty.
+    """
     with _new(path) as file:
         file.create_dataset("iter", data=np.asarray([iteration], np.int32))
         _write_string(file, "learned_net", model)
         _write_string(file, "learned_net_sha256", model_sha256)
+        if convolutions:
+            _write_string(file, "convolutions", convolutions)
         file.create_dataset("current_step", data=np.asarray([current_step], np.int32))
         file.create_dataset("random_seed", data=np.asarray([seed], np.int64))
         group = file.create_group("history")
@@ -119,15 +125,16 @@ def _read_string(file: Any, name: str) -> str:
     return bytes(file[name][()]).rstrip(b"\0").decode() if name in file else ""
 
 
-def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None, str | None]:
+def read_state(path: str | os.PathLike[str]) -> tuple[int, str, int, list[np.ndarray], int | None, str | None, str]:
     """Return the iteration, file of the weights ('' if not given), current_step, history, seed, SHA-256 of the weights.
 
-    The last two are None if they are not recorded.
+    The last two are None if they are not recorded. In addition, return how convolutions are computed ('' if natively).
     """
     with _open(path) as file:
-        model, checksum = (_read_string(file, name) for name in ("learned_net", "learned_net_sha256"))
+        names = ("learned_net", "learned_net_sha256", "convolutions")
+        model, checksum, convolutions = (_read_string(file, name) for name in names)
         seed = int(file["random_seed"][0]) if "random_seed" in file else None
         group = file["history"]
         history = [np.asarray(group[str(index)], np.float32) for index in range(len(group))]
         step = int(file["current_step"][0]) if "current_step" in file else 0
-        return int(file["iter"][0]), model, step, history, seed, checksum or None
+        return int(file["iter"][0]), model, step, history, seed, checksum or None, convolutions

@@ -67,7 +67,8 @@ def training_settings(settings: Mapping[str, Any], split: str, treatment: str) -
         if key in settings:
             flat[key] = settings[key]
     defaults = {
-        "precision": "fp32", "net_sha256": None, "cuts": [], "scale": 1, "batch_norm": "stored", "copied_rate": 1,
+        "precision": "fp32", "deterministic": True, "net_sha256": None, "cuts": [], "scale": 1, "batch_norm": "stored",
+        "copied_rate": 1,
     }  # fmt: skip
     return flat | {key: settings.get(key, default) for key, default in defaults.items()}
 

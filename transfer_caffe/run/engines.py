@@ -52,16 +52,18 @@ class Engine:
         # engines run in the network's folder, where a relative path would point to a different file
         return cls(" ".join([Path(words[0]).name, *words[1:]]), (os.path.abspath(program), *words[1:]))
 
-    def computing_in(self, precision: str) -> list[str]:
-        """Return the flags that select a recipe's precision. Raise UserError if the engine only supports fp32."""
-        if precision == "fp32":
+    def computing_in(self, precision: str, deterministic: bool = True) -> list[str]:
+        """Return the flags for a recipe's precision and determinism. Raise UserError if the engine lacks them."""
+        if precision == "fp32" and deterministic:
             return []
         if self.name != "embedded":
+            what, key = ("fp32", "precision") if precision != "fp32" else ("deterministic: true", "deterministic")
+            given = precision if precision != "fp32" else "false"
             raise UserError(
-                f"the engine {self.name} only supports fp32, not {precision}; use --engine embedded, or a recipe "
-                "without `precision`"
+                f"the engine {self.name} only supports {what}, not {given}; use --engine embedded, or a recipe "
+                f"without `{key}`"
             )
-        return ["--precision", precision]
+        return ["--precision", precision] * (precision != "fp32") + ["--deterministic", "off"] * (not deterministic)
 
     def environment(self, threads: int | None) -> dict[str, str]:
         """Return the engine's environment: log on standard error, ``threads`` CPU threads (None: its default)."""

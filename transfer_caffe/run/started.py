@@ -24,13 +24,15 @@ _AGAIN = "retrain the network with --restart"
 
 def require_same(network: Network, folder: Path, engine: Engine, data: Path) -> None:
     """Record what the network is started with. Raise UserError, with the difference, if it was started differently."""
-    now = {"engine": engine.name, "threads": network.recipe.threads, "precision": network.recipe.precision}
+    recipe = network.recipe
+    now: dict[str, Any] = {"engine": engine.name, "threads": recipe.threads, "precision": recipe.precision}
+    now["deterministic"] = recipe.deterministic
     checksums = provenance.data_checksums(network, data)
     path = folder / STARTED
     if not path.exists():
         write_json(path, {**now, "started": now_utc(), "data": checksums, "runs": []})
         return
-    started: dict[str, Any] = {"precision": "fp32", **read(folder)}  # old records have no precision
+    started: dict[str, Any] = {"precision": "fp32", "deterministic": True, **read(folder)}  # old records lack these
     for key, value in now.items():
         if started[key] != value:
             raise UserError(

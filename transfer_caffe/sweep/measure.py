@@ -3,8 +3,10 @@
     rate = measure(select(load_recipe("demo")), Engine.find("embedded"))
 
 The engine is run as by the driver, with the recipe's architecture, batch size, threads and solver, and with 0, 3, 5 and
-7 frozen layers. The seconds are read from its log. No data is needed. The measurement does not include the time to read
-images (engines prefetch them while they compute), nor the slowdown of several networks trained at the same time.
+7 frozen layers. The seconds are read from its log. No data is needed: the images are a small database of noise, since
+constant images are computed faster (a GPU then needs less power, and keeps a higher clock). The measurement does not
+include the time to read a database that does not fit in memory, nor the slowdown of several networks trained at the
+same time.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from transfer_caffe.experiment.recipe import Network
 from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.formats.database_writer import DatabaseWriter
+from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.log import LogParser
 from transfer_caffe.formats.proto import to_text
-from transfer_caffe.formats.proto.caffe_pb2 import TEST, NetParameter, SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, DataParameter, NetParameter, SolverParameter
 from transfer_caffe.generate import compose
 from transfer_caffe.run.engines import Engine
 from transfer_caffe.sweep.cost import Rate
@@ -36,6 +42,9 @@ PLACES = (0, 3 / 7, 5 / 7, 1)
 ENOUGH = 4.0
 """Seconds of iterations after which the next number of frozen layers is measured, if there were at least `LEAST`."""
 LEAST = 3
+NOISE = "noise_lmdb"
+RECORDS = 128
+"""Number of images of noise; a mini-batch may hold each of them several times, cropped and mirrored differently."""
 DISPLAY = 0.2
 """Minimum seconds between two lines of the log: shorter times are too inaccurate in the log."""
 
@@ -68,9 +77,9 @@ def _seconds(network: Network, frozen: int, engine: Engine, folder: Path, every:
         type=network.solver.get("type", "SGD"), momentum=network.solver.get("momentum", 0),
         solver_mode=network.solver.get("solver_mode", "CPU"),
     )  # fmt: skip
-    flags = engine.computing_in(network.recipe.precision)
+    flags = engine.computing_in(network.recipe.precision, network.recipe.deterministic)
     enough = ENOUGH if every > 1 else DISPLAY
-    net, threads = synthetic(network, frozen), network.recipe.threads
+    net, threads = from_noise(synthetic(network, frozen), folder), network.recipe.threads
     try:
         return statistics.median(iterations(net, solver, engine, folder, threads, enough, flags))
     except UserError as error:
@@ -130,3 +139,30 @@ def synthetic(network: Network, frozen: int) -> NetParameter:
         made.dummy_data_param.data_filler.add(type="constant", value=1)
         made.dummy_data_param.data_filler.add(type="constant", value=0)
     return net
+
+
+def from_noise(net: NetParameter, folder: Path) -> NetParameter:
+    """Let a net of `synthetic` read, crop and mirror images of noise from a database, which is written to ``folder``.
+
+    The database's path is relative to that folder. Its images are larger than the crop by an eighth, as in the paper.
+    """
+    draw = np.random.default_rng(0)
+    found = NetParameter()
+    found.CopyFrom(net)
+    for layer in found.layer:
+        if layer.type != "DummyData":
+            continue
+        batch, _, crop, _ = layer.dummy_data_param.shape[0].dim
+        side = crop * 256 // 227
+        if not (folder / NOISE).exists():
+            with DatabaseWriter(folder / NOISE) as writer:
+                for number in range(RECORDS):
+                    image = draw.integers(0, 256, (side, side, 3), np.uint8)
+                    writer.put(f"{number:08d}".encode(), raw_datum(image, 0))
+        layer.type = "Data"
+        layer.ClearField("dummy_data_param")
+        layer.transform_param.crop_size, layer.transform_param.mirror = crop, True
+        layer.transform_param.mean_value.append(128)
+        layer.data_param.source, layer.data_param.batch_size = NOISE, batch
+        layer.data_param.backend = DataParameter.LMDB
+    return found

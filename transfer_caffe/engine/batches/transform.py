@@ -11,12 +11,16 @@ format from the start takes a third of the time (64 images of 32 x 32: 0.4 inste
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
+from transfer_caffe.engine import glog
 from transfer_caffe.formats.proto import read_mean
 from transfer_caffe.formats.proto.caffe_pb2 import TransformationParameter
 from transfer_caffe.utils.errors import UserError
@@ -164,19 +168,29 @@ class OnDevice:
         self.rows = torch.arange(height, device=device)[:, None]
         self.columns = torch.arange(width, device=device)
         self.mirrored = self.columns.flip(0)
+        self._size = height, width
+        self._fused = _fused_batches() if device.type == "cuda" else None
 
     def cut(self, pixels: Tensor, image: Tensor, drawn: Tensor) -> Tensor:
         """Build a batch from complete records (records, height, width, channels); ``image`` holds record indices."""
+        if self._fused is not None:
+            return self._by_kernel(pixels, image, drawn)
         rows, columns = self._places(drawn)
         return self._numbers(pixels[image[:, None, None], rows, columns], rows, columns)
 
     def finish(self, windows: Tensor, drawn: Tensor) -> Tensor:
         """Build a batch from windows that the host has cut, (batch, height, width, channels)."""
+        if self._fused is not None:
+            return self._by_kernel(windows, None, drawn)
         rows, columns = self._places(drawn)
         image = torch.arange(len(windows), device=windows.device)
         # the mirrored columns, relative to the window
         turned = columns - drawn[1][:, None, None]
         return self._numbers(windows[image[:, None, None], self.rows, turned], rows, columns)
+
+    def _by_kernel(self, pixels: Tensor, image: Tensor | None, drawn: Tensor) -> Tensor:
+        assert self._fused is not None
+        return self._fused(pixels, image, drawn, self.mean, self.mean_file, self.scale, self._size, torch.float32)
 
     def _places(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows (batch, height, 1) and columns (batch, 1, width) of the records that the batch shows."""
@@ -193,3 +207,18 @@ class OnDevice:
         if self.scale != 1:
             out *= self.scale
         return out.permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=1)
+def _fused_batches() -> Callable[..., Tensor] | None:
+    """Return the Triton kernel for batches; None without Triton or what it needs to compile (a C compiler)."""
+    try:
+        from transfer_caffe.engine.batches.batch_triton import make
+
+        pixels = torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device="cuda")
+        drawn = torch.zeros((3, 1), dtype=torch.int64, device="cuda")
+        make(pixels, drawn[0], drawn, None, False, 1.0, (1, 1), torch.float32)
+    except Exception as error:  # whatever the reason, there is another implementation
+        glog.info("data_layer.cpp:0", f"Batches are made without their Triton kernel: {str(error).splitlines()[:1]}")
+        return None
+    return make

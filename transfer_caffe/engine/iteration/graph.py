@@ -1,19 +1,26 @@
-"""Forward and backward pass of an iteration as one CUDA graph: the host prepares the batch and replays the graph.
+"""Passes of a net as CUDA graphs: the host prepares the batch and replays the graph.
 
-    run = Pass(net)                     # on a CPU: `Direct`
+    run = Pass(net)                     # training; on a CPU: `Direct`
     loss, outputs = run(batch)          # gradients are in blob.data.grad afterwards
+    loss, outputs = run.add(batch)      # adds to these gradients (iter_size)
+    test = TestPass(net)                # a test net: the forward pass alone
 
 A small net's kernels take less time than PyTorch needs to launch them one by one; a graph launches them together.
-Everything that differs between batches is set before the replay: the batch's records and windows (`Images.prepare`) and
-the seeds of Dropout's masks. An iteration therefore computes the same as without a graph, and training can be resumed
-at any iteration. The update is not part of the graph: it is one operation for all blobs with the same learning rate
-(`solver.updates`), and the rate changes.
+Everything that differs between batches is set before the replay: the batch's records and windows (`Images.prepare`),
+the seeds of Dropout's masks, and the rates of the update, which is part of the graph if the solver has one that runs
+on the device alone (`solver.device_update`). An iteration therefore computes the same as without a graph, and training
+can be resumed at any iteration.
+
+The graphs of a process share one pool of memory: their temporary values overlie each other, since they are replayed
+one after the other, and what a graph returns is used before the next one is replayed. Gradients are kept, since they
+are in use when the other graphs are recorded.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -69,12 +76,20 @@ class CudaGraph:
     def record(self, function: Callable[[], Result]) -> Result:
         """See `Recorder.record`."""
         # thread_local: CUDA calls of other threads during the capture are allowed and not captured
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self._graph, pool=_pool(), stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+        ):
             return function()
 
     def replay(self) -> None:
         """See `Recorder.replay`."""
         self._graph.replay()
+
+
+@functools.lru_cache(maxsize=1)
+def _pool() -> Any:
+    """Return the pool of memory that all graphs of this process share; it is on one device."""
+    return torch.cuda.graph_pool_handle()
 
 
 def forward_backward(net: Net, batch: int) -> Result:
@@ -106,87 +121,184 @@ def direct_of(net: Net, own_process: bool = True) -> Direct | None:
     return Direct(net, shards, workers)
 
 
-class Pass:
-    """`forward_backward` in the fastest way: `Direct` on a CPU; on a GPU a CUDA graph, after the warm-up."""
+class Graph:
+    """A function of a net's batch that is recorded once and then replayed."""
 
-    def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True) -> None:
-        """``recorder`` creates graphs; by default it is `CudaGraph` on a GPU, and there is none on a CPU.
-
-        ``own_process`` as in `direct_of`; without it, no CUDA graph is used by default.
-        """
-        self._net = net
-        device = net.layers[0].context.device
-        if recorder is None and device.type == "cuda" and own_process:
-            recorder = CudaGraph
-        self._direct = direct_of(net, own_process) if recorder is None else None
-        self._make, self._runs = recorder, 0
+    def __init__(self, net: Net, recorder: Recorder) -> None:
+        """``recorder`` records the function; it is used once."""
+        self._recorder = recorder
         self._images = [layer for layer in net.layers if isinstance(layer, Images)]
-        self._drawing = [(layer, torch.Generator(device)) for layer in net.layers if isinstance(layer, Dropout)]
-        self._recorder: Recorder | None = None
+        device = net.layers[0].context.device
+        drawing = [layer for layer in net.layers if isinstance(layer, Dropout) and layer.context.training]
+        self._drawing = [(layer, torch.Generator(device)) for layer in drawing]
         self._result: Result | None = None
-        self._gradients: list[Tensor | None] = []
-        if recorder is not None and (why := uncapturable(net)):
-            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}.")
-            self._make = None
 
-    def add(self, batch: int) -> Result:
-        """Like a call, but add the gradients to the blobs' existing gradients."""
-        if self._direct is not None:
-            return self._direct(batch, add=True)
-        return forward_backward(self._net, batch)
-
-    def __call__(self, batch: int) -> Result:
-        """Return the loss and the outputs of a batch; store the gradients in the blobs."""
-        if self._direct is not None:
-            return self._direct(batch)
-        blobs = self._net.learnable
-        if self._recorder is None or self._result is None:
-            for blob in blobs:
-                blob.data.grad = None
-            self._runs += 1
-            if self._make is None or self._runs <= WARM_UP or not self._record(self._make(), batch):
-                return forward_backward(self._net, batch)
-        assert self._recorder is not None and self._result is not None
-        self._put_in_place(batch)
-        self._recorder.replay()
-        # an update may have replaced the gradient tensors
-        for blob, gradient in zip(blobs, self._gradients, strict=True):
-            blob.data.grad = gradient
-        loss, outputs = self._result
-        return loss.clone(), outputs
-
-    def _put_in_place(self, batch: int) -> None:
-        for images in self._images:
-            images.prepare(batch)
-        for layer, generator in self._drawing:
-            generator.manual_seed(layer.seed(batch))
-
-    def _record(self, recorder: Recorder, batch: int) -> bool:
-        """Record an iteration without computing it; return False, and never try again, if that fails."""
-        blobs = self._net.learnable
-        recorder.register([generator for _, generator in self._drawing])
+    def record(self, function: Callable[[], Result]) -> str:
+        """Record ``function`` without computing it. Return an empty string, or the reason why that failed."""
+        self._recorder.register([generator for _, generator in self._drawing])
         for layer, generator in self._drawing:
             layer.generator = generator
         for images in self._images:
             images.prepares = False
         try:
-            self._result = recorder.record(lambda: forward_backward(self._net, batch))
-            self._gradients = [blob.data.grad for blob in blobs]
-            self._recorder = recorder
-            glog.info("solver.cpp:0", "From here on an iteration is one CUDA graph.")
+            self._result = self._recorder.record(function)
         except RuntimeError as error:
-            why = str(error).splitlines()[0]
-            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}")
-            self._make = None
-            for blob in blobs:
-                blob.data.grad = None
+            return reasons(error)
         finally:
             # restore the state for passes outside the graph (for example, the loss displayed after training)
             for images in self._images:
                 images.prepares = True
             for layer, _ in self._drawing:
                 layer.generator = None
-        return self._recorder is not None
+        return ""
+
+    def replay(self, batch: int) -> Result:
+        """Compute the function for a batch; the outputs are overwritten by the next replay of any graph."""
+        assert self._result is not None
+        for images in self._images:
+            images.prepare(batch)
+        for layer, generator in self._drawing:
+            generator.manual_seed(layer.seed(batch))
+        self._recorder.replay()
+        loss, outputs = self._result
+        return loss.clone(), outputs
+
+
+class Pass:
+    """`forward_backward` in the fastest way: `Direct` on a CPU; on a GPU CUDA graphs, after the warm-up."""
+
+    def __init__(
+        self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True,
+        update: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        """``recorder`` creates graphs; by default it is `CudaGraph` on a GPU, and there is none on a CPU.
+
+        ``own_process`` as in `direct_of`; without it, no CUDA graph is used by default. ``update`` is an update of the
+        weights on the device: each call then also updates them.
+        """
+        self._net = net
+        device = net.layers[0].context.device
+        if recorder is None and device.type == "cuda" and own_process:
+            recorder = CudaGraph
+        self._direct = direct_of(net, own_process) if recorder is None else None
+        self._make, self._update = recorder, update
+        self.forget()
+        if recorder is not None and (why := uncapturable(net)):
+            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}.")
+            self._make = None
+
+    def forget(self) -> None:
+        """Forget the recorded graphs, since the tensors that they use have been replaced."""
+        self._graphs: dict[bool, Graph] = {}
+        """For `__call__` (False) and `add` (True)."""
+        self._runs = {False: 0, True: 0}
+        self._gradients: list[Tensor | None] = []
+
+    @property
+    def recorded(self) -> bool:
+        """Whether iterations are replayed from a graph."""
+        return False in self._graphs
+
+    def add(self, batch: int) -> Result:
+        """Like a call, but add the gradients to the blobs' existing gradients. There must be no update."""
+        if self._direct is not None:
+            return self._direct(batch, add=True)
+        if self.recorded and (graph := self._graph(True, batch)):
+            return graph.replay(batch)
+        return self._run(batch)
+
+    def __call__(self, batch: int) -> Result:
+        """Return the loss and the outputs of a batch; store the gradients in the blobs."""
+        if self._direct is not None:
+            return self._direct(batch)
+        graph = self._graph(False, batch)
+        if graph is None:
+            self._clear()
+            return self._run(batch)
+        result = graph.replay(batch)
+        # an update may have replaced the gradient tensors
+        for blob, gradient in zip(self._net.learnable, self._gradients, strict=True):
+            blob.leaf.grad = gradient
+        return result
+
+    def _run(self, batch: int) -> Result:
+        result = forward_backward(self._net, batch)
+        if self._update is not None:
+            self._update()
+        return result
+
+    def _clear(self) -> None:
+        for blob in self._net.learnable:
+            blob.leaf.grad = None
+
+    def _graph(self, adds: bool, batch: int) -> Graph | None:
+        """Return the graph of `__call__` or `add`; None before it is recorded, or if that is impossible."""
+        if adds in self._graphs:
+            return self._graphs[adds]
+        self._runs[adds] += 1
+        if self._make is None or self._runs[adds] <= WARM_UP:
+            return None
+        if not adds:
+            self._clear()  # otherwise a replay would add to these gradients
+        graph = Graph(self._net, self._make())
+        if why := graph.record(lambda: self._run(batch)):
+            glog.info("solver.cpp:0", f"Iterations run without a CUDA graph: {why}")
+            self._make = None
+            return None
+        if not adds:
+            self._gradients = [blob.leaf.grad for blob in self._net.learnable]
+            glog.info("solver.cpp:0", "From here on an iteration is one CUDA graph.")
+        self._graphs[adds] = graph
+        return graph
+
+
+class TestPass:
+    """The forward pass of a test net; on a GPU a CUDA graph, after the warm-up. Weights are those of the moment."""
+
+    __test__ = False  # not a test, although its name starts like one
+
+    def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True) -> None:
+        """``recorder`` and ``own_process`` as in `Pass`."""
+        if recorder is None and net.layers[0].context.device.type == "cuda" and own_process:
+            recorder = CudaGraph
+        self._net = net
+        self._make = None if uncapturable(net) else recorder
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the recorded graph."""
+        self._runs, self._graph = 0, None
+
+    @torch.no_grad()
+    def __call__(self, batch: int) -> Result:
+        """Return the loss and the outputs of a batch; the outputs are overwritten by the next call."""
+        if self._graph is None and self._make is not None:
+            self._runs += 1
+            if self._runs > WARM_UP:
+                self._record(self._make(), batch)
+        return self._net.forward(batch) if self._graph is None else self._graph.replay(batch)
+
+    def _record(self, recorder: Recorder, batch: int) -> None:
+        graph = Graph(self._net, recorder)
+        if why := graph.record(lambda: self._net.forward(batch)):
+            glog.info("solver.cpp:0", f"Test passes run without a CUDA graph: {why}")
+            self._make = None
+        else:
+            self._graph = graph
+
+
+def reasons(error: BaseException) -> str:
+    """Return the first lines of an error and of those that it hides, the first one first.
+
+    If an operation that cannot be captured raises an error, ending the capture raises another one in its place.
+    """
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = each.__cause__ or each.__context__
+    lines = [(str(each).splitlines() or [type(each).__name__])[0] for each in reversed(chain)]
+    return "; then: ".join(dict.fromkeys(lines))
 
 
 def uncapturable(net: Net) -> str:

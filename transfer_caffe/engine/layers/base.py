@@ -46,6 +46,18 @@ class Blob:
         self.learned = lr_mult != 0
         self.given: tuple[bool, ...] = (False, False)
         """Whether lr_mult and decay_mult were given explicitly; used for blobs that layers share."""
+        self.low: Tensor | None = None
+        """A copy in the precision of the net, from which layers compute and which then gets the gradient; the solver's
+        update keeps it up to date (`solver.device_update`)."""
+
+    @property
+    def leaf(self) -> Tensor:
+        """The tensor that gets the gradient."""
+        return self.data if self.low is None else self.low
+
+    def in_type(self, dtype: torch.dtype) -> Tensor:
+        """Return the values in a type."""
+        return self.low if self.low is not None and self.low.dtype == dtype else self.data.to(dtype)
 
     @property
     def data(self) -> Tensor:

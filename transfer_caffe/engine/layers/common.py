@@ -40,7 +40,7 @@ class InnerProduct(Layer):
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         x = bottoms[0].flatten(self.first)
-        weight, *bias = (blob.data.to(x.dtype) for blob in self.blobs)
+        weight, *bias = (blob.in_type(x.dtype) for blob in self.blobs)
         return [_linear(x, weight.t() if self.transpose else weight, bias[0] if bias else None)]
 
 

@@ -18,6 +18,10 @@ from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
+WAYS = ("native", "halves", "dense")
+"""How a convolution in groups is computed: by the library's own operation, as one convolution per group, or as one
+without groups whose other weights are zero. `iteration.ways` chooses on a GPU."""
+
 
 class Convolution(Layer):
     """Convolution with group, pad, stride and dilation over any number of axes. Weights: out, in/group, kernel.
@@ -30,6 +34,8 @@ class Convolution(Layer):
     precision = "low"
     functions: ClassVar[dict[int, Callable[..., Tensor]]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
     """PyTorch's operations by number of spatial axes."""
+    way = "native"
+    """How groups are computed; one of `WAYS`."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.convolution_param, shapes[0]
@@ -72,11 +78,20 @@ class Convolution(Layer):
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [self.over_images(bottom) for bottom in bottoms]
 
-    def over_images(self, bottom: Tensor) -> Tensor:
+    @property
+    def bias_can_wait(self) -> bool:
+        """Whether there is one top with a bias of its channels, which a pooling of images could add."""
+        return len(self.blobs) == 2 and len(self.top) == 1 and self.channel_axis == 1 and len(self.kernel) == 2
+
+    def without_bias(self, bottoms: list[Tensor]) -> list[Tensor]:
+        """Return the tops without the bias."""
+        return [self.over_images(bottom, bias=False) for bottom in bottoms]
+
+    def over_images(self, bottom: Tensor, bias: bool = True) -> Tensor:
         """Convolve one bottom; like Caffe, treat all axes before ``axis`` as the batch."""
         images = bottom if self.channel_axis == 1 else bottom.reshape(-1, *bottom.shape[self.channel_axis :])
-        weight, *bias = (blob.data.to(images.dtype) for blob in self.blobs)
-        top = self.convolve(images, weight, bias[0] if bias else None)
+        weight, *added = (blob.in_type(images.dtype) for blob in self.blobs[: 2 if bias else 1])
+        top = self.convolve(images, weight, added[0] if added else None)
         return top if self.channel_axis == 1 else top.reshape(*bottom.shape[: self.channel_axis], *top.shape[1:])
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -87,7 +102,29 @@ class Convolution(Layer):
             # from here on use the channels-last memory format: pooling then takes a third of the time
             images = images.contiguous(memory_format=torch.channels_last)
         function = self.functions.get(len(self.kernel), convolve)
-        return function(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
+        settings = (self.stride, self.pad, self.dilation)
+        if self.way == "halves":
+            pairs = zip(images.chunk(self.group, 1), weight.chunk(self.group), strict=True)
+            biases = [None] * self.group if bias is None else bias.chunk(self.group)
+            parts = [function(x, w, b, *settings) for (x, w), b in zip(pairs, biases, strict=True)]
+            return torch.cat(parts, 1)
+        if self.way == "dense":
+            return function(images, block_diagonal(weight, self.group), bias, *settings)
+        return function(images, weight, bias, *settings, self.group)
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether this is a convolution of images in groups, for which there are several `WAYS`."""
+        return type(self) is Convolution and self.group > 1 and len(self.kernel) == 2
+
+
+def block_diagonal(weight: Tensor, groups: int) -> Tensor:
+    """Return the weights (out, in, kernel) of a convolution without groups that equals one with ``groups``."""
+    rows = []
+    for index, part in enumerate(weight.chunk(groups)):
+        before, after = index * part.shape[1], (groups - 1 - index) * part.shape[1]
+        rows.append(F.pad(part, (0, 0, 0, 0, before, after)))
+    return torch.cat(rows)
 
 
 class Deconvolution(Convolution):
@@ -249,6 +286,15 @@ class Pooling(Layer):
         """Return the maxima of `numbers`. A postponed ReLU would change the least number to 0: then it becomes NaN."""
         return torch.where(top > -torch.finfo(top.dtype).max, top, math.nan) if self.relu_postponed else top
 
+    @property
+    def can_be_fused(self) -> bool:
+        """Whether `fused` can compute this layer: a plain maximum of a window whose places a byte can number."""
+        return self.is_plain_maximum and math.prod(self.kernel) < 255
+
+    def fused(self, function: Any, x: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+        """Return relu(pool(x + bias)), computed by ``function``, which `fused_pool` returns."""
+        return function.apply(x, bias, tuple(self.kernel), tuple(self.stride), tuple(self.pad), tuple(self.size), relu)
+
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
         sides = []
@@ -390,6 +436,21 @@ def _fused_lrn() -> type[torch.autograd.Function] | None:
         glog.info("lrn_layer.cpp:0", f"LRN runs without its Triton kernels: {str(error).splitlines()[:1]}")
         return None
     return FusedLRN
+
+
+@functools.lru_cache(maxsize=1)
+def fused_pool() -> type[torch.autograd.Function] | None:
+    """Return bias, MAX pooling and ReLU as Triton kernels; None without Triton or what it needs to compile."""
+    try:
+        from transfer_caffe.engine.layers.pool_triton import FusedPool
+
+        with torch.enable_grad():
+            probe, bias = (torch.ones(shape, device="cuda", requires_grad=True) for shape in ((1, 1, 1, 1), (1,)))
+            FusedPool.apply(probe, bias, (1, 1), (1, 1), (0, 0), (1, 1), True).sum().backward()
+    except Exception as error:  # whatever the reason, there is another implementation
+        glog.info("pooling_layer.cpp:0", f"Pooling runs without its Triton kernels: {str(error).splitlines()[:1]}")
+        return None
+    return FusedPool
 
 
 class LRN(Layer):

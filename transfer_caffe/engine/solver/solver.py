@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog
-from transfer_caffe.engine.iteration.graph import Pass
+from transfer_caffe.engine.iteration import ways
+from transfer_caffe.engine.iteration.direct import Result
+from transfer_caffe.engine.iteration.graph import Pass, TestPass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import rates, settings, solverstate, updates
+from transfer_caffe.engine.solver.beside import Beside, HostCopy
+from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.engine.weights import owned_weights
 from transfer_caffe.formats.proto import caffe_pb2, to_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
@@ -89,13 +93,23 @@ class Solver:
         self.net = Net(net_param, state, self.seed, device, dtype=dtype)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
-        self._pass = Pass(self.net, own_process=own_process)
+        self._ways = ways.choose(self.net) if own_process else {}
+        ways.use([self.net, *self.test_nets], self._ways)
+        self._on_device = DeviceUpdate.fits(param, device)
+        """Whether the device updates the weights without the host; with iter_size 1 the passes contain the update."""
+        update = self._update_on_device if self._on_device and param.iter_size == 1 else None
+        self._device_update: DeviceUpdate | None = None
+        self._pass = Pass(self.net, own_process=own_process, update=update)
+        self._test_passes = [TestPass(net, own_process=own_process) for net in self.test_nets]
         self._step = 0
         """Number of steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
         # first history blobs of all weights, then second history blobs of all weights, as in a .solverstate
         groups = updates.RULES[param.type][1]
         self.history = [torch.zeros_like(blob.data) for _ in range(groups) for blob in self.net.learnable]
+        self._beside = Beside() if own_process and device.type == "cuda" else None
+        """Writes snapshots in a thread. On a CPU it would only take time from training."""
+        self._copy: HostCopy | None = None
         self._losses: deque[Tensor] = deque(maxlen=param.average_loss)
 
     def _test_net(self, index: int) -> Net:
@@ -120,20 +134,56 @@ class Solver:
         if state.seed is not None and state.seed != self.seed:
             glog.info("common.cpp:0", f"{path} was trained with random_seed {state.seed}: resuming with {self.seed}")
         solverstate.restore(path, state, self.net, self.history)
+        self._ways = ways.of_text(state.convolutions, path)  # the run continues as it was started
+        ways.use([self.net, *self.test_nets], self._ways)
+        for each in (self._pass, *self._test_passes):
+            each.forget()  # recorded graphs compute in the ways of before
         self.iteration, self._step = state.iteration, state.step
-        self._idle = None
+        self._idle = self._device_update = None
 
     def save(self) -> None:
-        """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite."""
-        for layer in self.net.layers:
-            for index, blob in enumerate(layer.blobs):
-                if not torch.isfinite(blob.data).all():
-                    where = f"blob {index} is not finite after iteration {self.iteration}"
-                    raise layer.error(f"{where}: training diverged; lower base_lr")
-        solverstate.save(self.param, self.iteration, self.net, self.history, self._step, self.seed)
+        """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite.
+
+        In a process that only trains, on a GPU, a thread writes the files; `finish_snapshots` waits for it.
+        """
+        self._require_finite()
+        state = (self.param, self.iteration, self.net, self.history, self._step, self.seed, ways.to_text(self._ways))
+        if self._beside is None:
+            solverstate.save(*state)
+            return
+        self._beside.finish()  # the memory of the copy is in use until then
+        tensors = [*(blob.data for layer in self.net.layers for blob in layer.blobs), *self.history]
+        self._copy = copy = self._copy or HostCopy(tensors)
+        copy.take(tensors)
+
+        def write() -> None:
+            copy.wait()
+            solverstate.save(*state, array=copy.array, beside=True)
+
+        self._beside.start(write)
+
+    def finish_snapshots(self) -> None:
+        """Wait until all snapshots are written. Raise the error of one that could not be written."""
+        if self._beside is not None:
+            self._beside.finish()
+
+    def _require_finite(self) -> None:
+        blobs = [(layer, index, blob) for layer in self.net.layers for index, blob in enumerate(layer.blobs)]
+        finite = [torch.isfinite(blob.data).all() for _, _, blob in blobs]
+        if not finite or bool(torch.stack(finite).all()):  # one wait for a GPU
+            return
+        layer, index, _ = next(each for each, good in zip(blobs, finite, strict=True) if not good)
+        where = f"blob {index} is not finite after iteration {self.iteration}"
+        raise layer.error(f"{where}: training diverged; lower base_lr")
 
     def solve(self, signals: Signals | None = None) -> bool:
         """Train up to max_iter with tests and snapshots; return False if a signal stopped it (after a snapshot)."""
+        try:
+            return self._solve(signals)
+        finally:
+            self.finish_snapshots()
+
+    def _solve(self, signals: Signals | None) -> bool:
         param, signals = self.param, signals or Signals("none", "none")
         if param.snapshot or param.snapshot_after_train:
             solverstate.check_prefix(param.snapshot_prefix)
@@ -144,6 +194,7 @@ class Solver:
         stopped = self._steps(signals)
         if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
             self.save()
+        self.finish_snapshots()
         if stopped:
             glog.info("solver.cpp:316", "Optimization stopped early.")
             return False
@@ -175,7 +226,7 @@ class Solver:
 
     def score(self, index: int = 0) -> dict[str, np.ndarray]:
         """Run test net ``index`` over its test_iter batches, from the first, and return the mean of each output."""
-        means = test_pass(self.test_nets[index], range(self.param.test_iter[index]))
+        means = test_pass(self._test_passes[index], range(self.param.test_iter[index]))
         return {name: value.cpu().numpy() for name, value in means.items()}
 
     def _steps(self, signals: Signals) -> bool:
@@ -206,13 +257,13 @@ class Solver:
     def _forward_backward(self) -> dict[str, Tensor]:
         """Compute one iteration's gradients, summed over iter_size batches, and return the last batch's outputs."""
         parts = self.param.iter_size
+        if self._on_device:
+            self._set_device_rate()
         if parts == 1:
             loss, outputs = self._pass(self.iteration)
         else:
-            for blob in self.net.learnable:
-                blob.data.grad = None
-            loss, outputs = torch.zeros((), device=self.device), {}
-            for part in range(parts):
+            loss, outputs = self._pass(self.iteration * parts)
+            for part in range(1, parts):
                 each, outputs = self._pass.add(self.iteration * parts + part)
                 loss = loss + each
         self._losses.append(loss / parts)
@@ -238,6 +289,10 @@ class Solver:
         """Apply one update as SGDSolver::ApplyUpdate does: clip, normalise, regularise, then the solver's rule."""
         param, count = self.param, len(self.net.learnable)
         rate = self._rate(show)
+        if self._on_device:
+            if param.iter_size > 1:
+                self._update_on_device()
+            return
         if self._idle is None:
             self._idle = self._find_idle()
         places = [index for index in range(count) if index not in self._idle]
@@ -257,6 +312,20 @@ class Solver:
         rated = [rate * blob.lr_mult for blob in blobs]
         histories = [self.history[index::count] for index in places]
         updates.update(param, [blob.data for blob in blobs], gradients, histories, rated, decays, self.iteration)
+
+    def _set_device_rate(self) -> None:
+        """Give this iteration's learning rate to the device, before the passes, which may contain the update."""
+        if self._device_update is None:
+            self._pass.forget()  # a recorded graph would contain an older update
+            count = len(self.net.learnable)
+            low = blobs_with_copies(self.net.layers, self.dtype) if self.param.iter_size == 1 else []
+            self._device_update = DeviceUpdate(self.param, self.net.learnable, self.history[:count], low, self.dtype)
+        step = rates.next_step(self.param, self.iteration, self._step)
+        self._device_update.set_rate(rates.rate(self.param, self.iteration, step))
+
+    def _update_on_device(self) -> None:
+        assert self._device_update is not None
+        self._device_update()
 
     def _rate(self, show: bool) -> float:
         """Return this iteration's learning rate."""
@@ -314,18 +383,18 @@ class Solver:
         passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
         for index, (net, count) in enumerate(zip(self.test_nets, self.param.test_iter, strict=True)):
             glog.info("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
-            if not self._test(net, range(passes * count, (passes + 1) * count), signals):
+            if not self._test(net, self._test_passes[index], range(passes * count, (passes + 1) * count), signals):
                 return False
         return True
 
-    def _test(self, net: Net, batches: Iterable[int], signals: Signals) -> bool:
+    def _test(self, net: Net, run: TestPass, batches: Iterable[int], signals: Signals) -> bool:
         losses: list[Tensor] = []
 
         def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
             if self.param.test_compute_loss:
                 losses.append(loss)  # converted to a number later: that would make the host wait for a GPU
 
-        means = test_pass(net, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
+        means = test_pass(run, itertools.takewhile(lambda _: not signals.stop_asked(), batches), each)
         if signals.stop_asked():
             return False
         if losses:
@@ -347,13 +416,17 @@ def _merged(state: NetState, *more: NetState) -> NetState:
 
 @torch.no_grad()
 def test_pass(
-    net: Net, batches: Iterable[int], each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None
-) -> dict[str, Tensor]:
-    """Return the mean of each output blob of a net over batches; call ``each`` with every batch's loss and outputs."""
+    run: Callable[[int], Result], batches: Iterable[int],
+    each: Callable[[int, Tensor, dict[str, Tensor]], None] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return the mean of each output blob over batches; call ``each`` with every batch's loss and outputs.
+
+    ``run`` computes a batch's loss and outputs (`TestPass`).
+    """
     sums: dict[str, Tensor] = {}
     count = 0
     for count, batch in enumerate(batches, 1):
-        loss, outputs = net.forward(batch)
+        loss, outputs = run(batch)
         if each:
             each(count - 1, loss, outputs)
         sums = {name: sums[name] + value if sums else value.clone() for name, value in outputs.items()}

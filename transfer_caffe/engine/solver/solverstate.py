@@ -6,6 +6,7 @@ Both are binary protocol buffers, or HDF5 files with the suffix .h5, depending o
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.net import Net
-from transfer_caffe.engine.weights import owned_weights
+from transfer_caffe.engine.weights import array_of, owned_weights
 from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import array_to_blob, blob_to_array, read_binary, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter, SolverState
@@ -36,28 +37,43 @@ class State:
     """The seed of all random numbers; real Caffe does not record it."""
     model_sha256: str | None
     """The checksum of the weights file; real Caffe does not record it."""
+    convolutions: str = ""
+    """How convolutions are computed (`iteration.ways`); empty: natively."""
 
 
-def save(param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int) -> None:
-    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (with suffix .h5 for HDF5)."""
+def save(
+    param: SolverParameter, iteration: int, net: Net, history: list[Tensor], step: int, seed: int,
+    convolutions: str = "", array: Callable[[Tensor], np.ndarray] = array_of, beside: bool = False,
+) -> None:  # fmt: skip
+    """Write PREFIX_iter_N.caffemodel, then PREFIX_iter_N.solverstate, which names it (with suffix .h5 for HDF5).
+
+    ``array`` returns the values of a tensor. ``beside`` says that training is logging at the same time: then the line
+    about the state is logged after the state is written, since readers of the log take the line that follows it as the
+    end of the snapshot.
+    """
     as_hdf5 = param.snapshot_format == SolverParameter.HDF5
     ending, kind = (".h5", "HDF5") if as_hdf5 else ("", "binary proto")
     model, path = (f"{param.snapshot_prefix}_iter_{iteration}.{what}{ending}" for what in ("caffemodel", "solverstate"))
-    arrays = [values.cpu().numpy() for values in history]
+    arrays = [array(values) for values in history]
     glog.info("solver.cpp:474" if as_hdf5 else "solver.cpp:464", f"Snapshotting to {kind} file {model}")
     if as_hdf5:
-        hdf5.save_weights(model, owned_weights(net.layers))
+        hdf5.save_weights(model, owned_weights(net.layers, array))
     else:
-        write_binary(model, net.to_proto())
+        write_binary(model, net.to_proto(array))
     place = "sgd_solver.cpp:296" if as_hdf5 else "sgd_solver.cpp:284"
-    glog.info(place, f"Snapshotting solver state to {kind} file {path}")
+    if not beside:
+        glog.info(place, f"Snapshotting solver state to {kind} file {path}")
     if as_hdf5:
-        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model))
-        return
-    state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
-    state.learned_net_sha256 = sha256(model)
-    state.history.extend(array_to_blob(values) for values in arrays)
-    write_binary(path, state)
+        hdf5.save_state(path, iteration, model, step, arrays, seed, sha256(model), convolutions)
+    else:
+        state = SolverState(iter=iteration, learned_net=model, current_step=step, random_seed=seed)
+        state.learned_net_sha256 = sha256(model)
+        if convolutions:
+            state.convolutions = convolutions
+        state.history.extend(array_to_blob(values) for values in arrays)
+        write_binary(path, state)
+    if beside:
+        glog.info(place, f"Snapshotting solver state to {kind} file {path}")
 
 
 def read_state(path: str) -> State:
@@ -73,6 +89,7 @@ def read_state(path: str) -> State:
         history,
         state.random_seed if state.HasField("random_seed") else None,
         state.learned_net_sha256 or None,
+        state.convolutions,
     )
 
 

@@ -1,0 +1,180 @@
+"""The GPU's kernels for pooling and for batches, run on the CPU by Triton's interpreter, against the plain operations.
+
+They run in separate processes, because the interpreter must be enabled before Triton is imported.
+"""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from transfer_caffe.utils.processes import environment
+
+POOLING = """
+import itertools
+import torch
+import torch.nn.functional as F
+from transfer_caffe.engine.layers import pool_triton
+from transfer_caffe.formats.shapes import pooled_side
+
+pool_triton.BLOCK = 256
+
+
+class Truncate(torch.autograd.Function):
+    # converts to bfloat16 as the interpreter does; a GPU rounds
+
+    @staticmethod
+    def forward(ctx, x):
+        return (x.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.float()
+
+
+SIZES = [((3, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
+         ((2, 3), (3, 1), (0, 1))]
+for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
+    SIZES, (False, True), (False, True), (torch.float32, torch.bfloat16)
+):
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 7, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    x[0, 0, :4, :4] = 0.5  # ties: the first one is the maximum
+    x[1, 1, 2, 2] = float("nan")
+    x[1, 2, :, :] = float("-inf")
+    bias = torch.randn(5).to(dtype) if with_bias else None
+    size = [pooled_side(side, k, s, p, True, True) for side, k, s, p in zip(x.shape[2:], kernel, stride, pad)]
+    found = []
+    for fused in (False, True):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        added = None if bias is None else bias.clone().requires_grad_()
+        if fused:
+            y = pool_triton.FusedPool.apply(leaf, added, kernel, stride, pad, tuple(size), relu)
+        else:
+            inner = leaf if added is None else leaf.float() + added.float()[None, :, None, None]
+            inner = inner if dtype == torch.float32 or added is None else Truncate.apply(inner)
+            y = F.max_pool2d(inner, kernel, stride, pad, ceil_mode=True)
+            y = y.relu() if relu else y
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype))
+        assert y.dtype == leaf.grad.dtype == dtype
+        found.append((y.detach(), leaf.grad, None if added is None else added.grad))
+    where = (kernel, stride, pad, with_bias, relu, dtype)
+    assert torch.equal(found[0][0].nan_to_num(9), found[1][0].nan_to_num(9)), where  # the same bits
+    most = 2**-7 if dtype == torch.bfloat16 else 2**-24
+    # a gradient is a sum over up to 9 windows: 9 roundings in each of both
+    assert torch.allclose(found[0][1].float(), found[1][1].float(), rtol=0, atol=18 * most * 4), where
+    assert torch.equal(found[0][1] != 0, found[1][1] != 0), where  # of the same elements
+    if bias is not None:
+        # sums over at most 84 windows of gradients of about 1, 4 at most
+        assert torch.allclose(found[0][2].float(), found[1][2].float(), rtol=0, atol=84 * 2 * most * 4), where
+print("same")
+"""
+
+BATCHES = """
+import itertools
+import torch
+from transfer_caffe.engine.batches import batch_triton
+from transfer_caffe.engine.batches.transform import OnDevice, Transformer
+from transfer_caffe.formats.proto import array_to_blob, parse_text, write_binary
+from transfer_caffe.formats.proto.caffe_pb2 import TransformationParameter
+import numpy as np, sys
+
+batch_triton.BLOCK = 256
+
+
+def truncated(x):
+    return (x.view(torch.int32) & -65536).view(torch.float32).bfloat16()
+
+
+device = torch.device("cpu")
+for channels, crop, mean, scale, dtype in itertools.product(
+    (1, 3), (0, 5), ("", "mean_file", "mean_value: 100.3", "each"), (1.0, 0.017), (torch.float32, torch.bfloat16)
+):
+    text = f"crop_size: {crop} mirror: true scale: {scale} "
+    if mean == "mean_file":
+        path = sys.argv[1] + "/mean.binaryproto"
+        write_binary(path, array_to_blob(np.random.RandomState(0).rand(1, channels, 8, 9).astype("f4") * 200))
+        text += f'mean_file: "{path}"'
+    else:
+        text += " ".join(f"mean_value: {100.3 + i}" for i in range(channels)) if mean == "each" else mean
+    transformer = Transformer(parse_text(text, TransformationParameter(), ""), (channels, 8, 9), True, "here")
+    on_device = OnDevice(transformer, device)
+    pixels = torch.randint(0, 256, (6, 8, 9, channels), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    image = torch.tensor([5, 0, 3, 3])
+    drawn = torch.from_numpy(transformer.draws(np.random.default_rng(2), 4, transformer.shape))
+    drawn[2] = torch.tensor([0, 1, 1, 0])
+    size = transformer.out_shape[1:]
+    plain = on_device.cut(pixels, image, drawn)
+    rest = (drawn, on_device.mean, on_device.mean_file, on_device.scale, size, dtype)
+    fused = batch_triton.make(pixels, image, *rest)
+    assert fused.is_contiguous(memory_format=torch.channels_last) and fused.shape == plain.shape
+    # the interpreter truncates to bfloat16; a GPU rounds, as PyTorch does
+    to = (lambda x: x) if dtype == torch.float32 else truncated
+    assert torch.equal(fused, to(plain)), (channels, crop, mean, scale, dtype)
+    windows = torch.from_numpy(np.ascontiguousarray(transformer.cut(pixels.numpy(), image.numpy(), drawn.numpy())))
+    for given in (windows, windows.float()):
+        assert torch.equal(batch_triton.make(given, None, *rest), to(on_device.finish(given, drawn)))
+print("same")
+"""
+
+NETS = """
+import torch
+from transfer_caffe.engine.layers import pool_triton, vision
+from transfer_caffe.engine.net import Net
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState
+import numpy as np
+
+pool_triton.BLOCK = 256
+NET = '''
+layer { name: "in" type: "Input" top: "x" top: "label"
+  input_param { shape { dim: 2 dim: 3 dim: 12 dim: 12 } shape { dim: 2 } } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "c" param { lr_mult: RATE } param { lr_mult: RATE }
+  convolution_param { num_output: 4 kernel_size: 3 group: 1 weight_filler { type: "xavier" }
+  bias_filler { type: "gaussian" std: 1 } } }
+layer { name: "relu" type: "ReLU" bottom: "c" top: "c" }
+layer { name: "pool" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+layer { name: "conv2" type: "Convolution" bottom: "p" top: "c2"
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } MORE } }
+layer { name: "relu2" type: "ReLU" bottom: "c2" top: "c2" }
+layer { name: "pool2" type: "Pooling" bottom: "c2" top: "p2" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
+EXTRA
+layer { name: "fc" type: "InnerProduct" bottom: "p2" top: "f"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
+'''
+USED_TWICE = 'layer { name: "s" type: "Silence" bottom: "c2" }'
+for rate, more, extra, expected in (
+    ("1", "", "", ["conv", "conv2"]), ("0", "", "", ["conv", "conv2"]), ("1", "bias_term: false", "", ["conv"]),
+    ("1", "", USED_TWICE, ["conv"]),
+):
+    found = []
+    for fused in (False, True):
+        Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
+        vision.fused_pool = lambda: pool_triton.FusedPool
+        text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra)
+        net = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
+        assert [conv.name for conv in net.bias_later.values()] == (expected if fused else [])
+        draw = np.random.default_rng(0)
+        net.feed({"x": draw.normal(size=(2, 3, 12, 12)).astype("f4"), "label": np.array([1, 3], "f4")})
+        loss, _ = net.forward()
+        loss.backward()
+        found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
+        if fused:  # with all blobs kept, nothing is fused
+            kept, _ = net.forward(keep=True)
+            assert kept == loss and net.blobs["c"].min() == 0
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        # sums of at most 200 products
+        assert one is None or torch.allclose(one, other, rtol=0, atol=400 * 2**-24 * float(one.abs().max()))
+print("same")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
+@pytest.mark.parametrize("code", [POOLING, BATCHES, NETS], ids=["pooling", "batches", "nets"])
+def test_a_kernel_computes_what_plain_operations_compute(code, tmp_path):
+    env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.stdout == "same\n", done.stderr[-3000:]

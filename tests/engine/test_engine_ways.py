@@ -1,0 +1,167 @@
+"""Ways to compute convolutions in groups: they agree, the clearly fastest is chosen, and a run keeps its ways."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from transfer_caffe.engine.iteration import ways
+from transfer_caffe.engine.layers.vision import WAYS, Convolution, block_diagonal
+from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver.settings import read_solver
+from transfer_caffe.engine.solver.solver import Signals, Solver
+from transfer_caffe.engine.solver.solverstate import read_state
+from transfer_caffe.formats.proto import parse_text, read_binary
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState, SolverState
+from transfer_caffe.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("logged")
+CPU = torch.device("cpu")
+NET = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 6 dim: 7 dim: 5 } } }
+layer { name: "conv" type: "Convolution" bottom: "x" top: "y" convolution_param {
+  num_output: 9 kernel_size: 3 pad: 1 stride: 2 group: 3 weight_filler { type: "xavier" }
+  bias_filler { type: "gaussian" std: 1 } MORE } }
+"""
+
+
+def net(more=""):
+    return Net(parse_text(NET.replace("MORE", more), NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)
+
+
+@pytest.mark.parametrize("more", ["", "bias_term: false", "dilation: 2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_ways_compute_the_same_up_to_rounding(more, dtype):
+    results = {}
+    for way in WAYS:
+        layer = net(more).layers[1]
+        assert isinstance(layer, Convolution)
+        layer.way = way
+        x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        (top,) = layer.forward([x], 0)
+        top.backward(torch.randn(top.shape, generator=torch.Generator().manual_seed(2)).to(dtype))
+        results[way] = [top.detach(), x.grad, *(blob.data.grad for blob in layer.blobs)]
+    # sums of at most 27 products (or 24 positions of a weight), and in bf16 some roundings of the results
+    unit = 2**-24 * 60 if dtype == torch.float32 else 2**-8 * 4
+    for way in WAYS[1:]:
+        for one, other in zip(results[way], results["native"], strict=True):
+            assert one.shape == other.shape and one.dtype == other.dtype
+            assert torch.allclose(one.float(), other.float(), rtol=0, atol=unit * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_measured_runs_for_learning_and_for_frozen_layers_and_leaves_no_gradients(frozen, monkeypatch):
+    text = NET.replace("convolution_param", "param { lr_mult: 0 } convolution_param" if frozen else "convolution_param")
+    made = Net(parse_text(text.replace("MORE", ""), NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)
+    layer, backward = made.layers[1], []
+    assert isinstance(layer, Convolution)
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *given: backward.append(grad(*given)))
+    for way in WAYS:
+        layer.way = way
+        ways.passes(layer, torch.randn(2, 6, 7, 5))
+    assert len(backward) == (0 if frozen else 3)
+    assert all(blob.data.grad is None for blob in layer.blobs)
+
+
+def test_weights_of_other_groups_are_zero():
+    weight = torch.ones(4, 1, 2, 2)
+    made = block_diagonal(weight, 2)
+    assert made.shape == (4, 2, 2, 2)
+    assert made[:2, 0].eq(1).all() and made[:2, 1].eq(0).all() and made[2:, 1].eq(1).all() and made[2:, 0].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [
+        ((1.0, 0.9, 0.8), {}),  # not clearly faster
+        ((1.0, 0.5, 0.7), {"conv": "halves"}),
+        ((30.0, 2.0, 1.5), {"conv": "dense"}),
+        ((1.0, 2.0, 3.0), {}),
+    ],
+)
+def test_a_way_that_is_clearly_faster_is_chosen_and_logged(times, chosen, monkeypatch, capfd):
+    monkeypatch.setattr(ways.Devices, "types", ("cpu",))
+    monkeypatch.setattr(ways, "milliseconds", lambda layer, way, shape, dtype: dict(zip(WAYS, times, strict=True))[way])
+    assert ways.choose(net()) == chosen
+    line = f"conv: 3 groups are computed by {chosen.get('conv', 'native')} (native {times[0]:.3g} ms, halves"
+    assert line in capfd.readouterr().err
+
+
+def test_nothing_is_chosen_on_a_cpu_or_without_groups(monkeypatch):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(ways, "milliseconds", never)
+    assert ways.choose(net()) == {}
+    monkeypatch.setattr(ways.Devices, "types", ("cpu",))
+    text = NET.replace("group: 3", "").replace("MORE", "")
+    assert ways.choose(Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)) == {}
+
+
+@pytest.fixture
+def choosing(tiny, monkeypatch):
+    """A function that sets which way a measurement finds the fastest; conv2 of the current folder's net has groups."""
+    assert "group: 2" in (tiny / "net.prototxt").read_text()
+    monkeypatch.setattr(ways.Devices, "types", ("cpu",))
+
+    def finds(fastest):
+        monkeypatch.setattr(ways, "milliseconds", lambda layer, way, *_: 1.0 if way == fastest else 9.0)
+
+    return finds
+
+
+def solver(max_iter):
+    param = read_solver("solver.prototxt")
+    param.max_iter = max_iter
+    made = Solver(param, CPU)
+    made._ways = ways.choose(made.net)  # as in a process of its own
+    ways.use([made.net, *made.test_nets], made._ways)
+    made._pass._direct = None  # as on a GPU
+    return made
+
+
+@pytest.mark.parametrize("kind", ["BINARYPROTO", "HDF5"])
+def test_a_resumed_run_keeps_its_ways_whatever_a_new_measurement_finds(choosing, kind):
+    ending = ".h5" if kind == "HDF5" else ""
+    choosing("halves")
+    Path("solver.prototxt").write_text(Path("solver.prototxt").read_text() + f"\nsnapshot_format: {kind}\n")
+    whole = solver(12)
+    whole.solve(Signals("none", "none"))
+    solver(7).solve(Signals("none", "none"))
+    path = f"snap/tiny_iter_7.solverstate{ending}"
+    assert read_state(path).convolutions == "conv2=halves"
+    choosing("dense")
+    second = solver(12)
+    assert second._ways == {"conv2": "dense"}
+    second.restore(path, read_state(path))
+    assert second._ways == {"conv2": "halves"}
+    layers = [layer for each in (second.net, *second.test_nets) for layer in each.layers if layer.name == "conv2"]
+    assert len(layers) == 2 and all(layer.way == "halves" for layer in layers if isinstance(layer, Convolution))
+    second.solve(Signals("none", "none"))
+    for one, two in zip(second.net.learnable, whole.net.learnable, strict=True):
+        assert torch.equal(one.data, two.data)
+
+
+def test_a_state_without_ways_means_native_ones(choosing):
+    choosing("native")
+    made = solver(3)
+    made.solve(Signals("none", "none"))
+    state = read_binary("snap/tiny_iter_3.solverstate", SolverState())
+    assert not state.HasField("convolutions")
+    choosing("dense")
+    second = solver(3)
+    second.restore("snap/tiny_iter_3.solverstate", read_state("snap/tiny_iter_3.solverstate"))
+    assert second._ways == {}
+
+
+def test_an_unknown_way_in_a_state_is_an_error_in_one_line():
+    assert ways.of_text("conv2=halves a b=dense".replace("a b", "ab"), "x") == {"conv2": "halves", "ab": "dense"}
+    assert ways.to_text({"conv2": "halves", "conv4": "dense"}) == "conv2=halves conv4=dense"
+    with pytest.raises(UserError, match=r"^net\.solverstate: 'winograd' is not a way to compute a convolution"):
+        ways.of_text("conv2=winograd", "net.solverstate")
+
+
+def test_a_solver_used_as_a_library_measures_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(ways, "choose", None)  # calling it would fail
+    assert Solver(read_solver("solver.prototxt"), CPU)._ways == {}

@@ -1,0 +1,45 @@
+"""The update of `device_update` as a Triton kernel: one pass over memory.
+
+Imported only on machines with a GPU; Triton comes with PyTorch's CUDA builds. Performance has not been measured yet;
+correctness was tested with Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+
+
+@triton.jit
+def _update(
+    weight, gradient, history, rates, low, index, count, momentum, decay, factor,
+    LOW: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    rate = tl.load(rates + index)
+    old = tl.load(weight + place, mask=inside, other=0.0)
+    step = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32) * factor + decay * old
+    new = momentum * tl.load(history + place, mask=inside, other=0.0) + rate * step
+    tl.store(history + place, new, mask=inside)
+    tl.store(weight + place, old - new, mask=inside)
+    if LOW:
+        tl.store(low + place, (old - new).to(low.dtype.element_ty), mask=inside)
+
+
+def update(
+    weight: Tensor, gradient: Tensor, history: Tensor, rates: Tensor, index: int, momentum: float, decay: float,
+    factor: float, low: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Update a weight and its history; all tensors are contiguous and float32, the gradient may be bfloat16.
+
+    ``low`` is a copy of the weight in bfloat16, which is updated as well.
+    """
+    count = weight.numel()
+    grid = (triton.cdiv(count, BLOCK),)
+    copy = weight if low is None else low  # without a copy, any pointer
+    settings = (index, count, momentum, decay, factor)
+    _update[grid](weight, gradient, history, rates, copy, *settings, low is not None, BLOCK)
