@@ -51,6 +51,11 @@ def set_random_seed(seed: int) -> None:
     _seed, _nets = int(seed), 0
 
 
+def is_seeded() -> bool:
+    """Return whether `set_random_seed` was called."""
+    return _seed is not None
+
+
 def next_seed() -> int:
     """Return the seed of the next net: after `set_random_seed` the same sequence each time."""
     global _nets

@@ -229,7 +229,7 @@ def _make_findable() -> None:
             sys.path.append(folder)
     if "caffe" not in sys.modules:
         with contextlib.suppress(ModuleNotFoundError):  # the engine also works without that subpackage
-            importlib.import_module("transfer_caffe.caffe").install()
+            importlib.import_module("transfer_caffe.caffe").claim_name()
 
 
 LAYERS = (Python,)
