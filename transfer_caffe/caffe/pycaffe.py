@@ -5,6 +5,7 @@ Names and order of layers and blobs are pycaffe's, those of the Split layers tha
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections import OrderedDict
@@ -20,6 +21,7 @@ from transfer_caffe.caffe.errors import CaffeError, raises_caffe_errors, require
 from transfer_caffe.caffe.runs import Computes, Run, run_of
 from transfer_caffe.caffe.splits import net_in_state
 from transfer_caffe.engine import glog
+from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.iteration.steps import root_of
 from transfer_caffe.engine.layers import Blob as Learnable
 from transfer_caffe.engine.layers import Layer as EngineLayer
@@ -92,6 +94,7 @@ class Net:
 
     def _build(self, engine: EngineNet, share: Net | None = None) -> None:
         self._engine = engine
+        self._thread_count: int | None = None
         self._device = engine.layers[0].context.device
         self._blobs: list[Blob] = []
         self._blob_names: list[str] = Vector()
@@ -321,12 +324,34 @@ class Net:
             getattr(blob, what)[...] = given
 
     @raises_caffe_errors
-    @torch.no_grad()
     def _forward(self, start: int, end: int) -> float:
         """Run the layers ``start`` to ``end`` and return their loss (Net::ForwardFromTo)."""
         self._check_range(start, end)
-        self._run_forward(start, end)
-        return float(self._loss(start, end))
+        with self._computing():
+            self._run_forward(start, end)
+            return float(self._loss(start, end))
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute without autograd, and a small net with one thread (see `iteration.threads`)."""
+        before, wanted = torch.get_num_threads(), self._threads()
+        if wanted != before:
+            torch.set_num_threads(wanted)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if wanted != before:
+                torch.set_num_threads(before)
+
+    def _threads(self) -> int:
+        if self._device.type != "cpu":
+            return torch.get_num_threads()
+        if self._thread_count is None:
+            # as much work as three times the forward pass
+            flop = 6 * sum(threads.products(self._engine, layer) for layer in self._engine.layers)
+            self._thread_count = max(1, int(flop / threads.FLOP_A_THREAD))
+        return min(torch.get_num_threads(), self._thread_count)
 
     def _run_forward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_forward"], self._callbacks["after_forward"]
@@ -350,10 +375,13 @@ class Net:
         return torch.zeros((), device=self._device) if total is None else total
 
     @raises_caffe_errors
-    @torch.no_grad()
     def _backward(self, start: int, end: int) -> None:
         """Run the layers ``start`` down to ``end`` backward (Net::BackwardFromTo)."""
         self._check_range(end, start)
+        with self._computing():
+            self._run_backward(start, end)
+
+    def _run_backward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_backward"], self._callbacks["after_backward"]
         if self._device.type != "cpu":
             self._send_params()
@@ -381,6 +409,8 @@ class Net:
         """Give all blobs the shapes that follow from the inputs' shapes."""
         for run in self._runs:
             run.reshape_tops()
+        self._engine.shapes.update({name: blob._shape for name, blob in self.blobs.items()})
+        self._thread_count = None
 
     def forward_all(self, blobs: Sequence[str] | None = None, **kwargs: Any) -> Arrays:
         """Run the net on arrays of any number of items, in batches, and return all outputs, and ``blobs``."""

@@ -44,7 +44,7 @@ class _Passes:
     def __call__(self, batch: int) -> Result:
         """Run both passes and store the gradients in the engine's blobs."""
         result = self.forward(batch)
-        self._net._backward(len(self._net._runs) - 1, 0)
+        self._net._run_backward(len(self._net._runs) - 1, 0)
         self.lend()
         return result
 
@@ -113,7 +113,7 @@ class Solver:
     def __init__(self, solver_file: str | os.PathLike[str]) -> None:
         """Raise RuntimeError for files that cannot be read and settings that Caffe rejects."""
         param = settings.read_solver(require_readable(solver_file))
-        if self.type:
+        if self.type and param.type != self.type:
             param.type = self.type
             settings.updates.check(param, os.fspath(solver_file))
         if param.random_seed < 0 and mode.is_seeded():
@@ -141,14 +141,16 @@ class Solver:
     @raises_caffe_errors
     def step(self, iterations: int) -> None:
         """Train for some iterations, with the tests, snapshots and log lines that are due (Solver::Step)."""
-        self._engine._steps(Signals(*NO_SIGNALS), self._engine.iteration + int(iterations))
+        with self.net._computing():
+            self._engine._steps(Signals(*NO_SIGNALS), self._engine.iteration + int(iterations))
 
     @raises_caffe_errors
     def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
         """Train up to max_iter, from a .solverstate if one is given (Solver::Solve)."""
         if resume_file:
             self.restore(resume_file)
-        self._engine.solve(Signals(*NO_SIGNALS))
+        with self.net._computing():
+            self._engine.solve(Signals(*NO_SIGNALS))
 
     @raises_caffe_errors
     def restore(self, path: str | os.PathLike[str]) -> None:
