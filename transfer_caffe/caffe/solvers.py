@@ -54,8 +54,8 @@ class _Passes:
         """Give the engine's learnable blobs their gradients, as the memory of `diff`."""
         for blob in self._net._engine.learnable:
             if blob.data.requires_grad:
-                view = self._net._roots[id(blob)]
-                blob.data.grad = view.read_diff().view(blob.data.shape)
+                shape = tuple(blob.data.shape)
+                blob.data.grad = self._net._roots[id(blob)]._diff.own(shape)
 
 
 class _Engine(EngineSolver):

@@ -132,6 +132,13 @@ class Array:
             self._tensor, self._owned = before + values, True
         self._at_host = False
 
+    def own(self, shape: Shape) -> Tensor:
+        """Return the values as a tensor that may be changed in place."""
+        values = self.read(shape)
+        if not self._owned and (self._host is None or self._apart):
+            self._tensor, self._owned = values.clone(), True
+        return self.read(shape)
+
     def clear(self) -> None:
         """Set all values to 0."""
         if self._host is not None:
