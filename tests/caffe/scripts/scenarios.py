@@ -325,7 +325,7 @@ def style():
     net.blobs["data"].data[...] = target
     net.forward()
     for layer in layers:
-        features = net.blobs[layer].data[0].reshape(net.blobs[layer].data.shape[1], -1).copy()
+        features = net.blobs[layer].data[0].reshape(net.blobs[layer].data.shape[1], -1).astype(float)
         grams[layer] = features @ features.T
     content = net.blobs["conv2"].data[0].copy()
     image, losses = random.rand(1, 3, 32, 32) * 50, []
@@ -336,7 +336,7 @@ def style():
         total = 0.0
         for index, layer in enumerate(reversed(layers)):
             following = None if index == len(layers) - 1 else list(reversed(layers))[index + 1]
-            features = net.blobs[layer].data[0].reshape(net.blobs[layer].data.shape[1], -1)
+            features = net.blobs[layer].data[0].reshape(net.blobs[layer].data.shape[1], -1).astype(float)
             delta = features @ features.T - grams[layer]
             total += (delta ** 2).sum() * 1e-6
             net.blobs[layer].diff[0] += (4e-6 * delta @ features).reshape(net.blobs[layer].data[0].shape)
@@ -347,7 +347,7 @@ def style():
             else:
                 net.backward(start=layer, end=following)
                 # the layer's own gradient starts again from what came down to its blob
-        image = image - net.blobs["data"].diff
+        image = image - 0.1 * net.blobs["data"].diff
         losses.append(total)
     return {"image": image, "losses": losses, "data": net.blobs["data"].diff.copy()}
 
