@@ -4,7 +4,7 @@ from transfer_caffe.caffe.mode import (
     NCCL, Timer, has_nccl, init_log, log, set_device, set_mode_cpu, set_mode_gpu, set_multiprocess, set_random_seed,
     set_solver_count, set_solver_rank, solver_count, solver_rank,
 )  # fmt: skip
-from transfer_caffe.caffe.pycaffe import Net
+from transfer_caffe.caffe.net import Net
 from transfer_caffe.caffe.solvers import (
     AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, RMSPropSolver, SGDSolver, Solver, get_solver,
 )  # fmt: skip

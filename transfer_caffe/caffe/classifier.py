@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer_caffe.caffe import io
-from transfer_caffe.caffe.pycaffe import Net
+from transfer_caffe.caffe.net import Net
 from transfer_caffe.formats.proto.caffe_pb2 import TEST
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfer_caffe.caffe import io
-from transfer_caffe.caffe.pycaffe import Net
+from transfer_caffe.caffe.net import Net
 from transfer_caffe.formats.proto.caffe_pb2 import TEST
 
 
@@ -81,10 +81,10 @@ class Detector(Net):
         pad = [round(each) for each in np.maximum(0, -first) * zoom]
         low, high = np.clip(first, 0, im.shape[:2]), np.clip(last, 0, im.shape[:2])
         inside = high - low + 1
-        if min(inside) <= 0:
-            raise ValueError(f"window {list(window)} lies outside of the image")
         sizes = [min(round(each), side - before) for each, before in zip(inside * zoom, pad, strict=True)]
         part = im[int(low[0]) : int(high[0]), int(low[1]) : int(high[1])]
+        if not part.size:
+            raise ValueError(f"window {[int(edge) for edge in window]} lies outside of the image")
         out = np.ones(self.crop_dims, np.float32) * self.crop_mean
         out[pad[0] : pad[0] + sizes[0], pad[1] : pad[1] + sizes[1]] = io.resize_image(part, sizes)
         return out

@@ -272,6 +272,8 @@ class Computes(Run):
         return top
 
     def backward(self) -> None:
+        if not any(self.needs) and not any(self.learns):
+            return
         step = self.step()
         if step.saved is None:  # no forward pass has come before: Caffe would read what its buffers happen to hold
             step.overwrites = False
@@ -285,10 +287,7 @@ class Computes(Run):
         if isinstance(step, Unary):
             above = gradients[0]
             assert above is not None
-            if not isinstance(step, ConvolutionStep) or any(step.needs) or step.learns:
-                below = [step.down(above)]
-            else:
-                below = [None]
+            below = [step.down(above)]
         else:
             below = step.backward(gradients)
         self.write_below(below)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from transfer_caffe.caffe import mode
 from transfer_caffe.caffe.errors import CaffeError, raises_caffe_errors, require_readable
-from transfer_caffe.caffe.pycaffe import Net, engine_net
+from transfer_caffe.caffe.net import Net, engine_net
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.iteration.direct import Result
 from transfer_caffe.engine.layers.views import Vector
