@@ -165,7 +165,10 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--net", required=True, metavar="FILE", help="the prototxt of the network to be trained")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .caffemodel to write")
     parser.add_argument(
-        "--with", dest="by", choices=["pycaffe"], help="let pycaffe copy the weights: real Caffe's, or else the embedded engine's (the file is byte-identical)"
+        "--with",
+        dest="by",
+        choices=["pycaffe"],
+        help="let pycaffe copy the weights (real Caffe's, or else the embedded engine's); the file is byte-identical",
     )
     parser.add_argument(
         "--cuts", default="", metavar="BLOBS", help="blobs where stages end, with commas, if not all cuts"

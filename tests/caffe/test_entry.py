@@ -36,6 +36,10 @@ def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[
     return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env={**environment(), **more})
 
 
+def program(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=cwd)
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     folder = tmp_path / "some scripts"
@@ -99,7 +103,7 @@ def test_install_serves_a_notebook_and_leaves_an_imported_caffe_alone(tmp_path: 
     code = "import transfer_caffe.caffe as ours; ours.install(); import caffe; print(caffe is ours)"
     other = "import sys, types; sys.modules['caffe'] = types.ModuleType('caffe'); " + code
     for text, expected in ((code, "True\n"), (other, "False\n")):
-        result = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=environment(), cwd=tmp_path)
+        result = program(text, tmp_path)
         assert result.stdout == expected, result.stderr
 
 
@@ -108,7 +112,7 @@ def test_an_import_under_another_name_claims_and_logs_nothing(tmp_path: Path) ->
         "import sys, transfer_caffe.caffe as caffe; caffe.log('quiet'); print('caffe' in sys.modules);"
         "caffe.init_log(0); caffe.log('loud'); caffe.init_log(2); caffe.log('off')"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=tmp_path)
+    result = program(code, tmp_path)
     assert result.stdout == "False\n"
     assert [line.split("] ")[1] for line in result.stderr.splitlines()] == ["loud"]
 

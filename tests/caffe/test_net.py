@@ -240,8 +240,7 @@ def test_all_items_go_through_in_batches(net: caffe.Net) -> None:
 def test_dropout_draws_a_new_mask_in_each_pass(tmp_path: Path) -> None:
     path = tmp_path / "drop.prototxt"
     path.write_text(
-        'input: "data" input_shape { dim: 50 }\n'
-        'layer { name: "drop" type: "Dropout" bottom: "data" top: "drop" }'
+        'input: "data" input_shape { dim: 50 }\nlayer { name: "drop" type: "Dropout" bottom: "data" top: "drop" }'
     )
     net = caffe.Net(str(path), caffe.TRAIN)
     net.blobs["data"].data[...] = 1

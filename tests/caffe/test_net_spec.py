@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import transfer_caffe.caffe as caffe
-from transfer_caffe.caffe import layers as L  # noqa: N812 - the names that net specs use
-from transfer_caffe.caffe import params as P  # noqa: N812
+from transfer_caffe.caffe import layers as L
+from transfer_caffe.caffe import params as P
 from transfer_caffe.caffe.coord_map import coord_map_from_to, crop
 from transfer_caffe.formats.proto import caffe_pb2, parse_text
 

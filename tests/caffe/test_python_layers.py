@@ -83,7 +83,8 @@ class NoLayer:
 '''
 
 NET = """
-layer {{ name: "numbers" type: "Python" top: "data" top: "label" python_param {{ module: "{module}" layer: "Numbers" }} }}
+layer {{ name: "numbers" type: "Python" top: "data" top: "label"
+  python_param {{ module: "{module}" layer: "Numbers" }} }}
 layer {{ name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param {{ num_output: 2
   weight_filler {{ type: "constant" value: 0.1 }} }} }}
 layer {{ name: "times" type: "Python" bottom: "fc" top: "times" param {{ lr_mult: 3 }}
@@ -221,14 +222,14 @@ def test_without_backward_a_layer_that_needs_it_is_named(folder: Path) -> None:
     Path(path).write_text("force_backward: true " + Path(path).read_text())
     net = caffe.Net(path, caffe.TRAIN)
     net.forward()
-    with pytest.raises(NotImplementedError, match="layer 'mine' .*this layer has no backward"):
+    with pytest.raises(NotImplementedError, match=r"layer 'mine' .*this layer has no backward"):
         net.backward()
 
 
 @pytest.mark.parametrize(
     ("module", "layer", "message"),
     [
-        ("no_such_module", "X", r"layer 'mine' \(Python\): no module 'no_such_module' on Python's path or in .*a folder"),
+        ("no_such_module", "X", "layer 'mine' .*: no module 'no_such_module' on Python's path or in .*a folder"),
         ("MODULE", "X", "module 'layers_.*' .* has no class 'X'"),
         ("MODULE", "NoLayer", "layers_.*.NoLayer is no subclass of this caffe.Layer"),
         ("broken_module", "X", "SyntaxError in import of module broken_module.*broken_module.py, line 1"),

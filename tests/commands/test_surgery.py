@@ -295,7 +295,8 @@ def test_with_pycaffe_the_file_is_the_same_to_the_byte(
 
 def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base: Path, pycaffe: str) -> None:
     net = net_of(data, "A3B")
-    start = "Cannot copy param 0 " if pycaffe == "real Caffe's" else ".*base.caffemodel: layer 'fc6', blob 0: cannot copy: "
+    ours = ".*base.caffemodel: layer 'fc6', blob 0: cannot copy: "
+    start = ours if pycaffe == "the engine's" else "Cannot copy param 0 "
     with pytest.raises(UserError, match=rf"pycaffe cannot load it: {start}.*shape mismatch") as caught:
         blobs_by_pycaffe(base, net, (3, 64, 64), ["conv1", "fc6"])
     assert "\n" not in str(caught.value)

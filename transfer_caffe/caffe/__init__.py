@@ -19,10 +19,32 @@ from transfer_caffe.engine.iteration import waiting  # noqa: F401 - first, since
 # isort: split
 from transfer_caffe.caffe import coord_map, draw, io, mode, proto
 from transfer_caffe.caffe._caffe import (
-    NCCL, AdaDeltaSolver, AdaGradSolver, AdamSolver, Layer, NesterovSolver, Net, RMSPropSolver, SGDSolver, Timer,
-    __version__, get_solver, has_nccl, init_log, layer_type_list, log, set_device, set_mode_cpu, set_mode_gpu,
-    set_multiprocess, set_random_seed, set_solver_count, set_solver_rank, solver_count, solver_rank,
-)  # fmt: skip
+    NCCL,
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    Layer,
+    NesterovSolver,
+    Net,
+    RMSPropSolver,
+    SGDSolver,
+    Timer,
+    __version__,
+    get_solver,
+    has_nccl,
+    init_log,
+    layer_type_list,
+    log,
+    set_device,
+    set_mode_cpu,
+    set_mode_gpu,
+    set_multiprocess,
+    set_random_seed,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+)
 from transfer_caffe.caffe.classifier import Classifier
 from transfer_caffe.caffe.detector import Detector
 from transfer_caffe.caffe.errors import CaffeError
@@ -33,8 +55,8 @@ from transfer_caffe.utils.machine import keep_freed_memory
 __all__ = [
     "NCCL", "TEST", "TRAIN", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "CaffeError", "Classifier", "Detector",
     "Layer", "NesterovSolver", "Net", "NetSpec", "RMSPropSolver", "SGDSolver", "Timer", "__version__", "coord_map",
-    "draw", "get_solver", "has_nccl", "init_log", "install", "io", "layer_type_list", "layers", "log", "params", "proto",
-    "set_device", "set_mode_cpu", "set_mode_gpu", "set_multiprocess", "set_random_seed", "set_solver_count",
+    "draw", "get_solver", "has_nccl", "init_log", "install", "io", "layer_type_list", "layers", "log", "params",
+    "proto", "set_device", "set_mode_cpu", "set_mode_gpu", "set_multiprocess", "set_random_seed", "set_solver_count",
     "set_solver_rank", "solver_count", "solver_rank", "to_proto",
 ]  # fmt: skip
 

@@ -36,5 +36,5 @@ class Classifier(Net):
         crops = io.oversample(images, self.crop_dims) if oversample else io.centre_crop(images, self.crop_dims)
         name = self.inputs[0]
         prepared = np.array([self.transformer.preprocess(name, crop) for crop in crops])
-        rows = self.forward_all(**{name: prepared})[self.outputs[0]]
+        rows = self.forward_all(None, **{name: prepared})[self.outputs[0]]
         return rows.reshape(len(rows) // 10, 10, -1).mean(1) if oversample else rows

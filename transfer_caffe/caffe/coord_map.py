@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from transfer_caffe.caffe.net_spec import Function, Top
-from transfer_caffe.caffe.net_spec import layers as L  # noqa: N812 - the name that net specs use
+from transfer_caffe.caffe.net_spec import layers as L
 
 Map = tuple[int | None, Any, Any]
 

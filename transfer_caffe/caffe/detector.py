@@ -56,7 +56,7 @@ class Detector(Net):
             return []
         name = self.inputs[0]
         prepared = np.array([self.transformer.preprocess(name, crop) for crop in crops])
-        rows = self.forward_all(**{name: prepared})[self.outputs[0]]
+        rows = self.forward_all(None, **{name: prepared})[self.outputs[0]]
         return [{**each, "prediction": row} for each, row in zip(found, rows, strict=True)]
 
     def detect_selective_search(self, image_fnames: Iterable[str]) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Draw a net as a graph of layers and blobs (python/caffe/draw.py).
 
-    caffe.draw.draw_net_to_file(net_param, "net.svg")       # needs the program dot of Graphviz
-    caffe.draw.draw_net_to_file(net_param, "net.dot")       # its text; needs nothing
+caffe.draw.draw_net_to_file(net_param, "net.svg")       # needs the program dot of Graphviz
+caffe.draw.draw_net_to_file(net_param, "net.dot")       # its text; needs nothing
 """
 
 from __future__ import annotations
@@ -88,9 +88,8 @@ def _graph(
     edges: list[Edge] = []
     for layer in _layers(net, phase):
         in_place = list(layer.bottom) == list(layer.top) and len(layer.bottom) == 1
-        style = NEURON_LAYER_STYLE if in_place else dict(LAYER_STYLE_DEFAULT, fillcolor=COLOURS.get(layer.type))
-        if style["fillcolor"] is None:
-            style = LAYER_STYLE_DEFAULT
+        style = dict(LAYER_STYLE_DEFAULT, fillcolor=choose_color_by_layertype(layer.type))
+        style = NEURON_LAYER_STYLE if in_place else style
         key = f"layer {layer.name} {layer.type}"
         nodes[key] = (f"{layer.name}_{layer.type}", get_layer_label(layer, rankdir, display_lrm), style)
         for blob in (*layer.bottom, *layer.top):

@@ -1,4 +1,4 @@
-"""Errors of this interface: Python exceptions with one line that says what is wrong, where pycaffe often ends Python."""
+"""Errors of this interface: exceptions that say in one line what is wrong; real pycaffe often ends Python instead."""
 
 from __future__ import annotations
 

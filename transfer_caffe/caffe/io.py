@@ -85,7 +85,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     if image is None:
         raise CaffeError(f"{os.fspath(filename)}: cannot be read as an image")
     if image.dtype not in (np.uint8, np.uint16):
-        scaled = image.astype(np.float64)
+        scaled = np.asarray(image, np.float64)
     else:
         scaled = image / float(np.iinfo(image.dtype).max)
     if scaled.ndim == 2:

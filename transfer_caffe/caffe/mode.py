@@ -77,7 +77,7 @@ def log(message: str) -> None:
 
 def start_log() -> None:
     """Log as pycaffe does when it is imported: unless the environment variable GLOG_minloglevel is 1 or more."""
-    level = os.environ.get("GLOG_minloglevel", "0")
+    level = os.environ.get("GLOG_minloglevel", "0")  # noqa: SIM112 - glog's name
     init_log(int(level) if level.isdecimal() else 0)
 
 

@@ -136,10 +136,8 @@ class Net:
         name = layer.top[index]
         if name in list(layer.param.bottom) and name != AUTOMATIC:
             return newest[name]
-        if isinstance(layer, Python):
-            blob = layer.top_blobs[index]
-        else:
-            blob = Blob(self._engine.shapes[name], self._device)
+        own = layer.top_blobs[index] if isinstance(layer, Python) else None
+        blob = own or Blob(self._engine.shapes[name], self._device)
         blob._diff = Array(self._device, weights.get(name, 0.0))
         newest[name] = len(self._blobs)
         self._blobs.append(blob)
@@ -289,7 +287,7 @@ class Net:
         if kwargs:
             if set(kwargs) != set(self.inputs):
                 raise ValueError(
-                    f"Input blob arguments do not match net inputs: {sorted(kwargs)} given, {sorted(self.inputs)} needed"
+                    f"Input blob arguments do not match net inputs: {sorted(kwargs)} given, {self.inputs} needed"
                 )
             self._fill(kwargs, "data", "Input is not batch sized")
         self._forward(first, last)
@@ -310,7 +308,7 @@ class Net:
         if kwargs:
             if set(kwargs) != set(self.outputs):
                 raise ValueError(
-                    f"Top diff arguments do not match net outputs: {sorted(kwargs)} given, {sorted(self.outputs)} needed"
+                    f"Top diff arguments do not match net outputs: {sorted(kwargs)} given, {self.outputs} needed"
                 )
             self._fill(kwargs, "diff", "Diff is not batch sized")
         self._backward(first, last)
@@ -416,7 +414,7 @@ class Net:
         """Run the net on arrays of any number of items, in batches, and return all outputs, and ``blobs``."""
         out: dict[str, list[np.ndarray]] = {name: [] for name in {*self.outputs, *(blobs or ())}}
         for batch in self._batch(kwargs):
-            for name, array in self.forward(blobs=blobs, **batch).items():
+            for name, array in self.forward(blobs, None, None, **batch).items():
                 out[name].extend(np.atleast_1d(array).copy())
         return self._without_padding(out, _first(kwargs))
 
@@ -432,9 +430,9 @@ class Net:
         up = self._batch({name: kwargs[name] for name in self.inputs if name in kwargs})
         down = self._batch({name: kwargs[name] for name in self.outputs if name in kwargs})
         for fed, given in itertools.zip_longest(up, down, fillvalue={}):
-            for name, array in self.forward(blobs=blobs, **fed).items():
+            for name, array in self.forward(blobs, None, None, **fed).items():
                 values[name].extend(np.atleast_1d(array).copy())
-            for name, array in self.backward(diffs=diffs, **given).items():
+            for name, array in self.backward(diffs, None, None, **given).items():
                 gradients[name].extend(np.atleast_1d(array).copy())
         first = _first(kwargs)
         return self._without_padding(values, first), self._without_padding(gradients, first)

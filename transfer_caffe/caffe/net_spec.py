@@ -26,8 +26,11 @@ from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter
 
 def param_name_dict() -> dict[str, str]:
     """Return, for each layer type with settings of its own, the name of their field without `_param`."""
-    fields = [field for field in LayerParameter.DESCRIPTOR.fields if field.name.endswith("_param")]
-    return {field.message_type.name.removesuffix("Parameter"): field.name.removesuffix("_param") for field in fields}
+    found = {}
+    for field in LayerParameter.DESCRIPTOR.fields:
+        if field.name.endswith("_param") and field.message_type is not None:
+            found[field.message_type.name.removesuffix("Parameter")] = field.name.removesuffix("_param")
+    return found
 
 
 def assign_proto(proto: Message, name: str, val: Any) -> None:
@@ -130,20 +133,25 @@ class NetSpec:
         super().__setattr__("tops", OrderedDict())
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Name a blob."""
         self.tops[name] = value
 
     def __getattr__(self, name: str) -> Any:
+        """Return a blob."""
         if name.startswith("__") or name not in self.tops:
             raise AttributeError(f"this NetSpec has no blob {name!r}")
         return self.tops[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
+        """Name a blob whose name is no identifier."""
         self.tops[name] = value
 
     def __getitem__(self, name: str) -> Any:
+        """Return a blob."""
         return self.tops[name]
 
     def __delattr__(self, name: str) -> None:
+        """Remove a blob."""
         del self.tops[name]
 
     def to_proto(self) -> NetParameter:
@@ -160,6 +168,7 @@ class Layers:
     """`caffe.layers`: each attribute is a layer type, a function from bottoms and settings to its top or tops."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return the function of a layer type."""
         if name.startswith("__"):
             raise AttributeError(name)
 
@@ -174,6 +183,7 @@ class Parameters:
     """`caffe.params`: the constants of a layer type's settings, such as P.Pooling.MAX."""
 
     def __getattr__(self, name: str) -> Any:
+        """Return the message with the settings of a layer type."""
         message = getattr(caffe_pb2, f"{name}Parameter", None)
         if message is None:
             raise AttributeError(f"there are no settings {name}Parameter")

@@ -3,7 +3,12 @@
 from transfer_caffe.caffe.mode import NCCL, Timer
 from transfer_caffe.caffe.net import Net
 from transfer_caffe.caffe.solvers import (
-    AdaDeltaSolver, AdaGradSolver, AdamSolver, NesterovSolver, RMSPropSolver, SGDSolver,
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
 )  # fmt: skip
 
 __all__ = [

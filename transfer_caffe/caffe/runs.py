@@ -7,14 +7,23 @@ the steps of `engine.iteration`; all others run through autograd.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from transfer_caffe.engine.iteration.steps import (
-    AccuracyStep, ByAutograd, ConvolutionStep, DropoutStep, InnerProductStep, LRNStep, PoolingStep, Shard,
-    SoftmaxLossStep, Step, Unary,
+    AccuracyStep,
+    ByAutograd,
+    ConvolutionStep,
+    DropoutStep,
+    InnerProductStep,
+    LRNStep,
+    PoolingStep,
+    Shard,
+    SoftmaxLossStep,
+    Step,
+    Unary,
 )  # fmt: skip
 from transfer_caffe.engine.layers import Layer, common, neuron, shaping, sources
 from transfer_caffe.engine.layers.python_layer import Python
@@ -26,7 +35,7 @@ aten = torch.ops.aten
 class Run:
     """A layer of a net with its blobs."""
 
-    rewrites_tops: ClassVar[bool] = False
+    rewrites_tops: bool = False
     """Whether a later layer may write over the tops that this layer has computed."""
 
     def __init__(self, layer: Layer, bottoms: Sequence[Blob], tops: Sequence[Blob], params: Sequence[Blob]) -> None:

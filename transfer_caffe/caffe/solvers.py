@@ -177,7 +177,9 @@ class Solver:
         """Let another net use the weights of the training net."""
         net.share_with(self.net)
 
-    def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object] | None = None) -> None:
+    def add_callback(
+        self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object] | None = None
+    ) -> None:
         """Call two functions in each iteration: before its passes, and before its update."""
         if on_gradients_ready is None:
             raise CaffeError("add_callback takes two functions: on_start and on_gradients_ready")

@@ -10,7 +10,6 @@ from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter,
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
-
 python_folders: dict[str, None] = {}
 """The folders of the nets with Python layers that were read, in that order: the layers' modules are searched there."""
 

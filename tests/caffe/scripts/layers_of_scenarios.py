@@ -131,7 +131,7 @@ class HalfSquare(caffe.Layer):
 
     def forward(self, bottom, top):
         self.diff[...] = bottom[0].data
-        top[0].data[...] = np.sum(self.diff ** 2) / bottom[0].num / 2.0
+        top[0].data[...] = np.sum(self.diff**2) / bottom[0].num / 2.0
 
     def backward(self, top, propagate_down, bottom):
         bottom[0].diff[...] = self.diff / bottom[0].num * top[0].diff[0]

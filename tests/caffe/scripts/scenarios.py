@@ -38,8 +38,8 @@ def everything(net, prefix=""):
         out[prefix + "data/" + name], out[prefix + "diff/" + name] = blob.data.copy(), blob.diff.copy()
     for name, blobs in net.params.items():
         for index, blob in enumerate(blobs):
-            out["{}weights/{}/{}".format(prefix, name, index)] = blob.data.copy()
-            out["{}grad/{}/{}".format(prefix, name, index)] = blob.diff.copy()
+            out[f"{prefix}weights/{name}/{index}"] = blob.data.copy()
+            out[f"{prefix}grad/{name}/{index}"] = blob.diff.copy()
     return out
 
 
@@ -85,7 +85,11 @@ def classification():
     out["other"] = caffe.io.resize_image(np.concatenate([image, image], 2), (30, 31))
     net.save("deploy.caffemodel")
     classifier = caffe.Classifier(
-        "deploy.prototxt", "deploy.caffemodel", image_dims=(40, 40), mean=mean.mean(1).mean(1), raw_scale=255,
+        "deploy.prototxt",
+        "deploy.caffemodel",
+        image_dims=(40, 40),
+        mean=mean.mean(1).mean(1),
+        raw_scale=255,
         channel_swap=(2, 1, 0),
     )
     out["ten"], out["one"] = classifier.predict([image, image[::-1]]), classifier.predict([image], oversample=False)
@@ -119,7 +123,8 @@ def lenet_spec(source):
 
 
 SOLVER = """net: "{net}" test_iter: 2 test_interval: 5 base_lr: 0.05 lr_policy: "step" gamma: 0.5 stepsize: 8
-weight_decay: 0.001 max_iter: 20 display: 0 snapshot_prefix: "{prefix}" snapshot_after_train: false random_seed: 3 {more}"""
+weight_decay: 0.001 max_iter: 20 display: 0 snapshot_prefix: "{prefix}" snapshot_after_train: false random_seed: 3
+{more}"""
 
 
 def learning(kind="SGDSolver", more="momentum: 0.9"):
@@ -186,6 +191,7 @@ def callbacks():
 
 def logreg():
     """The notebook brewing-logreg: two nets on HDF5 data, solve, accuracies of the test net."""
+
     def logreg_net(hidden):
         n = caffe.NetSpec()
         n.data, n.label = L.HDF5Data(source="list.txt", batch_size=10, ntop=2)
@@ -209,8 +215,8 @@ def logreg():
         for _ in range(3):
             solver.test_nets[0].forward()
             accuracy += solver.test_nets[0].blobs["accuracy"].data
-        out["accuracy%d" % hidden] = accuracy / 3
-        out.update(everything(solver.net, "net%d/" % hidden))
+        out[f"accuracy{int(hidden)}"] = accuracy / 3
+        out.update(everything(solver.net, f"net{int(hidden)}/"))
     return out
 
 
@@ -237,24 +243,27 @@ def fine_tuning():
     for _ in range(4):
         for number, solver in enumerate(solvers):
             solver.step(1)
-            out["loss%d" % number] = solver.net.blobs["loss"].data.copy()
+            out[f"loss{number}"] = solver.net.blobs["loss"].data.copy()
     for number, solver in enumerate(solvers):
-        out.update(everything(solver.net, "tuned%d/" % number))
+        out.update(everything(solver.net, f"tuned{number}/"))
     return out
 
 
 def surgery():
     """The notebook net_surgery: a filter set by hand, another image size, fully connected layers made convolutional."""
-    write("conv.prototxt", """name: "convolution" input: "data" input_dim: 1 input_dim: 1 input_dim: 20 input_dim: 24
+    write(
+        "conv.prototxt",
+        """name: "convolution" input: "data" input_dim: 1 input_dim: 1 input_dim: 20 input_dim: 24
         layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 3
-        kernel_size: 5 stride: 1 weight_filler { type: "gaussian" std: 0.01 } } }""")
+        kernel_size: 5 stride: 1 weight_filler { type: "gaussian" std: 0.01 } } }""",
+    )
     net = caffe.Net("conv.prototxt", caffe.TEST)
     image = caffe.io.load_image("image.png", False).squeeze()
     net.blobs["data"].reshape(1, 1, *image.shape)
     net.blobs["data"].data[...] = image[np.newaxis, np.newaxis]
     ksize = net.params["conv"][0].data.shape[2:]
     sigma, y, x = 1.0, np.mgrid[-(ksize[0] // 2) : ksize[0] // 2 + 1, -(ksize[1] // 2) : ksize[1] // 2 + 1][0], 0
-    net.params["conv"][0].data[0] = np.exp(-(y ** 2) / (2.0 * sigma ** 2)) / 10
+    net.params["conv"][0].data[0] = np.exp(-(y**2) / (2.0 * sigma**2)) / 10
     net.params["conv"][0].data[1:] = 0
     net.params["conv"][0].data[1:, 0, 1:-1, 1:-1] = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     net.params["conv"][1].data[...] = [0.0, 1.0, x]
@@ -289,9 +298,9 @@ def deepdream():
     )
     image = np.random.RandomState(2).rand(3, 24, 28).astype(np.float32) * 100 - 50
     src, shapes = net.blobs["data"], []
-    for octave, size in enumerate(((24, 28), (33, 39))):
+    for size in ((24, 28), (33, 39)):
         src.reshape(1, 3, *size)
-        enlarged = np.zeros((3,) + size, np.float32)
+        enlarged = np.zeros((3, *size), np.float32)
         enlarged[:, : image.shape[1], : image.shape[2]] = image
         src.data[0] = enlarged
         for step in range(5):
@@ -338,7 +347,7 @@ def style():
             following = None if index == len(layers) - 1 else list(reversed(layers))[index + 1]
             features = net.blobs[layer].data[0].reshape(net.blobs[layer].data.shape[1], -1).astype(float)
             delta = features @ features.T - grams[layer]
-            total += (delta ** 2).sum() * 1e-6
+            total += (delta**2).sum() * 1e-6
             net.blobs[layer].diff[0] += (4e-6 * delta @ features).reshape(net.blobs[layer].data[0].shape)
             if index == 0:
                 net.blobs[layer].diff[0] += 0.1 * (net.blobs[layer].data[0] - content)
@@ -362,7 +371,8 @@ def fcn():
     n.drop = L.Dropout(n.pool1, dropout_ratio=0.0, in_place=True)
     n.score_fr = L.Convolution(n.drop, kernel_size=1, num_output=3)
     n.upscore = L.Deconvolution(
-        n.score_fr, convolution_param=dict(num_output=3, kernel_size=4, stride=2, bias_term=False),
+        n.score_fr,
+        convolution_param=dict(num_output=3, kernel_size=4, stride=2, bias_term=False),
         param=[dict(lr_mult=0)],
     )
     n.score = caffe.coord_map.crop(n.upscore, n.data)
@@ -389,6 +399,7 @@ def fcn():
 
 def merge_bn():
     """MobileNet-SSD's merge_bn: BatchNorm and Scale folded into the convolution before them."""
+
     def net_of(merged):
         n = caffe.NetSpec()
         n.data = L.Input(shape=dict(dim=[2, 3, 16, 16]))
@@ -500,24 +511,33 @@ def passes():
     net.backward(start="f", end="d")
     out.update(everything(net, "two/"))
     both = net.forward_backward_all(
-        blobs=["d"], diffs=["d"], data=random.randn(5, 4, 8, 8),
-        **{name: random.randn(5, *net.blobs[name].data.shape[1:]) for name in net.outputs}
+        blobs=["d"],
+        diffs=["d"],
+        data=random.randn(5, 4, 8, 8),
+        **{name: random.randn(5, *net.blobs[name].data.shape[1:]) for name in net.outputs},
     )
-    for side, arrays in zip(("all/", "alldiff/"), both):
+    for side, arrays in zip(("all/", "alldiff/"), both):  # noqa: B905 - Python 3.6
         out.update({side + name: array[:5] for name, array in sorted(arrays.items())})  # pycaffe leaves padding
     out["inputs"], out["outputs"] = np.array(net.inputs), np.array(net.outputs)
     out["weights"] = np.array(list(net.blob_loss_weights.values()))
-    out["shapes"] = np.array([list(net.blobs["data"].shape), [net.blobs["data"].num, net.blobs["data"].channels,
-                             net.blobs["data"].height, net.blobs["data"].width]])
+    out["shapes"] = np.array(
+        [
+            list(net.blobs["data"].shape),
+            [net.blobs["data"].num, net.blobs["data"].channels, net.blobs["data"].height, net.blobs["data"].width],
+        ]
+    )
     return out
 
 
 def memory():
     """MemoryData and set_input_arrays."""
-    write("memory.prototxt", """layer { name: "data" type: "MemoryData" top: "data" top: "label"
+    write(
+        "memory.prototxt",
+        """layer { name: "data" type: "MemoryData" top: "data" top: "label"
         memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 } }
         layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }
-        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" loss_weight: 2 }""")
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" loss_weight: 2 }""",
+    )
     net = caffe.Net("memory.prototxt", caffe.TRAIN)
     randomize(net)
     random = np.random.RandomState(8)
@@ -527,7 +547,7 @@ def memory():
     for batch in range(4):
         net.forward()
         net.backward()
-        out.update(everything(net, "%d/" % batch))
+        out.update(everything(net, f"{batch}/"))
     return out
 
 

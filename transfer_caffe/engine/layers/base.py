@@ -95,7 +95,7 @@ class Layer:
         """The name that seeds the layer's random numbers: its name, which the net makes unique."""
         self.context = context
         self.blobs: list[Blob] = []
-        self._kept: list[Blob] | None = None
+        self._blobs_before: list[Blob] | None = None
         self.in_place = list(param.bottom[:1]) == list(param.top[:1])
         self.buffer: Buffer | None = None
         """The buffer of the first top, if Caffe's backward pass reads it after it was overwritten; otherwise None."""
@@ -149,8 +149,8 @@ class Layer:
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a learnable blob, initialised by ``filler``, with the multipliers of its ``param {}``."""
         index = len(self.blobs)
-        if self._kept is not None:
-            self.blobs.append(self._kept_blob(index, shape))
+        if self._blobs_before is not None:
+            self.blobs.append(self._same_blob(index, shape))
             return
         generator = rng.torch_generator(self.context.seed, "fill", self.name, index)
         values = fill(shape, filler, generator, f"layer {self.name!r}, blob {index}").to(self.context.device)
@@ -164,18 +164,18 @@ class Layer:
         Raise UserError, and leave the layer as it was, if its blobs do not fit these shapes.
         """
         before, self.blobs = self.blobs, []
-        self._kept = before
+        self._blobs_before = before
         try:
             self.setup(shapes)
         finally:
-            self.blobs, self._kept = before, None
+            self.blobs, self._blobs_before = before, None
 
-    def _kept_blob(self, index: int, shape: Shape) -> Blob:
-        assert self._kept is not None
-        if index >= len(self._kept) or tuple(self._kept[index].data.shape) != tuple(shape):
-            has = list(self._kept[index].data.shape) if index < len(self._kept) else "not there"
+    def _same_blob(self, index: int, shape: Shape) -> Blob:
+        assert self._blobs_before is not None
+        if index >= len(self._blobs_before) or tuple(self._blobs_before[index].data.shape) != tuple(shape):
+            has = list(self._blobs_before[index].data.shape) if index < len(self._blobs_before) else "not there"
             raise self.error(f"the new shape of its bottom needs blob {index} of {list(shape)}, but the blob is {has}")
-        return self._kept[index]
+        return self._blobs_before[index]
 
     def axis(self, axis: int, shape: Shape, ends: int = 0) -> int:
         """Return the canonical axis index, as Caffe's CanonicalAxisIndex: a negative axis counts from the end.

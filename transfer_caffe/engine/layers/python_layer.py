@@ -1,4 +1,4 @@
-"""Layers written in Python: type "Python", with python_param { module layer param_str } (caffe/layers/python_layer.hpp).
+"""Layers written in Python: type "Python", python_param { module layer param_str } (caffe/layers/python_layer.hpp).
 
     class Double(caffe.Layer):
         def setup(self, bottom, top): ...
@@ -74,7 +74,8 @@ class _LayerFailed(UserError):
 def _failure(error: Exception, message: str) -> Exception:
     kind = type(error)
     try:
-        both = type(kind.__name__, (_LayerFailed, kind), {"__str__": lambda self: message, "__module__": kind.__module__})
+        own = {"__str__": lambda self: message, "__module__": kind.__module__}
+        both = type(kind.__name__, (_LayerFailed, kind), own)
         return both.__new__(both, message)
     except TypeError:  # this class cannot have a second base
         return _LayerFailed(message)
@@ -91,7 +92,7 @@ class Python(Layer):
         self.code = f"{param.python_param.module}.{param.python_param.layer}"
         glog.info("layer_factory.cpp:0", f"Layer {self.name} runs Python code: {self.code}")
         if param.python_param.share_in_parallel:
-            glog.info("python_layer.hpp:0", f"Layer {self.name}: share_in_parallel is ignored: one net computes a batch")
+            glog.info("python_layer.hpp:0", f"Layer {self.name}: share_in_parallel is ignored: there is one net only")
         self.instance: Any = None
         self.bottom_blobs: list[Blob] = []
         self.top_blobs: list[Blob] = []
@@ -219,7 +220,8 @@ class _ByPython(torch.autograd.Function):
         count = len(layer.bottom_blobs)
         layer.run_backward(layer.top_blobs, list(needs[:count]), layer.bottom_blobs)
         blobs = [*layer.bottom_blobs, *own]
-        return None, None, *(blob.read_diff().clone() if need else None for blob, need in zip(blobs, needs, strict=True))
+        both = zip(blobs, needs, strict=True)
+        return None, None, *(blob.read_diff().clone() if need else None for blob, need in both)
 
 
 def _make_findable() -> None:

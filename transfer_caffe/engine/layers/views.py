@@ -3,10 +3,10 @@
     blob.data[...] = image          # the next forward pass reads it
     blob.diff                       # after a backward pass
 
-A blob's values are whatever tensor a layer has computed, in that tensor's memory format, until Python asks for an array.
-From then on they stay at one address, where layers read and write them. Arrays therefore stay valid, and no value is
-copied for a blob that nobody looks at. On a GPU the values exist twice, and are copied when the other side reads them
-(caffe/syncedmem.cpp).
+A blob's values are whatever tensor a layer has computed, in that tensor's memory format, until Python asks for an
+array. From then on they stay at one address, where layers read and write them. Arrays therefore stay valid, and no
+value is copied for a blob that nobody looks at. On a GPU the values exist twice, and are copied when the other side
+reads them (caffe/syncedmem.cpp).
 """
 
 from __future__ import annotations
@@ -67,10 +67,11 @@ class Array:
         assert self._flat is not None
         return self._flat[:count].reshape(shape)
 
-    def _take(self, host: Tensor) -> None:
+    def _take(self, host: Tensor) -> Tensor:
         self._host, self._flat = host, host.numpy()
         if not self._apart:
             self._tensor = None
+        return host
 
     def read(self, shape: Shape) -> Tensor:
         """Return the values as a tensor on the device, which shares their memory if that is possible."""
@@ -78,9 +79,7 @@ class Array:
         if host is not None and not self._apart:
             count = math.prod(shape)
             if len(host) < count:  # the blob has grown since: new memory, as in Blob::Reshape
-                self._take(torch.zeros(count))
-                host = self._host
-                assert host is not None
+                host = self._take(torch.zeros(count))
             return (host if len(host) == count else host[:count]).view(shape)
         if host is not None and self._at_host:
             self._push(shape, host)
@@ -89,7 +88,8 @@ class Array:
             return tensor
         count = math.prod(shape)
         if tensor is None or tensor.numel() < count:
-            tensor, self._owned = torch.full(shape, self._fill, device=self._device), True
+            tensor = torch.full(shape, self._fill, device=self._device)
+            self._owned = True
         elif tensor.numel() > count:
             tensor = tensor.reshape(-1)[:count].view(shape)
         else:
@@ -100,9 +100,7 @@ class Array:
     def _push(self, shape: Shape, host: Tensor) -> None:
         count = math.prod(shape)
         if len(host) < count:
-            self._take(torch.zeros(count))
-            host = self._host
-            assert host is not None
+            host = self._take(torch.zeros(count))
         self._tensor, self._at_host = host[:count].view(shape).to(self._device, copy=True), False
         self._owned = True
 
@@ -114,9 +112,7 @@ class Array:
             return
         count = values.numel()
         if len(host) < count:
-            self._take(torch.zeros(count))
-            host = self._host
-            assert host is not None
+            host = self._take(torch.zeros(count))
         if host.data_ptr() != values.data_ptr() or not values.is_contiguous():
             host[:count].view(values.shape).copy_(values)
 
@@ -176,8 +172,9 @@ class Blob:
     """A blob with its arrays ``data`` and ``diff``, float32 in the blob's shape (caffe/blob.hpp, _caffe.cpp)."""
 
     def __init__(
-        self, shape: Sequence[int] = (), device: torch.device = CPU, data: Array | None = None, diff: Array | None = None
-    ) -> None:
+        self, shape: Sequence[int] = (), device: torch.device = CPU, data: Array | None = None,
+        diff: Array | None = None,
+    ) -> None:  # fmt: skip
         """Create a blob of zeros, or one that shares arrays with other blobs."""
         self._shape: Shape = tuple(shape)
         self._data = Array(device) if data is None else data
@@ -210,11 +207,11 @@ class Blob:
 
     def _legacy(self, axis: int) -> int:
         if len(self._shape) > 4:
-            raise RuntimeError(f"a blob of {len(self._shape)} axes, {list(self._shape)}, has no num, channels, height, width")
+            raise RuntimeError(f"a blob of shape {list(self._shape)} has no num, channels, height and width: use shape")
         return self._shape[axis] if axis < len(self._shape) else 1
 
     def reshape(self, *shape: int, **kwargs: Any) -> None:
-        """Change the shape. Values are kept in order; if the blob grows beyond its memory, it gets new memory, zeros."""
+        """Change the shape. Values keep their order; a blob that grows beyond its memory gets new memory, zeros."""
         if kwargs:
             raise RuntimeError("Blob.reshape takes no kwargs")
         sizes = tuple(_size(size) for size in shape)
@@ -284,16 +281,19 @@ class Vector(list[T]):
     """A list, as pycaffe's IntVec, StringVec, LayerVec ...: it also takes the place of a tuple in comparisons."""
 
     def __eq__(self, other: object) -> bool:
+        """Compare with a list or a tuple."""
         return list(self) == list(other) if isinstance(other, tuple) else super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
+        """Compare with a list or a tuple."""
         return not self == other
 
     def __add__(self, other: Iterable[Any]) -> Any:
-        # a shape is a list here and a tuple in NumPy: scripts add both
+        """Join with a list, or with a tuple to a tuple: a shape is a list here and a tuple in NumPy."""
         return tuple(self) + other if isinstance(other, tuple) else Vector([*self, *other])
 
     def __radd__(self, other: Iterable[Any]) -> Any:
+        """Join as `__add__`."""
         return other + tuple(self) if isinstance(other, tuple) else Vector([*other, *self])
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
