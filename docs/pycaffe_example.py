@@ -57,7 +57,7 @@ def images(count, size=18, seed=0):
     random = np.random.RandomState(seed)
     labels = random.randint(0, 2, count)
     batch = np.repeat(random.rand(count, 1, 1, 1), size, 2) + np.linspace(0, 0.3, size)
-    for image, label in zip(batch, labels):
+    for image, label in zip(batch, labels, strict=True):
         if label:
             row, column = random.randint(2, size - 9, 2)
             image[0, row : row + 6, column : column + 6] += 0.7
@@ -84,9 +84,11 @@ def main(folder):
     net.blobs["data"].data[...], net.blobs["label"].data[...] = images(8)
     net.forward()
     features = net.blobs["energy"].data.copy()
-    print("energy of smooth images and of squares: {:.2f} {:.2f}".format(
-        *(features[net.blobs["label"].data == label].mean() for label in (0, 1))
-    ))
+    print(
+        "energy of smooth images and of squares: {:.2f} {:.2f}".format(
+            *(features[net.blobs["label"].data == label].mean() for label in (0, 1))
+        )
+    )
 
     # training: the filters are frozen, the classifier learns
     for step in range(60):
@@ -103,7 +105,7 @@ def main(folder):
     with open("map.prototxt", "w") as file:
         file.write(str(edge_net(fully_convolutional=True)))
     full = caffe.Net("map.prototxt", "edges.caffemodel", caffe.TEST)
-    for target, source in zip(full.params["score_conv"], net.params["score"]):
+    for target, source in zip(full.params["score_conv"], net.params["score"], strict=True):
         target.data.flat = source.data.flat
     large, _ = images(1, size=66, seed=5)
     full.blobs["data"].reshape(*large.shape)

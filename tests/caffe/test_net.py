@@ -3,11 +3,13 @@
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import transfer_caffe.caffe as caffe
+from transfer_caffe.caffe._caffe import Blob
 from transfer_caffe.engine import Net as EngineNet
 
 NET = """name: "small" force_backward: true
@@ -99,7 +101,7 @@ def test_results_do_not_depend_on_who_has_looked_at_blobs(prototxt: str, net: ca
     for name in ("data", "label"):
         other.blobs[name].data[...] = net.blobs[name].data
     for blob in net.blobs.values():
-        blob.data, blob.diff  # noqa: B018
+        assert blob.data.shape == blob.diff.shape
     for each in (net, other):
         each.forward()
         each.backward()
@@ -120,7 +122,9 @@ def test_gradients_are_those_of_the_engine(prototxt: str, net: caffe.Net, tmp_pa
     assert net._forward(0, len(net.layers) - 1) == pytest.approx(float(loss.detach()), rel=1e-6)
     net.backward()
     for name in ("data", "fc"):
-        np.testing.assert_allclose(net.blobs[name].diff, engine.gradient(name), rtol=1e-5, atol=1e-7)
+        expected = engine.gradient(name)
+        assert expected is not None
+        np.testing.assert_allclose(net.blobs[name].diff, expected, rtol=1e-5, atol=1e-7)
     for layer in engine.layers:
         for blob, mine in zip(layer.blobs, net.params.get(layer.name, ()), strict=False):
             assert blob.data.grad is not None
@@ -170,7 +174,7 @@ def test_a_shape_that_the_weights_do_not_fit_is_refused_and_undone(net: caffe.Ne
 
 
 def test_growing_blobs_get_new_memory_and_shrinking_ones_keep_theirs() -> None:
-    blob = caffe._caffe.Blob((2, 3))
+    blob = Blob((2, 3))
     blob.data[...] = [[1, 2, 3], [4, 5, 6]]
     place = address(blob.data)
     blob.reshape(3)
@@ -266,7 +270,7 @@ REFUSED = {
     "no weights": (lambda net, path: caffe.Net(path, caffe.TEST, weights="no"), RuntimeError, "Could not open file no"),
     "no phase": (lambda net, path: caffe.Net(path), TypeError, "phase must be caffe.TRAIN or caffe.TEST, not None"),
     "phase": (lambda net, path: caffe.Net(path, 2), TypeError, "not 2"),
-    "phase name": (lambda net, path: caffe.Net(path, phase="TEST"), TypeError, "not 'TEST'"),
+    "phase name": (lambda net, path: caffe.Net(path, phase=cast(Any, "TEST")), TypeError, "not 'TEST'"),
     "stages": (lambda net, path: caffe.Net(path, 1, stages="deploy"), TypeError, "stages must be a list"),
     "layer": (lambda net, path: net.forward(start="fc9"), ValueError, "'fc9' is no layer of net 'small': input, "),
     "end": (lambda net, path: net.backward(end="fc9"), ValueError, "'fc9' is no layer"),

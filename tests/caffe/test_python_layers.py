@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ SOLVER = 'net: "{}" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 max_iter: 6 di
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a module of layers, whose name no other test uses, and a net; it is not the current folder."""
     folder = tmp_path / "a folder"
     folder.mkdir()
@@ -127,8 +129,8 @@ def one_layer(folder: Path, layer: str, param_str: str = "", more: str = "") -> 
 
 def test_the_module_is_found_beside_the_prototxt_and_blobs_are_the_nets(folder: Path) -> None:
     net = caffe.Net(str(folder / "net.prototxt"), caffe.TRAIN)
-    layer = net.layers[0]
-    assert isinstance(layer, caffe.Layer)
+    layer: Any = net.layers[0]
+    assert issubclass(type(layer), caffe.Layer)
     assert type(layer).__name__ == "Numbers"
     net.forward()
     assert layer.count == 1
@@ -173,6 +175,7 @@ def test_the_engines_net_runs_them_forward_and_backward(folder: Path) -> None:
     grads = {layer.name: [blob.data.grad for blob in layer.blobs] for layer in net.layers}
     for name in ("fc", "times"):
         for mine_blob, grad in zip(mine.params[name], grads[name], strict=True):
+            assert grad is not None
             np.testing.assert_allclose(mine_blob.diff, grad.numpy(), rtol=1e-5, atol=1e-7)
 
 

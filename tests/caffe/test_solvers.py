@@ -53,6 +53,7 @@ def test_training_is_that_of_the_engines_solver(write, kind: str) -> None:
     engine, solver = EngineSolver.load(path), caffe.get_solver(path)
     assert type(solver) is getattr(caffe, f"{kind}Solver")
     assert isinstance(solver, caffe.SGDSolver)
+    loss = 0.0
     for _ in range(7):
         loss = engine.step(1)
         solver.step(1)
@@ -60,6 +61,7 @@ def test_training_is_that_of_the_engines_solver(write, kind: str) -> None:
     expected = [array for arrays in engine.net.weights.values() for array in arrays]
     for mine, theirs in zip(weights(solver), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert solver.net.blobs["loss"].data.size == 1
     assert np.isfinite(loss)
 
 

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "utils": set(),
     "formats": {"utils"},
     "engine": LIBRARY,
+    "caffe": {*LIBRARY, "engine"},
     "data_prep": LIBRARY,
     "tools": LIBRARY,
     "real_caffe": LIBRARY,

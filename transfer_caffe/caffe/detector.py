@@ -67,7 +67,7 @@ class Detector(Net):
         windows = search.get_windows(files, cmd="selective_search_rcnn")
         return self.detect_windows(zip(files, windows, strict=True))
 
-    def crop(self, im: np.ndarray, window: Sequence[float]) -> np.ndarray:
+    def crop(self, im: np.ndarray, window: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return a window of an image; with context, in the net's input size."""
         y0, x0, y1, x1 = (int(edge) for edge in window)
         if not self.context_pad:

@@ -89,11 +89,11 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     else:
         scaled = image / float(np.iinfo(image.dtype).max)
     if scaled.ndim == 2:
-        return np.repeat(scaled[:, :, None], 3 if color else 1, 2).astype(np.float32)
+        return np.asarray(np.repeat(scaled[:, :, None], 3 if color else 1, 2), np.float32)
     rgb = scaled[:, :, 2::-1] if scaled.shape[2] > 2 else np.repeat(scaled[:, :, :1], 3, 2)
     if color:
         return np.ascontiguousarray(rgb, np.float32)
-    return (rgb @ np.array([0.2125, 0.7154, 0.0721]))[:, :, None].astype(np.float32)
+    return np.asarray((rgb @ np.array([0.2125, 0.7154, 0.0721]))[:, :, None], np.float32)
 
 
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
@@ -131,7 +131,7 @@ def _resized(image: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray
     return np.clip(resized, min(image.min(), 0.0), image.max())
 
 
-def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.ndarray:
+def oversample(images: Sequence[np.ndarray] | np.ndarray, crop_dims: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return ten crops of each image, (10 x images, height, width, channels): corners, centre, and these mirrored."""
     height, width = (int(size) for size in crop_dims)
     rows, columns = images[0].shape[0], images[0].shape[1]
@@ -252,7 +252,7 @@ def transformer_of(net: Any, mean: Any, input_scale: Any, raw_scale: Any, channe
     return transformer
 
 
-def centre_crop(images: np.ndarray, crop_dims: Sequence[int]) -> np.ndarray:
+def centre_crop(images: np.ndarray, crop_dims: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the centres of images (count, height, width, channels)."""
     starts = [int(size / 2.0 - crop / 2.0) for size, crop in zip(images.shape[1:3], crop_dims, strict=True)]
     (top, left), (height, width) = starts, (math.floor(crop) for crop in crop_dims)

@@ -264,6 +264,10 @@ class Computes(Run):
         step, bottoms = self.step(), self.bottoms
         step.overwrites = self.may_overwrite or (self.layer.in_place and bottoms[0].exposed)
         values = [blob.read() for blob in bottoms]
+        if isinstance(step, PoolingStep) and step.is_maximum:
+            # a convolution of gray images, and NumPy, leave the other memory format, in which this takes 5 times as
+            # long (LeNet: 3 ms of an iteration's 26)
+            values = [values[0].contiguous(memory_format=torch.channels_last)]
         tops = _run(step, values, self.next_batch())
         if not self.needed:
             step.saved = None

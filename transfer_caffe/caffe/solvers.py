@@ -14,6 +14,7 @@ from transfer_caffe.caffe.errors import CaffeError, raises_caffe_errors, require
 from transfer_caffe.caffe.net import Net, engine_net
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.iteration.direct import Result
+from transfer_caffe.engine.iteration.graph import Pass
 from transfer_caffe.engine.layers.views import Vector
 from transfer_caffe.engine.net import Net as EngineNet
 from transfer_caffe.engine.solver import rates, settings, solverstate
@@ -71,8 +72,8 @@ class _Engine(EngineSolver):
         self.nets[id(net)] = Net.of(net, self.nets[id(share)] if share else None)
         return net
 
-    def _build_pass(self, own_process: bool) -> _Passes:
-        return _Passes(self.nets[id(self.net)])
+    def _build_pass(self, own_process: bool) -> Pass:
+        return _Passes(self.nets[id(self.net)])  # pyright: ignore[reportReturnType] - it has the same methods
 
     @torch.no_grad()
     def _loss_of(self, batch: int) -> Tensor:

@@ -9,32 +9,18 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from transfer_caffe.engine import glog
-from transfer_caffe.engine.iteration.direct import Result
 from transfer_caffe.engine.iteration.graph import Pass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import rates, settings, solverstate, updates
 from transfer_caffe.formats.proto import caffe_pb2, to_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 from transfer_caffe.utils.errors import UserError
-
-
-class Passes(Protocol):
-    """Both passes of the training net: a call stores the gradients of a batch in the blobs, `add` adds them there."""
-
-    def __call__(self, batch: int) -> Result:
-        """Return the loss and the outputs of a batch."""
-        ...
-
-    def add(self, batch: int) -> Result:
-        """Return the loss and the outputs of a batch."""
-        ...
 
 
 class Signals:
@@ -120,7 +106,7 @@ class Solver:
     def _build_net(self, param: NetParameter, state: NetState, share: Net | None = None) -> Net:
         return Net(param, state, self.seed, self.device, share, self.dtype)
 
-    def _build_pass(self, own_process: bool) -> Passes:
+    def _build_pass(self, own_process: bool) -> Pass:
         return Pass(self.net, own_process=own_process)
 
     def finetune(self, path: str) -> None:
