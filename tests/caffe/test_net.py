@@ -11,6 +11,7 @@ import pytest
 import transfer_caffe.caffe as caffe
 from transfer_caffe.caffe._caffe import Blob
 from transfer_caffe.engine import Net as EngineNet
+from transfer_caffe.engine.layers import views
 
 NET = """name: "small" force_backward: true
 input: "data" input_shape { dim: 2 dim: 3 dim: 9 dim: 9 } input: "label" input_shape { dim: 2 }
@@ -111,6 +112,53 @@ def test_results_do_not_depend_on_who_has_looked_at_blobs(prototxt: str, net: ca
     for name, blobs in net.params.items():
         for mine, theirs in zip(blobs, other.params[name], strict=True):
             np.testing.assert_allclose(theirs.diff, mine.diff, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the memory that NumPy sees apart from the layers' memory, as on a GPU."""
+    for kind in (views.Array, views.LearnableArray):
+        before = kind.__init__
+
+        def init(
+            self: Any, *args: Any, before: Any = before, count: int = 2 if kind is views.Array else 1, **named: Any
+        ):
+            before(self, *args[:count], **{**named, "apart": True})  # apart is the last parameter
+
+        monkeypatch.setattr(kind, "__init__", init)
+    build = caffe.Net._build
+
+    def _build(self: caffe.Net, *args: Any) -> None:
+        build(self, *args)
+        self._apart = True
+
+    monkeypatch.setattr(caffe.Net, "_build", _build)
+
+
+def test_values_follow_each_other_when_the_memories_are_apart(
+    prototxt: str, net: caffe.Net, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    net.save(tmp_path / "net.caffemodel")
+    data, label = net.blobs["data"].data.copy(), net.blobs["label"].data.copy()
+    request.getfixturevalue("as_on_a_gpu")
+    other = caffe.Net(prototxt, caffe.TRAIN, weights=tmp_path / "net.caffemodel")
+    assert other.blobs["data"].data.ctypes.data != other.blobs["data"].read().data_ptr()
+    for turn in range(3):
+        for each in (net, other):
+            each.forward(data=data + turn, label=label)
+            each.blobs["fc"].data[...] *= 0.5
+            each.forward(start="fc_fc_0_split")
+            each.clear_param_diffs()
+            each.backward()
+            each.params["fc"][0].data[...] -= 0.1 * each.params["fc"][0].diff
+        for name in net.blobs:
+            if name != "conv":
+                np.testing.assert_allclose(other.blobs[name].data, net.blobs[name].data, rtol=1e-5, err_msg=name)
+                np.testing.assert_allclose(other.blobs[name].diff, net.blobs[name].diff, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(other.params["fc"][0].data, net.params["fc"][0].data, rtol=1e-5)
+    other.save(tmp_path / "other.caffemodel")
+    again = caffe.Net(prototxt, caffe.TEST, weights=tmp_path / "other.caffemodel")
+    np.testing.assert_allclose(again.params["fc"][0].data, net.params["fc"][0].data, rtol=1e-5)
 
 
 def test_gradients_are_those_of_the_engine(prototxt: str, net: caffe.Net, tmp_path: Path) -> None:

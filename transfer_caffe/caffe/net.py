@@ -96,6 +96,7 @@ class Net:
         self._engine = engine
         self._thread_count: int | None = None
         self._device = engine.layers[0].context.device
+        self._apart = self._device.type != "cpu"
         self._blobs: list[Blob] = []
         self._blob_names: list[str] = Vector()
         self._layer_names: list[str] = Vector(layer.name for layer in engine.layers)
@@ -353,7 +354,7 @@ class Net:
 
     def _run_forward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_forward"], self._callbacks["after_forward"]
-        if self._device.type != "cpu":
+        if self._apart:
             self._send_params()
         for index in range(start, end + 1):
             for callback in before:
@@ -381,7 +382,7 @@ class Net:
 
     def _run_backward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_backward"], self._callbacks["after_backward"]
-        if self._device.type != "cpu":
+        if self._apart:
             self._send_params()
         for index in range(start, end - 1, -1):
             for callback in before:

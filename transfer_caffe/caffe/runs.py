@@ -200,7 +200,8 @@ class KeepingGraph(ByAutograd):
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         # tensors of their own on the same memory: autograd does not notice what others write there, as in Caffe
-        inputs = [bottom.data.requires_grad_(need) for bottom, need in zip(bottoms, self.needs, strict=True)]
+        own = [bottom.clone() if self.overwrites else bottom.data for bottom in bottoms]
+        inputs = [bottom.requires_grad_(need) for bottom, need in zip(own, self.needs, strict=True)]
         with torch.set_grad_enabled(any(self.needs) or self.learns):
             outputs = self.layer.forward(self.layer.cast(list(inputs)), batch)
         self.saved = inputs, outputs
@@ -247,7 +248,11 @@ class Computes(Run):
         """Return the step for the present shapes and weights."""
         if self._step is None:
             step = self._step = self.kind(self.layer, Shard(), 1.0)
-            step.learned, step.learns = list(self.learns), any(self.learns)
+            # BatchNorm's statistics get no gradient, whatever force_backward says
+            step.learned = [
+                learns and root.data.requires_grad for learns, root in zip(self.learns, step.roots, strict=True)
+            ]
+            step.learns = any(step.learned)
             step.needs, step.gradients = list(self.needs), [None] * len(self.params)
             step.tops = list(range(len(self.tops)))
         return self._step
@@ -262,7 +267,9 @@ class Computes(Run):
             if self.kind is not KeepingGraph and not self.kind.serves(self.layer):
                 self.kind = KeepingGraph
         step, bottoms = self.step(), self.bottoms
-        step.overwrites = self.may_overwrite or (self.layer.in_place and bottoms[0].exposed)
+        in_place = self.layer.in_place and bool(bottoms) and bottoms[0].exposed
+        # a layer that works in place keeps a copy for its backward pass, as Caffe's BatchNorm, Scale and PReLU do
+        step.overwrites = in_place if self.kind is KeepingGraph else self.may_overwrite or in_place
         values = [blob.read() for blob in bottoms]
         if isinstance(step, PoolingStep) and step.is_maximum:
             # a convolution of gray images, and NumPy, leave the other memory format, in which this takes 5 times as

@@ -529,6 +529,35 @@ def passes():
     return out
 
 
+def batch_norm():
+    """BatchNorm, Scale, PReLU and Dropout in place, in training; all blobs are looked at before the second pass."""
+    n = caffe.NetSpec()
+    n.data = L.Input(shape=dict(dim=[4, 3, 6, 6]))
+    n.conv = L.Convolution(n.data, kernel_size=3, num_output=5, bias_term=False)
+    n.bn = L.BatchNorm(n.conv, in_place=True)
+    n.scale = L.Scale(n.bn, bias_term=True, in_place=True)
+    n.prelu = L.PReLU(n.scale, in_place=True)
+    n.drop = L.Dropout(n.prelu, dropout_ratio=0.0, in_place=True)
+    n.bnll = L.BNLL(n.drop)
+    n.mvn = L.MVN(n.bnll)
+    n.bias = L.Bias(n.mvn, in_place=True)
+    n.power = L.Power(n.bias, power=2, scale=0.5, shift=3)
+    n.ip = L.InnerProduct(n.power, num_output=3)
+    n.sum = L.Reduction(n.ip, operation=P.Reduction.SUMSQ, loss_weight=0.5)
+    write("bn.prototxt", "force_backward: true\n" + str(n.to_proto()))
+    net, random, out = caffe.Net("bn.prototxt", caffe.TRAIN), np.random.RandomState(9), {}
+    randomize(net)
+    for blob in net.params["bn"]:
+        blob.data[...] = 0
+    for turn in range(3):
+        net.blobs["data"].data[...] = random.randn(4, 3, 6, 6)
+        net.clear_param_diffs()
+        net.forward()
+        net.backward()
+        out.update(everything(net, f"{turn}/"))
+    return out
+
+
 def memory():
     """MemoryData and set_input_arrays."""
     write(
