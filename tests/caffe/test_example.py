@@ -22,6 +22,8 @@ def test_the_example_learns_and_writes_its_files(tmp_path: Path) -> None:
     assert squares > 3 * smooth
     assert float(lines[1].removeprefix("accuracy: ")) >= 0.9
     assert lines[2] == "map of scores: (1, 2, 13, 13)"
-    assert cv2.imread(str(folder / "edges.png")).shape[0] == 64
+    picture = cv2.imread(str(folder / "edges.png"))
+    assert picture is not None
+    assert picture.shape[0] == 64
     assert (folder / "edges.caffemodel").exists()
     assert "Layer energy runs Python code: pycaffe_example.Energy" in result.stderr

@@ -103,7 +103,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
         from scipy.ndimage import zoom
 
         scale = height / im.shape[0], width / im.shape[1], 1.0
-        return zoom(im, scale, order=interp_order).astype(np.float32)
+        return np.asarray(zoom(im, scale, order=interp_order), np.float32)
     least, most = im.min(), im.max()
     if not most > least:
         return np.full((height, width, im.shape[-1]), least, np.float32)
@@ -168,7 +168,7 @@ class Transformer:
     def preprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
         """Return an image (height, width, channels) as an input, float32 (channels, height, width)."""
         size = self._shape(in_)[2:]
-        image = np.asarray(data).astype(np.float32)
+        image = np.array(data, np.float32)
         if image.shape[:2] != size:
             image = resize_image(image, size)
         if in_ in self.transpose:
