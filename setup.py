@@ -25,6 +25,7 @@ setup(
     package_dir={"transfer_caffe.prototxt_templates": "prototxt_templates"},
     package_data={
         "transfer_caffe.report": ["templates/*"],
+        "transfer_caffe.caffe": ["imagenet/*.npy"],
         "transfer_caffe.data_prep": ["*.csv"],
         "transfer_caffe.prototxt_templates": ["*.j2", "*/*.j2"],
         "transfer_caffe.formats.proto": ["*.proto", "*.pyi"],

@@ -51,7 +51,7 @@ def take_over(
     """Write ``out_path``, a .caffemodel with the first n stages of the base, and return the table of all layers.
 
     ``net`` is the network that they are copied to (its prototxt or message); ``cuts`` are those of its stages, if the
-    recipe names some. ``by_pycaffe``: real Caffe copies the weights (`real_caffe.surgery`); the file is the same. A
+    recipe names some. ``by_pycaffe``: pycaffe copies the weights (`real_caffe.surgery`); the file is the same. A
     file at ``out_path`` is replaced, by rename. UserError for weights that do not fit.
     """
     if not treatment.copies:
@@ -166,7 +166,10 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--net", required=True, metavar="FILE", help="the prototxt of the network to be trained")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .caffemodel to write")
     parser.add_argument(
-        "--with", dest="by", choices=["pycaffe"], help="let real Caffe copy the weights (the file is byte-identical)"
+        "--with",
+        dest="by",
+        choices=["pycaffe"],
+        help="let pycaffe copy the weights (real Caffe's, or else the embedded engine's); the file is byte-identical",
     )
     parser.add_argument(
         "--cuts", default="", metavar="BLOBS", help="blobs where stages end, with commas, if not all cuts"

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "formats": {"utils"},
     "engine": LIBRARY,
     "export": {*LIBRARY, "engine"},
+    "caffe": {*LIBRARY, "engine"},
     "data_prep": LIBRARY,
     "tools": LIBRARY,
     "real_caffe": LIBRARY,

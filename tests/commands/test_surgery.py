@@ -254,9 +254,18 @@ needs_pycaffe = pytest.mark.skipif(
 )
 
 
-@needs_pycaffe
+@pytest.fixture(params=[pytest.param("real Caffe's", marks=needs_pycaffe), "the engine's"])
+def pycaffe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which pycaffe copies the weights."""
+    if request.param == "the engine's":
+        monkeypatch.setattr(real_caffe, "pycaffe", lambda: None)
+    return request.param
+
+
 @pytest.mark.parametrize("form", ["today's", "four dimensions", "layers of 2014", "double_data"])
-def test_with_pycaffe_the_file_is_the_same_to_the_byte(data: Path, base: Path, form: str, capsys) -> None:
+def test_with_pycaffe_the_file_is_the_same_to_the_byte(
+    data: Path, base: Path, form: str, pycaffe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     net = read_binary(base, NetParameter())
     for layer in net.layer:
         for blob in layer.blobs:
@@ -284,18 +293,13 @@ def test_with_pycaffe_the_file_is_the_same_to_the_byte(data: Path, base: Path, f
     assert [layer.name for layer in taken] == LAYERS[:5]
 
 
-@needs_pycaffe
-def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base: Path) -> None:
+def test_what_pycaffe_refuses_or_passes_over_is_said_in_a_line(data: Path, base: Path, pycaffe: str) -> None:
     net = net_of(data, "A3B")
-    with pytest.raises(UserError, match=r"pycaffe cannot load it: Cannot copy param 0 .*shape mismatch") as caught:
+    ours = ".*base.caffemodel: layer 'fc6', blob 0: cannot copy: "
+    start = ours if pycaffe == "the engine's" else "Cannot copy param 0 "
+    with pytest.raises(UserError, match=rf"pycaffe cannot load it: {start}.*shape mismatch") as caught:
         blobs_by_pycaffe(base, net, (3, 64, 64), ["conv1", "fc6"])
     assert "\n" not in str(caught.value)
     change(base, "drop layer")
     with pytest.raises(UserError, match="pycaffe cannot load it: layer conv2 was not copied"):
         blobs_by_pycaffe(base, net, (3, 28, 28), ["conv1", "conv2"])
-
-
-def test_without_pycaffe_the_message_says_how_to_get_it(data: Path, base: Path, monkeypatch) -> None:
-    monkeypatch.setattr(real_caffe, "pycaffe", lambda: None)
-    with pytest.raises(UserError, match=r"--with pycaffe: .*run `make caffe`"):
-        take_over(base, net_of(data, "A3B"), Treatment.parse("A3B"), data.parent / "init.caffemodel", by_pycaffe=True)

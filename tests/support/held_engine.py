@@ -27,13 +27,13 @@ class Signals(solver.Signals):
         _signals.append(self)
 
 
-def update(self: solver.Solver, show: bool) -> None:
+def update(self: solver.Solver, show: bool) -> dict[int, solver.Tensor]:
     hold = WORLD / "hold" / Path.cwd().name
     if self.iteration == HELD_AT and hold.exists():
         hold.with_suffix(".there").touch()
         while hold.exists() and not _signals[0].stop_asked():
             time.sleep(0.05)
-    _update(self, show)
+    return _update(self, show)
 
 
 def main() -> int:

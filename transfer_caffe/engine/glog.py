@@ -27,6 +27,12 @@ def logging() -> Iterator[None]:
         _logging = before
 
 
+def set_logging(on: bool) -> None:
+    """Write the log to standard error from here on, or stop that."""
+    global _logging
+    _logging = on
+
+
 def info(place: str, message: str) -> None:
     """Write one line at level I (INFO); ``place`` is the Caffe source file and line that logs the same message."""
     if not _logging:

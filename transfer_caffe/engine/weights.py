@@ -21,15 +21,20 @@ Stored = tuple[np.ndarray, bool]
 """A blob in a weights file, and whether its shape is in the legacy format (before 2015)."""
 
 
-def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike[str]) -> list[str]:
+def copy_weights(
+    net_name: str, layers: Sequence[Layer], path: str | os.PathLike[str], as_hdf5: bool | None = None
+) -> list[str]:
     """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.
+
+    ``as_hdf5`` says whether the file is HDF5; by default, it is if its name ends in .h5.
 
     Like Net::CopyTrainedLayersFrom, except that a file without any matching layer is a UserError (real Caffe would
     silently train from scratch), and so are values that are not finite. If several layers have one name, the first one
     in the file goes into the first one of the net, and so on (real Caffe copies all of them into the first one).
     """
     path = os.fspath(path)
-    stored_layers = _read_hdf5(layers, path) if path.endswith(".h5") else _read_binary(path)
+    is_hdf5 = path.endswith(".h5") if as_hdf5 is None else as_hdf5
+    stored_layers = _read_hdf5(layers, path) if is_hdf5 else _read_binary(path)
     own: dict[str, list[Layer]] = {}
     for layer in layers:
         own.setdefault(layer.name, []).append(layer)

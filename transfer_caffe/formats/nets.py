@@ -10,10 +10,16 @@ from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter,
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
+python_folders: dict[str, None] = {}
+"""The folders of the nets with Python layers that were read, in that order: the layers' modules are searched there."""
+
 
 def read_net(path: str | os.PathLike[str]) -> NetParameter:
     """Read a net prototxt. Old formats (before 2015) are upgraded, as Caffe does when it reads them."""
-    return upgrade_net(read_text(path, NetParameter()), os.fspath(path))
+    net = upgrade_net(read_text(path, NetParameter()), os.fspath(path))
+    if any(layer.type == "Python" for layer in net.layer):
+        python_folders[os.path.dirname(os.path.abspath(path))] = None
+    return net
 
 
 def state_of(param: NetParameter, phase: int, level: int = 0, stages: Iterable[str] = ()) -> NetState:

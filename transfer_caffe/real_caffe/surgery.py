@@ -1,14 +1,16 @@
-"""Weight surgery by running real Caffe: pycaffe loads the base's weights into a net and returns the net's blobs.
+"""Weight surgery by pycaffe: it loads the base's weights into a net and returns the net's blobs.
 
     python -m transfer_caffe.surgery ... --with pycaffe
 
-The result is byte-identical to that of `transfer_caffe.surgery`; use it to let Caffe itself copy the layers.
+The result is byte-identical to that of `transfer_caffe.surgery`; use it to let Caffe itself copy the layers. Without
+real Caffe, the same script runs on the embedded engine's pycaffe interface (`transfer_caffe.caffe`).
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,10 @@ from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.real_caffe import programs as real_caffe
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import write_text
+from transfer_caffe.utils.processes import environment
+
+EMBEDDED = (sys.executable, "-m", "transfer_caffe.caffe")
+"""The argv of a Python in which `import caffe` is the embedded engine's interface."""
 
 SCRIPT = Path(__file__).parent / "scripts" / "take_over.py"
 
@@ -29,22 +35,21 @@ def blobs_by_pycaffe(
 ) -> dict[str, list[np.ndarray]]:
     """Return the blobs of ``layers`` in ``net`` after pycaffe's Net.copy_from(base), float32 in the net's shapes.
 
-    ``image`` is channels, height and width of the net's input. Raise UserError if there is no pycaffe, or, with
-    Caffe's error message, if Caffe rejects the weights.
+    ``image`` is channels, height and width of the net's input. Raise UserError, with pycaffe's error message, if it
+    rejects the weights.
     """
-    python = real_caffe.pycaffe()
-    if python is None:
-        raise UserError(
-            "--with pycaffe: no Python with pycaffe was found; run `make caffe`, or set CAFFE_PYTHON to one"
-        )
+    python = real_caffe.pycaffe() or EMBEDDED
     with tempfile.TemporaryDirectory() as folder:
         prototxt, out = Path(folder, "net.prototxt"), Path(folder, "blobs.npz")
         write_text(prototxt, to_text(without_data(net, image)))
         argv = [*python, str(SCRIPT), str(prototxt), os.path.abspath(base), str(out), *layers]
-        env = {**os.environ, "GLOG_logtostderr": "1", "GLOG_minloglevel": "2"}
+        # real Caffe's Python is another one: it must not find this one's packages
+        own = environment() if python is EMBEDDED else os.environ
+        env = {**own, "GLOG_logtostderr": "1", "GLOG_minloglevel": "2"}
         result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, errors="replace")
         if result.returncode or not out.exists():
-            raise UserError(f"{os.fspath(base)}: pycaffe cannot load it: {real_caffe.last_words(result.stderr)}")
+            why = real_caffe.last_words(result.stderr).removeprefix("transfer_caffe.caffe.errors.CaffeError: ")
+            raise UserError(f"{os.fspath(base)}: pycaffe cannot load it: {why}")
         with np.load(out) as blobs:
             taken: dict[str, list[np.ndarray]] = {name: [] for name in layers}
             for key in sorted(blobs.files, key=lambda key: int(key.rsplit("/", 1)[1])):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine.layers import Blob, Layer, common, loss, neuron, vision
+from transfer_caffe.engine.layers import Blob, Layer, common, loss, neuron, python_layer, vision
 from transfer_caffe.formats.proto.caffe_pb2 import LossParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 
@@ -392,7 +392,8 @@ STEPS: tuple[type[Step], ...] = (
 
 def step_for(layer: Layer, shard: Shard, weight: float, by_autograd: bool) -> Step:
     """Return the step of a layer; with ``by_autograd``, always use autograd."""
-    if not layer.param.bottom and not layer.blobs:
+    # a layer written in Python may give each batch another size, which cannot be divided into shards
+    if not layer.param.bottom and not layer.blobs and not isinstance(layer, python_layer.Python):
         return Read(layer, shard, weight)
     kinds = () if by_autograd else STEPS
     return next((kind for kind in kinds if kind.serves(layer)), ByAutograd)(layer, shard, weight)

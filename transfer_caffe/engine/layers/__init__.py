@@ -1,7 +1,8 @@
 """Caffe's layers on PyTorch, by the type names that prototxt files use.
 
 `base` defines the base class. `vision`, `neuron`, `common`, `shaping`, `recurrent` and `loss` hold the layers that
-compute, grouped as in Caffe; `data`, `sources` and `windows` hold the data layers, and `output` the one that writes.
+compute, grouped as in Caffe; `data`, `sources` and `windows` hold the data layers, and `output` the one that writes;
+`python_layer` holds layers written in Python.
 """
 
 from transfer_caffe.engine.layers import (
@@ -10,6 +11,7 @@ from transfer_caffe.engine.layers import (
     loss,
     neuron,
     output,
+    python_layer,
     recurrent,
     shaping,
     sources,
@@ -22,6 +24,6 @@ __all__ = ["LAYERS", "Blob", "Buffer", "Context", "Layer", "Shape"]
 
 LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer
-    for module in (vision, neuron, common, shaping, recurrent, loss, data, sources, windows, output)
+    for module in (vision, neuron, common, shaping, recurrent, loss, data, sources, windows, output, python_layer)
     for layer in module.LAYERS
 }

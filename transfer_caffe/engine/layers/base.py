@@ -107,6 +107,7 @@ class Layer:
         """The name that seeds the layer's random numbers: its name, which the net makes unique."""
         self.context = context
         self.blobs: list[Blob] = []
+        self._blobs_before: list[Blob] | None = None
         self.in_place = list(param.bottom[:1]) == list(param.top[:1])
         self.buffer: Buffer | None = None
         """The buffer of the first top, if Caffe's backward pass reads it after it was overwritten; otherwise None."""
@@ -160,11 +161,33 @@ class Layer:
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a learnable blob, initialised by ``filler``, with the multipliers of its ``param {}``."""
         index = len(self.blobs)
+        if self._blobs_before is not None:
+            self.blobs.append(self._same_blob(index, shape))
+            return
         generator = rng.torch_generator(self.context.seed, "fill", self.key, index)
         values = fill(shape, filler, generator, f"layer {self.name!r}, blob {index}").to(self.context.device)
         spec = self.param.param[index] if index < len(self.param.param) else None
         lr_mult, decay_mult = (spec.lr_mult, spec.decay_mult) if spec else (1.0, 1.0)
         self.blobs.append(Blob(values.requires_grad_(lr_mult != 0 or self.context.force_backward), lr_mult, decay_mult))
+
+    def reshape(self, shapes: Sequence[Shape]) -> None:
+        """Set the layer up again for bottoms of other shapes, with the same blobs (Layer::Reshape).
+
+        Raise UserError, and leave the layer as it was, if its blobs do not fit these shapes.
+        """
+        before, self.blobs = self.blobs, []
+        self._blobs_before = before
+        try:
+            self.setup(shapes)
+        finally:
+            self.blobs, self._blobs_before = before, None
+
+    def _same_blob(self, index: int, shape: Shape) -> Blob:
+        assert self._blobs_before is not None
+        if index >= len(self._blobs_before) or tuple(self._blobs_before[index].data.shape) != tuple(shape):
+            has = list(self._blobs_before[index].data.shape) if index < len(self._blobs_before) else "not there"
+            raise self.error(f"the new shape of its bottom needs blob {index} of {list(shape)}, but the blob is {has}")
+        return self._blobs_before[index]
 
     def axis(self, axis: int, shape: Shape, ends: int = 0) -> int:
         """Return the canonical axis index, as Caffe's CanonicalAxisIndex: a negative axis counts from the end.

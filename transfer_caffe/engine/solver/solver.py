@@ -9,6 +9,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from transfer_caffe.engine.solver.beside import Beside, HostCopy
 from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.engine.weights import owned_weights
 from transfer_caffe.formats.proto import caffe_pb2, to_text
-from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, NetState, SolverParameter
 from transfer_caffe.utils.errors import UserError
 
 
@@ -53,6 +54,8 @@ class Solver:
 
     ``net`` is the training net, ``test_nets`` are the test nets, ``iteration`` is the number of finished iterations.
     """
+
+    _may_update_on_device: ClassVar[bool] = True
 
     @classmethod
     def load(
@@ -90,17 +93,16 @@ class Solver:
         more.level = level
         more.stage.extend(stages)
         state = _merged(NetState(phase=caffe_pb2.TRAIN), net_param.state, more)
-        self.net = Net(net_param, state, self.seed, device, dtype=dtype)
+        self.net = self._build_net(net_param, state)
         self.test_nets = [self._test_net(index) for index in range(len(param.test_iter))]
         self.iteration = 0
         self._ways = ways.choose(self.net) if own_process else {}
         ways.use([self.net, *self.test_nets], self._ways)
-        self._on_device = DeviceUpdate.fits(param, device)
+        self._on_device = self._may_update_on_device and DeviceUpdate.fits(param, device)
         """Whether the device updates the weights without the host; with iter_size 1 the passes contain the update."""
-        update = self._update_on_device if self._on_device and param.iter_size == 1 else None
         self._device_update: DeviceUpdate | None = None
-        self._pass = Pass(self.net, own_process=own_process, update=update)
-        self._test_passes = [TestPass(net, own_process=own_process) for net in self.test_nets]
+        self._pass = self._build_pass(own_process)
+        self._test_passes = [self._build_test_pass(net, own_process) for net in self.test_nets]
         self._step = 0
         """Number of steps that lr_policy step or multistep had taken at the last iteration."""
         self._idle: set[int] | None = None
@@ -116,7 +118,17 @@ class Solver:
         glog.info("solver.cpp:190", f"Creating test net (#{index})")
         net_param, more = settings.test_net(self.param, index)
         state = _merged(NetState(phase=caffe_pb2.TEST), net_param.state, more)
-        return Net(net_param, state, self.seed, self.device, self.net, self.dtype)
+        return self._build_net(net_param, state, self.net)
+
+    def _build_net(self, param: NetParameter, state: NetState, share: Net | None = None) -> Net:
+        return Net(param, state, self.seed, self.device, share, self.dtype)
+
+    def _build_pass(self, own_process: bool) -> Pass:
+        update = self._update_on_device if self._on_device and self.param.iter_size == 1 else None
+        return Pass(self.net, own_process=own_process, update=update)
+
+    def _build_test_pass(self, net: Net, own_process: bool) -> TestPass:
+        return TestPass(net, own_process=own_process)
 
     def finetune(self, path: str) -> None:
         """Load the weights of a .caffemodel or .caffemodel.h5, also into layers that only a test net has."""
@@ -191,7 +203,7 @@ class Solver:
                 owned_weights(self.net.layers)  # raises UserError for a net that HDF5 cannot hold
         glog.info("solver.cpp:289", f"Solving {self.net.name}")
         glog.info("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
-        stopped = self._steps(signals)
+        stopped = self._steps(signals, param.max_iter)
         if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
             self.save()
         self.finish_snapshots()
@@ -199,8 +211,7 @@ class Solver:
             glog.info("solver.cpp:316", "Optimization stopped early.")
             return False
         if param.display and self.iteration % param.display == 0:
-            with torch.no_grad():
-                self._losses.append(self.net.forward(self.iteration * param.iter_size)[0])
+            self._losses.append(self._loss_of(self.iteration * param.iter_size))
             glog.info("solver.cpp:327", f"Iteration {self.iteration}, loss = {glog.number(self._smoothed_loss())}")
         if param.test_interval and self.iteration % param.test_interval == 0 and not self.test(signals):
             glog.info("solver.cpp:316", "Optimization stopped early.")
@@ -229,9 +240,14 @@ class Solver:
         means = test_pass(self._test_passes[index], range(self.param.test_iter[index]))
         return {name: value.cpu().numpy() for name, value in means.items()}
 
-    def _steps(self, signals: Signals) -> bool:
+    @torch.no_grad()
+    def _loss_of(self, batch: int) -> Tensor:
+        return self.net.forward(batch)[0]
+
+    def _steps(self, signals: Signals, until: int) -> bool:
+        """Train until iteration ``until``, with tests and snapshots; return whether a signal stopped it."""
         param, shown, since = self.param, self.iteration, time.perf_counter()
-        while self.iteration < param.max_iter:
+        while self.iteration < until:
             if (
                 param.test_interval
                 and self.iteration % param.test_interval == 0
@@ -285,14 +301,17 @@ class Solver:
         return loss
 
     @torch.no_grad()
-    def _update(self, show: bool) -> None:
-        """Apply one update as SGDSolver::ApplyUpdate does: clip, normalise, regularise, then the solver's rule."""
+    def _update(self, show: bool) -> dict[int, Tensor]:
+        """Apply one update as SGDSolver::ApplyUpdate does: clip, normalise, regularise, then the solver's rule.
+
+        Return what was subtracted from the learnable blobs, by index; the tensors may be those of the history.
+        """
         param, count = self.param, len(self.net.learnable)
         rate = self._rate(show)
         if self._on_device:
             if param.iter_size > 1:
                 self._update_on_device()
-            return
+            return {}
         if self._idle is None:
             self._idle = self._find_idle()
         places = [index for index in range(count) if index not in self._idle]
@@ -311,7 +330,9 @@ class Solver:
             decays = [0.0] * len(blobs)
         rated = [rate * blob.lr_mult for blob in blobs]
         histories = [self.history[index::count] for index in places]
-        updates.update(param, [blob.data for blob in blobs], gradients, histories, rated, decays, self.iteration)
+        data = [blob.data for blob in blobs]
+        done = updates.update(param, data, gradients, histories, rated, decays, self.iteration)
+        return dict(zip(places, done, strict=True))
 
     def _set_device_rate(self) -> None:
         """Give this iteration's learning rate to the device, before the passes, which may contain the update."""

@@ -79,19 +79,23 @@ RULES: dict[str, tuple[Rule, int]] = {
 def update(
     param: SolverParameter, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
     rates: Sequence[float], decays: Sequence[float], iteration: int,
-) -> None:  # fmt: skip
+) -> list[Tensor]:  # fmt: skip
     """Update weights and histories with this iteration's gradients, which are overwritten.
 
-    ``rates`` are learning rates times lr_mult; ``decays`` are L2 weight decays times decay_mult.
+    ``rates`` are learning rates times lr_mult; ``decays`` are L2 weight decays times decay_mult. Return what was
+    subtracted from the weights.
     """
     if param.type == "SGD" and param.momentum:
         _sgd_at_once(param.momentum, weights, gradients, histories, rates, decays)
-        return
+        return [history[0] for history in histories]
+    done = []
     rule = RULES[param.type][0]
     for weight, gradient, history, rate, decay in zip(weights, gradients, histories, rates, decays, strict=True):
         if decay:
             gradient.add_(weight, alpha=decay)
-        weight.sub_(rule(param, rate, gradient, history, iteration))
+        done.append(rule(param, rate, gradient, history, iteration))
+        weight.sub_(done[-1])
+    return done
 
 
 def _sgd_at_once(
