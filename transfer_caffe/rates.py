@@ -28,6 +28,7 @@ from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.formats.image_list import Line, read_list, write_list
 from transfer_caffe.results.table import load
+from transfer_caffe.run.folder import LOG
 from transfer_caffe.sweep.__main__ import main as sweep
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import read_json, sha256, write_json, write_text
@@ -76,6 +77,8 @@ def search(
         results = folder / name / "results.csv"
         accuracies = {row.treatment: row.accuracy_final for row in load(results)} if results.is_file() else {}
         for kind, treatment in kinds.items():
+            if treatment not in accuracies:
+                _require_diverged(folder / name / f"whole-{treatment}-s0" / LOG)
             found[kind][rate] = accuracies.get(treatment) or 0.0
     if not any(value for each in found.values() for value in each.values()):
         raise UserError(f"recipe {recipe.name}: no network of the search for a learning rate could be trained")
@@ -133,6 +136,13 @@ def table_of(found: Table) -> list[str]:
     if ends:
         lines.append(f"the best rate is at the end of what was tried for {', '.join(ends)}: try more with --rates")
     return lines
+
+
+def _require_diverged(log: Path) -> None:
+    """Raise UserError unless a network failed because it diverged, which says that its rate is too high."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    if "diverged" not in text and "nan" not in text:
+        raise UserError(f"{log}: a network of the search failed, and it did not diverge; run the command again")
 
 
 def _dataset(recipe: Recipe) -> str:

@@ -39,13 +39,12 @@ RECIPE = {
     "sources": {"P": {"weights": "weights.caffemodel"}}, "copied_rate": 0.1, "scale": 0.015625,
     "batch": {"train": 32, "test": 250},
     "solver": {
-        "base_lr": 0.003, "lr_policy": "poly", "power": 1, "max_iter": 800, "momentum": 0.9, "weight_decay": 0.0005,
+        "base_lr": 0.03, "lr_policy": "poly", "power": 1, "max_iter": 800, "momentum": 0.9, "weight_decay": 0.0005,
         "clip_gradients": 10, "test_interval": 800, "test_initialization": False, "display": 100, "snapshot": 800,
     },
-    "solver_for": {"P*+": {"base_lr": 0.01}},
     "networks": {"whole": ["base", "P{1,3,5,7}", "P{1,3,5,7}+"]},
 }  # fmt: skip
-"""As `transfer_caffe.study` writes it; the learning rates are those that it finds."""
+"""As `transfer_caffe.study` writes it; the learning rate is the one that it finds for all three kinds of networks."""
 
 
 def prepare(seeds: int) -> None:

@@ -34,8 +34,8 @@ def recipe(tmp_path, monkeypatch):
 class Sweep:
     """In the place of `sweep run`: writes the accuracies of `ACCURACIES`, and notes what it was asked for."""
 
-    def __init__(self, codes=()):
-        self.recipes, self.codes, self.lists = [], list(codes), None
+    def __init__(self, codes=(), diverge=True):
+        self.recipes, self.codes, self.lists, self.diverge = [], list(codes), None, diverge
 
     def __call__(self, argv: list[str]) -> int:
         code = self.codes.pop(0) if self.codes else 0
@@ -45,6 +45,10 @@ class Sweep:
         self.recipes.append(recipe)
         self.lists = {part: read_list(f"data/pets-rates/{part}.txt") for part in ("train", "val")}
         found = ACCURACIES[recipe.solver["base_lr"]]
+        for treatment in recipe.treatments["whole"] if self.diverge else ():
+            log = Path(argv[argv.index("--runs") + 1]) / recipe.name / f"whole-{treatment}-s0" / "train.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text("the loss is nan: training diverged")
         write_table(Path(argv[argv.index("--runs") + 1]) / recipe.name, [("whole", *one) for one in
                     ((name, 0, value) for name, value in found.items())])  # fmt: skip
         return code
@@ -96,7 +100,7 @@ def test_what_another_recipe_left_is_removed_and_not_used(recipe, monkeypatch):
     with pytest.raises(SystemExit):
         search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
     left = Path("runs/pets/rates/pets-lr0.01/whole-base-s0")
-    left.mkdir(parents=True)
+    left.mkdir(parents=True, exist_ok=True)
     text = Path("pets.yaml").read_text()
     Path("pets.yaml").write_text(text.replace("momentum: 0.9", "momentum: 0.8"))
 
@@ -110,12 +114,20 @@ def test_what_another_recipe_left_is_removed_and_not_used(recipe, monkeypatch):
     assert [each.solver["momentum"] for each in run.recipes] == [0.8]
 
 
+def test_a_network_that_failed_but_did_not_diverge_ends_the_search(recipe, monkeypatch):
+    monkeypatch.setattr(rates, "sweep", Sweep(codes=[0, 0, 1], diverge=False))
+    with pytest.raises(UserError, match=r"whole-P2\+-s0/train\.log: a network of the search failed, and it did not"):
+        search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    assert not Path("runs/pets/rates.json").exists() and Path("runs/pets/rates").exists()
+
+
 def test_bad_input_is_one_line(recipe, monkeypatch, capsys):
     for given in ("", "fast", "0.1,-1", "0.1,0.1", "nan"):
         assert main(["--recipe", "pets.yaml", "--rates", given]) == 2
         assert "numbers above 0" in (error := capsys.readouterr().err) and error.count("\n") == 1
     with pytest.raises(UserError, match="no networks with stages from existing weights"):
         kinds_of(load_recipe("demo"))
-    monkeypatch.setattr(rates, "sweep", lambda argv: 1)
+    monkeypatch.setitem(ACCURACIES, 0.01, {})
+    monkeypatch.setattr(rates, "sweep", Sweep())
     with pytest.raises(UserError, match="no network of the search"):
         search(recipe, Path("data"), Path("runs"), [0.01])
