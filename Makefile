@@ -136,7 +136,8 @@ analysis: results   ## analyse the results of RECIPE: effects with confidence in
 
 study: $(READY)     ## how many stages of WEIGHTS (of NET) to copy for IMAGES, a folder of class folders
 	@"$(PY)" -m transfer_caffe.study --weights "$(WEIGHTS)" --net "$(NET)" --images "$(IMAGES)" --data "$(DATA)" \
-	  --runs "$(RUNS)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GPU),--gpu "$(GPU)") $(if $(JOBS),--jobs $(JOBS))
+	  --runs "$(RUNS)" $(if $(SEEDS),--seeds $(SEEDS)) $(if $(HOURS),--hours $(HOURS)) \
+	  $(if $(GPU),--gpu "$(GPU)") $(if $(JOBS),--jobs $(JOBS))
 
 report: results     ## write report/index.html: findings and figures of RECIPE, and a page for each network
 	@"$(PY)" -m transfer_caffe.report --runs "$(NETWORKS)" --out "$(REPORT)"

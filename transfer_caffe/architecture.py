@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from transfer_caffe.experiment.architecture import built
+from transfer_caffe.experiment.own_net import read_own_net
 from transfer_caffe.experiment.stages import Stage, cuts_of, stages_of, training_layers
-from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int | None:
         description="Print the stages of a net: what n counts in treatments such as A3B, and where the net can be cut.",
         epilog=EXAMPLES,
     )
-    parser.add_argument("net", metavar="NET", help="a train_val.prototxt or deploy.prototxt")
+    parser.add_argument("net", metavar="NET", help="a train_val.prototxt or deploy.prototxt, or a template (.j2)")
     parser.add_argument(
         "--cuts", metavar="BLOBS", help="blobs where stages end, with commas (default: all possible cuts)"
     )
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     if args.crop is not None and args.crop < 1:
         raise UserError(f"--crop {args.crop}: a number of pixels, 1 or more, was expected")
-    net = with_crop(read_net(args.net), args.crop)
+    net = with_crop(read_own_net(args.net, args.crop), args.crop)
     cuts = [cut for cut in args.cuts.split(",") if cut] if args.cuts else []
     stages = stages_of(net, cuts)
     print(table(stages, net))

@@ -26,7 +26,6 @@ from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import TEMPLATES, Network
 from transfer_caffe.experiment.rewrite import Change, Source, rewrite
 from transfer_caffe.experiment.treatment import Treatment
-from transfer_caffe.formats.nets import read_net
 from transfer_caffe.formats.proto import parse_text, to_text
 from transfer_caffe.formats.proto import read_text as read_message
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter, TransformationParameter
@@ -118,13 +117,13 @@ def compose(network: Network, data_root: str | os.PathLike[str], folder: str | o
         "command": _command_line(network),
     }
     origin = f"{recipe.architecture} for {network.name}"
-    if recipe.net_file is None:
+    if recipe.own_net is None:
         folder_of_templates = recipe.architecture
         text = _rendered(f"{recipe.architecture}/{NET}.j2", values)
         net = parse_text(text, NetParameter(), f"{NET} of {origin}")
     else:
         folder_of_templates = ""
-        net = _rewritten(network, recipe.net_file, values)
+        net = _rewritten(network, recipe.own_net, values)
         text = _HEADER.format(**values) + to_text(net)
     solver_text = _rendered(f"{folder_of_templates}/{SOLVER}.j2".lstrip("/"), values)
     solver = parse_text(solver_text, SolverParameter(), f"{SOLVER} of {origin}")
@@ -145,7 +144,7 @@ def _rendered(template: str, values: dict[str, Any]) -> str:
         raise UserError(f"template {template}: {error}") from None
 
 
-def _rewritten(network: Network, net_file: Path, values: dict[str, Any]) -> NetParameter:
+def _rewritten(network: Network, net: NetParameter, values: dict[str, Any]) -> NetParameter:
     """A net of one's own for a network: `rewrite`, by the recipe's settings."""
     recipe, treatment = network.recipe, network.treatment
 
@@ -175,7 +174,7 @@ def _rewritten(network: Network, net_file: Path, values: dict[str, Any]) -> NetP
         global_stats=recipe.batch_norm == "stored" and not treatment.is_random,
         rates=dict.fromkeys(copied, recipe.copied_rate),
     )
-    return rewrite(read_net(net_file), change, network.name)
+    return rewrite(net, change, network.name)
 
 
 @functools.cache

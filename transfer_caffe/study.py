@@ -25,11 +25,11 @@ import yaml
 from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.data_prep.folders import find_images
 from transfer_caffe.data_prep.folders import main as write_lists
+from transfer_caffe.experiment.own_net import read_own_net
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.experiment.stages import Stage, images_of, stages_of, training_layers
-from transfer_caffe.formats.nets import read_net
-from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, TransformationParameter
 from transfer_caffe.formats.weights import read_weights
 from transfer_caffe.probe import make_probes
 from transfer_caffe.rates import RATES, block_of, search, table_of
@@ -80,6 +80,7 @@ class Study:
     crop: int
     channels: int
     mean: tuple[float, ...]
+    scale: float
     images: int
     val_images: int
     seeds: int
@@ -102,6 +103,7 @@ class Study:
             "crop": self.crop,
             "mirror": True,
             "mean": list(self.mean),
+            **({} if self.scale == 1 else {"scale": self.scale}),
             "copied_rate": 0.1,
             "batch": {"train": BATCH, "test": 50},
             "solver": {
@@ -160,6 +162,17 @@ def crop_of(net: NetParameter, where: str) -> int:
     raise UserError(f"{where} does not say the size of its images; give it with --crop")
 
 
+def transform_of(net: NetParameter) -> TransformationParameter:
+    """Return how the net's own data layer transforms images; the defaults for a net without one, such as a deploy net.
+
+    Weights fit only images with the scale and the mean that they were trained with.
+    """
+    for layer in training_layers(net):
+        if not layer.bottom and layer.HasField("transform_param"):
+            return layer.transform_param
+    return TransformationParameter()
+
+
 def channels_of(net: NetParameter, weights: str) -> int:
     """Return the number of channels of the images that a net takes: 3, or 1 for gray ones.
 
@@ -213,19 +226,22 @@ def described(args: argparse.Namespace, name: str) -> Study:
     require_file(args.net, "give the prototxt of the net that the weights belong to")
     if args.seeds < 1 or (args.iterations is not None and args.iterations < 4):
         raise UserError("--seeds must be 1 or more, --iterations 4 or more")
-    for option, value in (("--hours", args.hours), ("--base-lr", args.base_lr)):
+    for option, value in (("--hours", args.hours), ("--base-lr", args.base_lr), ("--scale", args.scale)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{option} {value}: must be a number above 0")
     if args.hours is not None and args.gpu:
         raise UserError("--hours measures this machine's processors; with --gpu, give --iterations and --seeds instead")
-    net = read_net(args.net)
+    net = read_own_net(args.net, args.crop)
     crop = args.crop or crop_of(net, args.net)
     stages = stages_of(net)
     if len(stages) < 2:
         raise UserError(f"{args.net} has one stage only, so there is nothing to copy; see transfer_caffe.architecture")
     require_weights(args.weights, stages)
     channels = channels_of(net, args.weights)
-    mean = args.mean or ([104, 117, 123] if channels == 3 else [117])
+    transform = transform_of(net)
+    mean = args.mean or list(transform.mean_value) or ([104, 117, 123] if channels == 3 else [117])
+    if len(mean) == 1:
+        mean *= channels
     if len(mean) != channels:
         raise UserError(f"--mean: the net takes images of {channels} channels, so {channels} numbers are needed")
     lists = Path(args.data) / name
@@ -234,8 +250,9 @@ def described(args: argparse.Namespace, name: str) -> Study:
     images, val_images = (len(read_text(lists / f"{part}.txt").splitlines()) for part in ("train", "val"))
     iterations = args.iterations or max(LEAST_ITERATIONS, math.ceil(EPOCHS * images / BATCH))
     size = Size(tuple(spread(len(stages))), iterations)
+    scale = args.scale or float(f"{transform.scale:.7g}")  # stored with 7 digits
     return Study(
-        name, Path(args.weights), Path(args.net), tuple(stages), crop, channels, tuple(mean), images, val_images,
+        name, Path(args.weights), Path(args.net), tuple(stages), crop, channels, tuple(mean), scale, images, val_images,
         args.seeds, size, args.base_lr,
     )  # fmt: skip
 
@@ -292,8 +309,15 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--seeds", type=int, default=1, metavar="K", help="train every network K times (default: 1)")
     parser.add_argument("--crop", type=int, metavar="PIXELS", help="side of the images (default: what the net says)")
     parser.add_argument(
-        "--mean", type=_numbers, metavar="B,G,R", help="mean of each channel (default: 104,117,123, ImageNet's)"
+        "--mean",
+        type=_numbers,
+        metavar="B,G,R",
+        help="mean of each channel (default: that of the net's data layer, else 104,117,123, ImageNet's)",
     )
+    parser.add_argument(
+        "--scale", type=float, metavar="FACTOR",
+        help="factor for the pixels, after the mean is subtracted (default: that of the net's data layer, else 1)",
+    )  # fmt: skip
     parser.add_argument(
         "--iterations", type=int, metavar="N", help=f"iterations of each network (default: {EPOCHS} epochs)"
     )

@@ -127,9 +127,10 @@ def _check_blobs(layer: LayerParameter, wanted: tuple[Shape, ...], where: str) -
 
 def _same_shape(blob: BlobProto, shape: Shape) -> bool:
     """Compare shapes as Blob::ShapeEquals: in files from before 2015, shapes are padded to 4 axes with leading ones."""
-    if blob.HasField("shape"):
-        return blob_shape(blob) == shape
-    return blob_shape(blob) == (1,) * (4 - len(shape)) + shape
+    there = blob_shape(blob)
+    if blob.HasField("shape") or not there:
+        return there == shape
+    return there == (1,) * (4 - len(shape)) + shape
 
 
 def table(rows: list[Row]) -> str:

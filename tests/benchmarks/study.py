@@ -36,7 +36,7 @@ FEW, SEEDS, STUDY = 10, 30, 3
 RECIPE = {
     "name": "few", "dataset": "few", "architecture": "deploy.prototxt", "crop": 28, "mirror": True,
     "images": {"resize": [32, 32], "root": "../photos"},
-    "sources": {"P": {"weights": "weights.caffemodel"}}, "copied_rate": 0.1,
+    "sources": {"P": {"weights": "weights.caffemodel"}}, "copied_rate": 0.1, "scale": 0.015625,
     "batch": {"train": 32, "test": 250},
     "solver": {
         "base_lr": 0.003, "lr_policy": "poly", "power": 1, "max_iter": 800, "momentum": 0.9, "weight_decay": 0.0005,

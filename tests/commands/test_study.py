@@ -60,9 +60,27 @@ def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, mon
 def test_a_study_of_gray_images_trains(capsys):
     write_net(Path(), NET.replace("dim: 3 dim: 24", "dim: 1 dim: 24"))
     assert study("--base-lr", "0.001") == 0
+    assert study("--mean", "1,2,3", "--name", "other") == 2
+    assert "the net takes images of 1 channels, so 1 numbers are needed" in capsys.readouterr().err
     recipe = load_recipe("pets.yaml")
     assert recipe.images.gray and recipe.mean == (117,) and SEARCH not in Path("pets.yaml").read_text()
     assert "Best: " in capsys.readouterr().out
+
+
+def test_scale_and_mean_are_those_of_the_nets_own_data_layer(capsys):
+    data = 'layer { name: "data" type: "Data" top: "data" top: "label" transform_param { crop_size: 24 scale: 0.017 '
+    text = NET.replace(
+        NET[: NET.index("layer")], 'name: "trained" ' + data + "mean_value: 50 mean_value: 60 mean_value: 70 } }\n"
+    )
+    Path("net.prototxt").write_text(
+        text.replace('"Softmax" bottom: "fc"', '"SoftmaxWithLoss" bottom: "fc" bottom: "label"')
+    )
+    assert study("--plan") == 0
+    recipe = load_recipe("pets.yaml")
+    assert (recipe.crop, recipe.scale, recipe.mean) == (24, 0.017, (50, 60, 70))
+    Path("pets.yaml").unlink()
+    assert study("--plan", "--scale", "0.5", "--mean", "1,2,3") == 0
+    assert (load_recipe("pets.yaml").scale, load_recipe("pets.yaml").mean) == (0.5, (1, 2, 3))
 
 
 def test_hours_reduce_the_study_and_say_what_is_left_out(capsys, monkeypatch):
@@ -134,7 +152,6 @@ def test_wrong_options_are_refused(capsys):
     assert study("--seeds", "0") == 2
     assert "--seeds must be 1 or more" in capsys.readouterr().err
     assert study("--base-lr", "0") == 2 and "--base-lr 0.0: must be" in capsys.readouterr().err
-    assert study("--mean", "100") == 2 and "the net takes images of 3 channels" in capsys.readouterr().err
     for mean in ("1,two,3", "", "1,2"):
         assert study("--mean", mean) == 2
         assert "--mean" in (error := capsys.readouterr().err) and "blue, green and red" in error

@@ -16,8 +16,8 @@ from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
 Shape = tuple[int, ...]
 Kind = str | int
-"""The values of a bottom: normal, relu (negative values are 0), unit (between 0 and 1), zeros (some values are 0),
-huge, or, given a number, integers from 0 up to that number."""
+"""The values of a bottom: normal, relu (negative values are 0), unit (between 0 and 1), zeros (some values are 0), nan
+(most values of every second column are NaN), huge, or, given a number, integers from 0 up to that number."""
 
 FILLERS = 'weight_filler { type: "gaussian" std: 0.5 } bias_filler { type: "gaussian" std: 0.5 }'
 
@@ -95,6 +95,10 @@ def values(kind: Kind, shape: Shape, draw: np.random.RandomState) -> np.ndarray:
     if isinstance(kind, int):
         return np.asarray(draw.randint(0, kind, shape), np.float32)
     normal = np.asarray(draw.standard_normal(shape), np.float32)
+    if kind == "nan":
+        # no window may be without numbers: real Caffe writes its gradient to a wrong place
+        odd = np.arange(shape[-1]) % 2 == 1
+        return np.where((draw.random_sample(shape) < 0.6) & odd, np.nan, normal).astype(np.float32)
     if kind == "zeros":
         return np.where(draw.random_sample(shape) < 0.4, 0, normal).astype(np.float32)
     return {"normal": normal, "relu": normal.clip(0), "unit": 1 / (1 + np.exp(-normal)), "huge": 200 * normal}[kind]
@@ -138,6 +142,16 @@ for _kind in ("Convolution", "Deconvolution"):
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 axis: 2 {FILLERS} }}", (2, 2, 3, 4, 3))
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", (2, 3, 5))
     add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", X, X, tops=2)
+    add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 2 {FILLERS} }}", (2, 2, 3, 2, 3, 2))
+    _settings = "num_output: 4 kernel_size: 2 stride: 2 pad: 1 dilation: 1 dilation: 2 dilation: 1 dilation: 1 group: 2"
+    add(_kind, f"convolution_param {{ {_settings} bias_term: false {FILLERS} }}", (2, 2, 3, 4, 2, 3))
+    add(_kind, f"convolution_param {{ num_output: 3 kernel_size: 1 axis: 2 {FILLERS} }}", (2, 2, 4))
+add("Convolution", f"convolution_param {{ num_output: 3 kernel_size: 3 pad: 5 {FILLERS} }}")
+add(
+    "Convolution",
+    f"convolution_param {{ num_output: 4 kernel_h: 2 kernel_w: 3 pad_h: 3 pad_w: 1 stride: 2 group: 2 {FILLERS} }}",
+)
+add("Convolution", f"convolution_param {{ num_output: 3 kernel_size: 15 pad: 7 {FILLERS} }}")
 add(
     "Deconvolution",
     'convolution_param { num_output: 4 kernel_size: 4 stride: 2 pad: 1 group: 4 weight_filler { type: "bilinear" } }',
@@ -167,6 +181,9 @@ for _pool in ("MAX", "AVE"):
         add("Pooling", f"pooling_param {{ pool: {_pool} {_setting} }}")
         add("Pooling", f"pooling_param {{ pool: {_pool} {_setting} }}", (2, 3, 7, 5), kinds={0: "relu"})
 add("Pooling", "pooling_param { pool: AVE kernel_size: 1 stride: 2 }")
+for _tops in (1, 2):
+    for _setting in ("kernel_size: 2 stride: 2 round_mode: FLOOR", "kernel_size: 3 stride: 2 pad: 2"):
+        add("Pooling", f"pooling_param {{ {_setting} }}", kinds={0: "nan"}, tops=_tops)
 add_all("Pooling", "pooling_param", ["kernel_size: 3 stride: 2", "kernel_size: 3 stride: 2 pad: 2"], tops=2)
 add_all(
     "LRN",
@@ -360,3 +377,25 @@ add("Filter", "", (5, 2), (5, 3), (5,), kinds={2: 2}, tops=2)
 add("BatchReindex", "", (4, 3, 2), (6,), kinds={1: 4})
 add("Silence", "", X, X, tops=0)
 LAYER_CASES["Parameter"] = [LayerCase('type: "Parameter" parameter_param { shape { dim: 2 dim: 3 } }', ())]
+_LAST = (
+    'recurrent_param { num_output: 3 EXPOSE weight_filler { type: "gaussian" std: 0.5 } bias_filler { value: 0.1 } }'
+)
+for _kind, _states in (("RNN", 1), ("LSTM", 2)):
+    for _static in ((), ((2, 4),)):
+        add(_kind, _LAST.replace("EXPOSE", ""), (4, 2, 3, 2), (4, 2), *_static, kinds={1: 2})
+        add(_kind, _LAST.replace("EXPOSE", "expose_hidden: true"), (4, 2, 5), (4, 2), *_static, *((1, 2, 3),) * _states,
+            kinds={1: 2}, tops=1 + _states)  # fmt: skip
+add("LSTMUnit", "", (1, 3, 2), (1, 3, 8), (1, 3), kinds={2: 2}, tops=2)
+add("LSTMUnit", "", (1, 3, 2), (1, 3, 8), (1, 3), kinds={2: "unit"}, tops=2)
+add_all(
+    "Im2col",
+    "convolution_param",
+    ["kernel_size: 3", "kernel_h: 3 kernel_w: 2 pad_h: 1 pad_w: 0 stride: 2", "kernel_size: 2 dilation: 2 pad: 2",
+     "kernel_size: 1", "kernel_size: 2 stride: 3 pad: 1 pad: 0"],
+)  # fmt: skip
+add("Im2col", "convolution_param { kernel_size: 2 pad: 1 }", (2, 3, 4, 3, 4))
+add("Im2col", "convolution_param { kernel_size: 2 axis: 2 }", (2, 2, 3, 4, 3))
+add("Im2col", "convolution_param { kernel_size: 2 force_nd_im2col: true }")
+for _pool in ("MAX", "AVE"):
+    for _setting in ("pyramid_height: 1", "pyramid_height: 2", "pyramid_height: 3"):
+        add("SPP", f"spp_param {{ {_setting} pool: {_pool} }}", (2, 3, 8, 11))

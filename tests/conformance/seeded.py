@@ -46,17 +46,6 @@ def seeded_weights(param: NetParameter, seed: int) -> dict[str, np.ndarray]:
     return values
 
 
-def nudged(values: dict[str, np.ndarray], seed: int, units: int = 1) -> dict[str, np.ndarray]:
-    """Return the weights, each changed by ``units`` units in the last place, up or down, to imitate rounding errors."""
-    draw, moved = np.random.RandomState(seed), {}
-    for key, array in values.items():
-        toward = np.where(draw.random_sample(array.shape) < 0.5, np.inf, -np.inf).astype(np.float32)
-        for _ in range(units):
-            array = np.nextafter(array, toward)
-        moved[key] = array
-    return moved
-
-
 def write_weights(path: str | os.PathLike[str], values: dict[str, np.ndarray]) -> None:
     """Write the weights as a .caffemodel."""
     param = NetParameter()

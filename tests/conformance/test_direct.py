@@ -3,6 +3,7 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from conformance.graph_cases import GRAPH_CASES
@@ -13,7 +14,8 @@ from transfer_caffe.compare import build, draw_values
 from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.iteration.direct import Clock, Direct
 from transfer_caffe.engine.iteration.graph import forward_backward
-from transfer_caffe.engine.iteration.steps import ByAutograd
+from transfer_caffe.engine.iteration.steps import ByAutograd, PoolingStep, Shard
+from transfer_caffe.engine.layers.vision import Pooling
 from transfer_caffe.engine.net import Net
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.formats.proto import parse_text
@@ -258,3 +260,46 @@ def test_a_net_with_an_output_for_each_image_is_not_split():
         'layer { name: "more" type: "InnerProduct" bottom: "g" top: "more" inner_product_param { num_output: 2 } }'
     )
     assert "more" in net.outputs and not Direct.splits(net)
+
+
+NAN = """
+layer { name: "x" type: "Input" top: "x" top: "y"
+        input_param { shape { dim: 2 dim: 3 dim: 6 dim: 6 } shape { dim: 2 } } }
+layer { name: "bias" type: "Bias" bottom: "x" top: "b" }
+layer { name: "pool" type: "Pooling" bottom: "b" top: "p" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "fc" type: "InnerProduct" bottom: "p" top: "f"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "y" top: "loss" }
+"""
+
+
+def test_max_pooling_ignores_nan_in_both():
+    net = Net(parse_text(NAN, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
+    images = np.random.RandomState(0).standard_normal((2, 3, 6, 6)).astype(np.float32)
+    images[:, :, :, 1::2] = np.nan
+    net.feed({"x": images, "y": np.ones(2)})
+    direct = results(net, lambda: Direct(net)(0))
+    for gradient in direct[2]:
+        assert gradient is not None and torch.isfinite(gradient).all() and gradient.abs().sum() > 0
+
+    def by_autograd():
+        found = net.forward(0)
+        found[0].backward()
+        return found[0].detach(), found[1]
+
+    require_equal(direct, results(net, by_autograd))
+
+
+@pytest.mark.parametrize("postponed", [False, True])
+def test_a_window_without_numbers_gets_no_gradient(postponed):
+    net = Net(parse_text(NAN, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
+    pooling = net.layers[2]
+    assert isinstance(pooling, Pooling)
+    pooling.relu_postponed = postponed
+    bottom = torch.full((1, 3, 6, 6), torch.nan)
+    bottom[0, 0, 2, 3] = 5
+    step = PoolingStep(pooling, Shard(), 0.0)
+    top = step.up(bottom, 0)
+    assert top.flatten()[4] == 5
+    assert top.isnan().sum() == 26 if postponed else (top == -torch.finfo(torch.float32).max).sum() == 26
+    assert step.down(torch.ones_like(top)).nonzero().tolist() == [[0, 0, 2, 3]]

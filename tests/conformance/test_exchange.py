@@ -34,6 +34,7 @@ CASES = [
     "shared_sgd",
     "shared_adam",
     "frozen_adam",
+    "scalar_sgd",
 ]
 
 
@@ -144,3 +145,33 @@ def test_a_state_of_real_caffe_has_no_seed_and_one_is_drawn(tmp_path):
     log = run_ours(tmp_path, *TRAIN, "--snapshot", "snap/tiny_iter_20.solverstate")
     assert "random_seed is not set: taking" in log
     assert solverstate.read_state(f"{tmp_path}/snap/tiny_iter_21.solverstate").seed is not None
+
+
+TWICE = """layer { name: "data" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 3 dim: 5 }
+  shape { dim: 3 } data_filler { type: "constant" value: 0.5 } data_filler { type: "constant" value: 2 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 4
+  weight_filler { type: "constant" value: 0.1 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "a" top: "b" inner_product_param { num_output: 3
+  weight_filler { type: "constant" value: 0.3 } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "y" top: "loss" }"""
+
+
+def test_two_layers_of_one_name_are_trained_and_saved_alike(tmp_path):
+    saved = []
+    for name, run in RUNS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "net.prototxt").write_text(TWICE)
+        (folder / "solver.prototxt").write_text(
+            'net: "net.prototxt" base_lr: 0.05 lr_policy: "fixed" momentum: 0.9 max_iter: 9 display: 1 '
+            'snapshot_prefix: "s" solver_mode: CPU random_seed: 1'
+        )
+        losses = solver_suite.losses(run(folder, *TRAIN))
+        param = read_binary(folder / "s_iter_9.caffemodel", NetParameter())
+        saved.append((losses, [blob for layer in param.layer if layer.name == "fc" for blob in layer.blobs]))
+    (losses, blobs), (real_losses, real_blobs) = saved
+    assert len(losses) == 10 and losses[-1] < 0.9 * losses[0] and len(blobs) == 4
+    np.testing.assert_allclose(losses, real_losses, rtol=2e-5)
+    for own, real in zip(blobs, real_blobs, strict=True):
+        assert own.shape == real.shape
+        np.testing.assert_allclose(own.data, real.data, rtol=1e-5)

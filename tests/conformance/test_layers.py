@@ -7,13 +7,22 @@ from conformance.layer_cases import LAYER_CASES
 from conformance.random_layers import random_cases
 from conformance.suite import needs_real_caffe, outcomes, report
 
-from transfer_caffe.compare import TOLERANCE
 from transfer_caffe.engine.layers import LAYERS
 from transfer_caffe.engine.layers.sources import Input  # noqa: F401 - data layers add themselves to LAYERS
+from transfer_caffe.real_caffe.differences import TOLERANCE
 
 pytestmark = needs_real_caffe
 
-READING = {"Data", "DummyData", "HDF5Data", "ImageData", "Input", "MemoryData"}  # test_sources.py
+READING = {
+    "Data",
+    "DummyData",
+    "HDF5Data",
+    "HDF5Output",
+    "ImageData",
+    "Input",
+    "MemoryData",
+    "WindowData",
+}  # test_sources.py
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ from conformance.networks import NETWORKS, net_text, solver_text, write_data
 from conformance.seeded import recorded, seeded_weights
 from conformance.suite import needs_real_caffe
 
-from transfer_caffe.compare import TOLERANCE, Case, compare
+from transfer_caffe.compare import Case, compare
 from transfer_caffe.formats.log import read_log
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.real_caffe.differences import TOLERANCE
 
 ITERATIONS = 100
 CLOSE, LATE = 1e-4, 1e-2

@@ -1,16 +1,20 @@
 """Compare data layers with real Caffe: the same batches from Data, ImageData, HDF5Data, MemoryData and the others."""
 
+import subprocess
+
 import cv2
 import h5py
 import numpy as np
 import pytest
 from conformance.suite import needs_real_caffe
 
-from transfer_caffe.compare import Case, compare, random_layers
+from transfer_caffe.compare import Case, build, compare, random_layers, run_ours
 from transfer_caffe.formats.database_writer import DatabaseWriter
 from transfer_caffe.formats.datum import encoded_datum, raw_datum
 from transfer_caffe.formats.proto import array_to_blob, parse_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import Datum, NetParameter
+from transfer_caffe.real_caffe.programs import pycaffe
+from transfer_caffe.utils.errors import UserError
 
 pytestmark = needs_real_caffe
 
@@ -118,8 +122,6 @@ def test_the_first_batch_is_real_caffes(text, phase, folder):
 
 
 def test_what_is_random_is_named(folder):
-    from transfer_caffe.compare import build
-
     text = f"layer {{ name: 'd' {data('raw_lmdb', 'crop_size: 4 mirror: true')[0]} }}"
     text += 'layer { name: "o" type: "Dropout" bottom: "data" top: "data" }'
     net = parse_text(text, NetParameter(), "")
@@ -140,3 +142,73 @@ def test_the_matrix_of_infogain_loss_is_read_from_its_file(folder):
     [outcome] = compare([case])
     assert outcome.ours is None and outcome.real is None
     assert outcome.worst() <= 1e-5 and "x" in [row.name for row in outcome.rows if row.what == "diff"]
+
+
+WINDOWS = """# 0
+{root}image 0.png
+3
+9
+8
+2
+{fg}
+{bg}
+"""
+
+
+@pytest.mark.parametrize(
+    "settings, transform, fg, bg",
+    [
+        ("", "crop_size: 6", "2 0.9 1 2 5 7", "3 0.1 0 0 7 3"),
+        ("context_pad: 1", "crop_size: 7 mean_value: 100", "2 0.9 0 0 5 7", "3 0.1 3 4 7 8"),
+        ("context_pad: 2", 'crop_size: 8 mean_file: "square.binaryproto"', "2 0.9 0 1 6 7", "3 0.1 5 5 7 8"),
+        ('crop_mode: "square" scale: 0.5', "crop_size: 5 mean_value: 1 mean_value: 2 mean_value: 3 scale: 7",
+         "2 0.5 1 1 2 6", "1 0.2 2 2 7 3"),
+        ('crop_mode: "square" context_pad: 1', "crop_size: 9", "1 0.5 0 0 0 0", "1 0.2 7 8 7 8"),
+    ],
+)  # fmt: skip
+def test_windows_are_real_caffes(settings, transform, fg, bg, folder):
+    """One window of each kind, so that sampling has no choice."""
+    (folder / "image0.png").write_bytes((folder / "image 0.png").read_bytes())
+    text = WINDOWS.format(root="", fg=fg, bg=bg).replace("image 0", "image0")
+    (folder / "windows.txt").write_text(text)
+    write_binary("square.binaryproto", array_to_blob(np.random.RandomState(5).uniform(0, 255, (1, 3, 11, 11))))
+    net = parse_text(
+        f"""name: "source" layer {{ name: "data" type: "WindowData" top: "data" top: "label"
+        transform_param {{ {transform} }}
+        window_data_param {{ source: "windows.txt" batch_size: 5 fg_fraction: 0.45 {settings} }} }}""",
+        NetParameter(),
+        "windows",
+    )
+    [outcome] = compare([Case(net, "TRAIN", folder=folder, backward=False)])
+    assert outcome.ours is None and outcome.real is None, (outcome.ours, outcome.real)
+    # another version of OpenCV rounds a few pixels of a warped window up instead of down
+    net = build(net, "TRAIN")
+    ours, real = run_ours(net, {}, False)["data/data"], outcome.reference["data/data"]
+    assert np.abs(ours - real).max() <= 1
+    assert outcome.rows[1].difference == 0 and outcome.reference["data/label"].tolist() == [0, 0, 0, *[int(fg[0])] * 2]
+
+
+def datasets():
+    """The types and shapes of the datasets in out.h5."""
+    with h5py.File("out.h5") as file:
+        return {name: (str(np.asarray(file[name]).dtype), np.asarray(file[name]).shape) for name in file}
+
+
+def test_hdf5_output_writes_real_caffes_datasets_once(folder):
+    text = """layer { name: "x" type: "Input" top: "x" top: "y" input_param { shape { dim: 4 dim: 3 dim: 2 }
+        shape { dim: 4 } } }
+      layer { name: "out" type: "HDF5Output" bottom: "x" bottom: "y" hdf5_output_param { file_name: "out.h5" } }"""
+    net = parse_text(text, NetParameter(), "net")
+    values = {"blob/x": np.random.RandomState(6).standard_normal((4, 3, 2)), "blob/y": np.arange(4)}
+    [outcome] = compare([Case(net, "TEST", values, folder=folder)])
+    assert outcome.ours is None and outcome.real is None
+    ours = datasets()  # the embedded engine has written last
+    assert ours == {"data": ("float32", (4, 3, 2, 1)), "label": ("float32", (4, 1, 1, 1))}
+    script = "import sys, caffe; caffe.Net(sys.argv[1], caffe.TEST).forward()"
+    (folder / "net.prototxt").write_text(text)
+    subprocess.run([*(pycaffe() or ()), "-c", script, "net.prototxt"], check=True, capture_output=True)
+    assert datasets() == ours
+    own = build(net, "TEST")
+    own.forward()
+    with pytest.raises(UserError, match=r"'out' \(HDF5Output\): has written out.h5: it writes one batch only"):
+        own.forward()

@@ -83,6 +83,26 @@ def test_average_pooling_divides_by_the_window_clipped_to_the_padded_image():
     np.testing.assert_allclose(y[0, 0], expected, rtol=1e-6)
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize("setting", ["kernel_size: 2 stride: 2", "kernel_size: 3 stride: 3 pad: 2"])
+def test_max_pooling_ignores_nan_and_gives_the_least_number_where_there_is_no_other(setting):
+    x = torch.full((1, 2, 4, 4), torch.nan)
+    x[0, 0, 1, 1], x[0, 0, 3, 2] = -7, 3
+    x[0, 1] = -torch.inf
+    x.requires_grad_()
+    _, (top,) = run(f'type: "Pooling" pooling_param {{ {setting} }}', x)
+    wanted = torch.full((2, 2, 2), -LARGEST)
+    wanted[0, 1, 1] = 3
+    if "pad" not in setting:  # with it, 3 is in the window of -7
+        wanted[0, 0, 0] = -7
+    assert top[0].tolist() == wanted.tolist()
+    (gradient,) = torch.autograd.grad(top.sum(), x)
+    places = gradient.nonzero().tolist()
+    assert places == ([[0, 0, 3, 2]] if "pad" in setting else [[0, 0, 1, 1], [0, 0, 3, 2]])
+
+
 def test_lrn_forward_and_backward_follow_the_formula():
     x = torch.randn(2, 7, 3, 3, dtype=torch.float32).mul_(3).requires_grad_()
     y = LAYERS["LRN"](

@@ -309,7 +309,6 @@ def test_a_wrong_solver_is_refused_in_one_line(tiny, capsys, old, new, message):
         ('type: "gaussian"', 'type: "gauss"', "unknown filler type 'gauss'"),
         ("local_size: 5", "local_size: 4", "local_size must be odd"),
         ('bottom: "fc3" bottom: "label"', 'bottom: "fc3"', "takes 2 bottom blobs, not 1"),
-        ('name: "conv2"', 'name: "conv1"', "two layers are named 'conv1', one with weights"),
         ('bottom: "pool2"', 'bottom: "pool2" propagate_down: [true, false]', "2 propagate_down for 1 bottoms"),
         ("crop_size: 10", "crop_size: 10 force_color: true force_gray: true", "cannot both be set"),
         ("mean.binaryproto", "net.prototxt", "net.prototxt: damaged or truncated"),
@@ -354,3 +353,20 @@ def test_the_level_of_the_command_line_takes_the_place_of_the_solvers(tiny, caps
     assert "relu2 -> conv2" in capsys.readouterr().err.split("Creating test net")[0]
     assert main(["train", "--solver", "solver.prototxt", "--level", "1"]) == 0
     assert "relu2 -> conv2" not in capsys.readouterr().err.split("Creating test net")[0]
+
+
+def test_two_layers_of_one_name_are_trained_saved_and_resumed(tiny, capsys):
+    edit(tiny / "net.prototxt", ('name: "conv2"', 'name: "conv1"'))
+    argv = ["train", "--solver", "solver.prototxt"]
+    assert main(argv) == 0
+    path = tiny / "snap/tiny_iter_20.caffemodel"
+    whole = path.read_bytes()
+    layers = [layer for layer in read_binary(path, NetParameter()).layer if layer.name == "conv1"]
+    shapes = [tuple(layer.blobs[0].shape.dim) for layer in layers]
+    assert shapes == [(6, 3, 3, 3), (8, 3, 3, 3)]
+    for file in tiny.glob("snap/tiny_iter_20.*"):
+        file.unlink()
+    assert main([*argv, "--snapshot", "snap/tiny_iter_10.solverstate"]) == 0
+    assert path.read_bytes() == whole
+    edit(tiny / "solver.prototxt", ("snapshot_prefix", "snapshot_format: HDF5 snapshot_prefix"))
+    assert "'conv1' (Convolution): another layer has this name: HDF5" in refused(capsys, *argv)

@@ -7,6 +7,8 @@ from support.tiny import net_text
 
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver.solver import Solver
+from transfer_caffe.experiment.own_net import read_own_net
+from transfer_caffe.experiment.read import RECIPES, load_recipe
 from transfer_caffe.experiment.rewrite import Change, Source, blobs_of, rewrite
 from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.formats.nets import read_net
@@ -208,3 +210,40 @@ def test_weights_that_cross_the_last_copied_stage_are_refused_when_they_are_fine
     net = parse_text(SHARED, NetParameter(), "s")
     with pytest.raises(UserError, match="share the weights 'w', but only one is in the first 2 stages"):
         rewrite(net, frozen_by(CHANGE, copied=2))
+
+
+def test_a_template_is_rendered_with_the_side_of_the_images_and_rewritten_like_any_net(tmp_path):
+    blocks = (
+        'name: "blocks" input: "data" input_shape { dim: 1 dim: 3 dim: {{ crop }} dim: {{ crop }} }\n'
+        '{% for n in range(1, 4) %}layer { name: "conv{{ n }}" type: "Convolution" top: "conv{{ n }}" '
+        'bottom: "{{ "data" if loop.first else "conv%d" % (n - 1) }}" convolution_param { num_output: {{ 4 * n }} '
+        "kernel_size: 3 } }\n{% endfor %}"
+        'layer { name: "fc" type: "InnerProduct" bottom: "conv3" top: "fc" inner_product_param { num_output: 9 } }\n'
+    )
+    (tmp_path / "blocks.prototxt.j2").write_text(blocks)
+    net = read_own_net(tmp_path / "blocks.prototxt.j2", crop=24)
+    assert list(net.layer[0].input_param.shape[0].dim) == [1, 3, 24, 24]
+    assert [stage.name for stage in stages_of(net)] == ["conv1", "conv2", "conv3", "fc"]
+    recipe = (RECIPES / "demo.yaml").read_text().replace("name: demo\n", "name: own\n").split("networks:")[0]
+    recipe = recipe.replace("architecture: mini", "architecture: blocks.prototxt.j2").replace("crop: 28", "crop: 24")
+    (tmp_path / "own.yaml").write_text(recipe + "networks: {random0: [baseA, A3B]}\n")
+    assert load_recipe(tmp_path / "own.yaml").stages == 4
+    digest = load_recipe(tmp_path / "own.yaml").sha256()
+    (tmp_path / "blocks.prototxt.j2").write_text(blocks.replace("4 * n", "5 * n"))
+    assert load_recipe(tmp_path / "own.yaml").sha256() != digest  # another net: its networks are out of date
+    for wrong, words in (
+        ("{% for n in %}", r"blocks\.prototxt\.j2:1: "),
+        ("{{ sides }}", r"'sides' is undefined; templates may use `crop`"),
+        ("layer {", "blocks"),
+    ):
+        (tmp_path / "blocks.prototxt.j2").write_text(wrong)
+        with pytest.raises(UserError, match=words):
+            read_own_net(tmp_path / "blocks.prototxt.j2", crop=24)
+
+
+def test_a_classifier_without_a_filler_starts_with_small_weights_and_one_with_a_filler_keeps_it():
+    filler = layers(rewrite(deploy(), CHANGE))["fc3"].inner_product_param.weight_filler
+    assert (filler.type, round(filler.std, 6)) == ("gaussian", 0.01)
+    given = deploy()
+    given.layer[-2].inner_product_param.weight_filler.type = "xavier"
+    assert layers(rewrite(given, CHANGE))["fc3"].inner_product_param.weight_filler.type == "xavier"

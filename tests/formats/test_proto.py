@@ -61,6 +61,12 @@ def test_old_blobs_have_num_channels_height_and_width_for_a_shape():
     assert proto.blob_to_array(blob, "").shape == (1, 2, 1, 3)
 
 
+def test_a_blob_without_axes_is_read_with_or_without_an_empty_shape():
+    # real Caffe writes a scalar without a shape, this package with an empty one
+    for blob in (caffe_pb2.BlobProto(data=[0.25]), proto.array_to_blob(np.array(0.25))):
+        assert proto.blob_to_array(blob, "").shape == () and proto.blob_to_array(blob, "") == 0.25
+
+
 def test_text_that_does_not_parse_is_an_error_with_file_and_line(tmp_path):
     path = tmp_path / "net.prototxt"
     path.write_text('name: "x"\nlayer { nme: "y" }\n')

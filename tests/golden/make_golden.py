@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
-from conformance.seeded import nudged, seeded_weights, write_weights
+from conformance.seeded import seeded_weights, write_weights
 from conformance.suite import recorded_cases
 
-from transfer_caffe.compare import TOLERANCE, Case, compare, difference, noise_floor
+from transfer_caffe.compare import Case, compare
 from transfer_caffe.formats.log import parse_log
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.real_caffe.differences import TOLERANCE, difference, noise_floor, nudged
 
 HERE = Path(__file__).parent.resolve()
 

@@ -58,7 +58,7 @@ def mean_without_a_number() -> None:
     ("damage", "message"),
     [
         (without_records, "A/train_lmdb: the database has no records"),
-        (mean_of_smaller_images, "A/mean.binaryproto: not a mean image of three channels and at least 28 x 28 pixels"),
+        (mean_of_smaller_images, "A/mean.binaryproto: not a mean image of 3 channels and at least 28 x 28 pixels"),
         (mean_without_a_number, "one image of finite values was expected"),
         (label_3_in_the_list, "A/val.txt: line 7: label 3, but the last layer of random0-baseA-s0 has 3 outputs"),
         (label_3_in_the_database, "A/train_lmdb: record '00000003_3.png': label 3, but the last layer"),

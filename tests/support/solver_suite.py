@@ -73,6 +73,8 @@ CASES = {
     "frozen_adagrad": ADA + FIXED + 'type: "AdaGrad"',
     "frozen_adadelta": 'type: "AdaDelta" base_lr: 1 momentum: 0.95 delta: 1e-5 weight_decay: 0.005 ' + FIXED,
     "frozen_adam": ADAM + FIXED + 'type: "Adam"',
+    # blobs without axes: real Caffe stores them without a shape
+    "scalar_sgd": SGD + FIXED,
 }
 """The solver settings of each case, by name."""
 
@@ -82,15 +84,19 @@ layer { name: "tanh4" type: "TanH" bottom: "fc4" top: "fc4" }
 layer { name: "fc5" type: "InnerProduct" bottom: "fc4" top: "fc5" param { name: "w" lr_mult: 2 } param { name: "b" }
   inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
 """
+SCALAR = """layer { name: "scale" type: "Scale" bottom: "fc3" top: "fc4" scale_param { num_axes: 0 bias_term: true } }
+layer { name: "slope" type: "PReLU" bottom: "fc4" top: "fc5" prelu_param { channel_shared: true } }
+"""
 SHAPES = {"conv1": (6, 3, 3, 3), "conv2": (8, 3, 3, 3), "fc3": (4, 8), "fc4": (4, 4), "fc5": (4, 4)}
 
 
 def net(case: str) -> str:
     """Return the prototxt of a case's net."""
     text = net_text(random=False)
-    if case.startswith("shared"):
+    if case.startswith(("shared", "scalar")):
         head, tail = text.split('layer { name: "accuracy"')
-        return head + SHARED + 'layer { name: "accuracy"' + tail.replace('bottom: "fc3"', 'bottom: "fc5"')
+        more = SHARED if case.startswith("shared") else SCALAR
+        return head + more + 'layer { name: "accuracy"' + tail.replace('bottom: "fc3"', 'bottom: "fc5"')
     if case.startswith("frozen"):
         head, tail = text.split('layer { name: "relu1"')
         return head.replace("lr_mult: 1", "lr_mult: 0").replace("lr_mult: 2", "lr_mult: 0") + (

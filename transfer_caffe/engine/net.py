@@ -89,7 +89,6 @@ class Net:
         shapes: dict[str, Shape] = {}
         phase = "TRAIN" if training else "TEST"
         params = [layer for layer in param.layer if included(layer, state)]
-        names = [layer.name for layer in params]
         for layer_param in params:
             layer = self._create(layer_param, context)
             before = sum(other.name == layer.name for other in self.layers)
@@ -102,9 +101,6 @@ class Net:
             bottoms = [shapes[bottom] for bottom in layer_param.bottom]
             with _as_user_error(layer, bottoms):
                 layer.setup(bottoms)
-            if layer.blobs and names.count(layer.name) > 1:
-                # weights files refer to layers by name: real Caffe would copy all blobs into the first of them
-                raise UserError(f"net {self.name!r} ({phase}): two layers are named {layer.name!r}, one with weights")
             self._start_from(layer)
             if share:
                 layer.blobs = share._blobs_for(layer)
@@ -183,7 +179,7 @@ class Net:
 
     def _blobs_for(self, layer: Layer) -> list[Blob]:
         """Return the blobs that a layer of another net shares with this net (Net::ShareTrainedLayersWith)."""
-        own = next((own for own in self.layers if own.name == layer.name), None)
+        own = next((own for own in self.layers if own.key == layer.key), None)
         if own is None:
             return layer.blobs
         if [blob.data.shape for blob in own.blobs] != [blob.data.shape for blob in layer.blobs]:
@@ -304,9 +300,12 @@ class Net:
 
     @property
     def weights(self) -> dict[str, list[np.ndarray]]:
-        """Copies of the weights of each layer that has any, by layer name, in Caffe's shapes and order."""
+        """Copies of the weights of each layer that has any, by layer name, in Caffe's shapes and order.
+
+        The second layer of a name is called "NAME (2)".
+        """
         return {
-            layer.name: [blob.data.detach().cpu().numpy().copy() for blob in layer.blobs]
+            layer.key: [blob.data.detach().cpu().numpy().copy() for blob in layer.blobs]
             for layer in self.layers
             if layer.blobs
         }
@@ -316,7 +315,7 @@ class Net:
 
         Raise UserError for an unknown layer, a wrong number of blobs, a shape mismatch, or values that are not finite.
         """
-        own = {layer.name: layer for layer in self.layers if layer.blobs}
+        own = {layer.key: layer for layer in self.layers if layer.blobs}
         checked: list[tuple[Blob, np.ndarray, str]] = []
         for name, arrays in weights.items():
             if name not in own:

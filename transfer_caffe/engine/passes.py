@@ -26,7 +26,7 @@ def keep_overwritten(layers: Sequence[Layer]) -> None:
 def relus_to_postpone(
     layers: Sequence[Layer], counts_in_loss: Sequence[bool], cuts: Mapping[Layer, set[int]]
 ) -> dict[Layer, ReLU]:
-    """Find in-place ReLUs whose output only a MAX pooling reads; return a dict from that pooling to the ReLU.
+    """Find in-place ReLUs whose output only a MAX pooling reads; return a dict from that pooling, marked, to the ReLU.
 
     Such a ReLU can be applied to the pooling's top instead: max and ReLU commute, and the gradient goes to the same
     element or nowhere. The top has a quarter of the values. This saves 4% of an iteration of conv 16-32-48-48-32 on
@@ -44,6 +44,7 @@ def relus_to_postpone(
         if len(users) != 1 or buffered or any(cuts.get(layer) for layer in (relu, users[0])):
             continue
         if isinstance(users[0], Pooling) and users[0].is_plain_maximum:
+            users[0].relu_postponed = True
             found[users[0]] = relu
     return found
 

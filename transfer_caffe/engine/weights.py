@@ -24,14 +24,18 @@ def copy_weights(net_name: str, layers: Sequence[Layer], path: str | os.PathLike
     """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.
 
     Like Net::CopyTrainedLayersFrom, except that a file without any matching layer is a UserError (real Caffe would
-    silently train from scratch), and so are values that are not finite.
+    silently train from scratch), and so are values that are not finite. If several layers have one name, the first one
+    in the file goes into the first one of the net, and so on (real Caffe copies all of them into the first one).
     """
     path = os.fspath(path)
     stored_layers = _read_hdf5(layers, path) if path.endswith(".h5") else _read_binary(path)
-    own = {layer.name: layer for layer in layers}
+    own: dict[str, list[Layer]] = {}
+    for layer in layers:
+        own.setdefault(layer.name, []).append(layer)
     copied = []
     for name, blobs in stored_layers:
-        target = own.get(name)
+        waiting = own.get(name)
+        target = waiting.pop(0) if waiting else None
         if target is None:
             glog.info("net.cpp:746", f"Ignoring source layer {name}")
             continue
@@ -87,7 +91,13 @@ def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
 
 
 def owned_weights(layers: Sequence[Layer]) -> list[tuple[str, dict[int, np.ndarray]]]:
-    """Return the blobs that each layer owns, by index; a shared blob belongs to the first layer that has it."""
+    """Return the blobs that each layer owns, by index; a shared blob belongs to the first layer that has it.
+
+    Raise UserError for two layers of one name with weights: HDF5 files, for which this is, hold layers by name.
+    """
+    for layer in layers:
+        if layer.blobs and any(other.name == layer.name and other is not layer for other in layers):
+            raise layer.error("another layer has this name: HDF5 files cannot hold both; use BINARYPROTO, or rename it")
     return [
         (layer.name, {index: layer.blobs[index].data.detach().cpu().numpy() for index in _owned(layers, layer)})
         for layer in layers

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from transfer_caffe.experiment.own_net import ENDINGS
 from transfer_caffe.experiment.recipe import (
     PACKAGE,
     TEMPLATES,
@@ -77,7 +78,7 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     dataset = top.text("dataset")
     images = _images_of(Section(top.take("images"), f"{where}: images"))
     architecture = _architecture_of(top, folder)
-    own = architecture.endswith(".prototxt")
+    own = architecture.endswith(ENDINGS)
     if images.gray and not own:
         raise UserError(f"{where}: images: gray: for a net of your own only; {architecture} takes colour images")
     crop, mirror = top.whole("crop", 1), top.flag("mirror")
@@ -144,11 +145,9 @@ def _architecture_of(top: Section, folder: Path) -> str:
     given = top.text("architecture")
     if given in _architectures():
         return given
-    if not given.endswith(".prototxt"):
-        top.fail(
-            "architecture",
-            f"one of {', '.join(_architectures())}, or the path of a .prototxt, was expected, not {shown(given)}",
-        )
+    if not given.endswith(ENDINGS):
+        known = ", ".join(_architectures())
+        top.fail("architecture", f"one of {known}, or the path of a .prototxt or .j2, was expected, not {shown(given)}")
     if not (folder / given).is_file():
         top.fail("architecture", f"{folder / given}: no such file; paths are relative to the recipe's folder")
     return given
@@ -173,7 +172,7 @@ def _own_net_of(top: Section, own: bool, where: str) -> dict[str, Any]:
     if not own:
         for key in ("cuts", "sources", "scale", "batch_norm", "copied_rate"):
             if key in top.left:
-                top.fail(key, "for a net of your own only: `architecture` has to be the path of a .prototxt")
+                top.fail(key, "for a net of your own only: `architecture` has to be the path of a .prototxt or .j2")
         return {}
     cuts = top.take("cuts", [])
     if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):

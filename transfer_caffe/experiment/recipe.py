@@ -18,8 +18,8 @@ does not support is an error that names the file, the key and the allowed values
                   on_error*: how to treat a broken image: `fail` (the default), `skip`, or `caffe`
                   (transfer_caffe/tools/build_lmdb.py)
     architecture  a folder of prototxt_templates, or a net of your own: the path of a train_val.prototxt or
-                  deploy.prototxt of any age, relative to the recipe's folder. It is rewritten for the experiment
-                  (transfer_caffe/experiment/rewrite.py)
+                  deploy.prototxt of any age, or of a template of one (.j2), relative to the recipe's folder. It is
+                  rewritten for the experiment (transfer_caffe/experiment/rewrite.py)
     cuts*         blobs where the stages of your own net end, for example [pool1, pool2, pool5, fc6]; by default every
                   blob that all paths pass (`python -m transfer_caffe.architecture NET` lists them)
     sources*      letter: weights to copy stages from, for treatments like `P3` and `P3+`, with the keys weights (a
@@ -71,10 +71,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transfer_caffe.experiment.own_net import ENDINGS, read_own_net
 from transfer_caffe.experiment.slurm_settings import SlurmSettings
 from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.experiment.treatment import LAYERS, Treatment, describe
-from transfer_caffe.formats.nets import read_net
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -167,22 +168,25 @@ class Recipe:
 
     @property
     def net_file(self) -> Path | None:
-        """The prototxt of a net of one's own; None for an architecture of prototxt_templates."""
-        return self.folder / self.architecture if self.architecture.endswith(".prototxt") else None
+        """The prototxt or template of a net of one's own; None for an architecture of prototxt_templates."""
+        return self.folder / self.architecture if self.architecture.endswith(ENDINGS) else None
+
+    @functools.cached_property
+    def own_net(self) -> NetParameter | None:
+        """The net of `net_file`; None if there is none. Raise UserError for a file that is no net."""
+        return None if self.net_file is None else read_own_net(self.net_file, self.crop)
 
     @functools.cached_property
     def stages(self) -> int:
         """The number of stages, which n counts. Raise UserError for a net that cannot be used."""
-        if self.net_file is None:
-            return LAYERS
-        return len(stages_of(read_net(self.net_file), self.cuts))
+        return LAYERS if self.own_net is None else len(stages_of(self.own_net, self.cuts))
 
     @functools.cached_property
     def net_sha256(self) -> str | None:
         """The checksum of the message of a net of one's own: comments and the order of fields do not matter."""
-        if self.net_file is None:
+        if self.own_net is None:
             return None
-        return hashlib.sha256(read_net(self.net_file).SerializeToString(deterministic=True)).hexdigest()
+        return hashlib.sha256(self.own_net.SerializeToString(deterministic=True)).hexdigest()
 
     def source_file(self, letter: str) -> Path:
         """Return the path of a source's weights. Raise UserError for a letter that the recipe does not have."""

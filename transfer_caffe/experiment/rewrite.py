@@ -256,7 +256,13 @@ def blobs_of(layer: LayerParameter) -> int:
         return 1 + layer.scale_param.bias_term
     if layer.type == "Bias" and len(layer.bottom) == 1:
         return 1
-    return {"PReLU": 1, "Parameter": 1, "LSTM": 3, "RNN": 5}.get(layer.type, 0)
+    # recurrent layers have one more with an input that is the same in all steps
+    exposed = layer.recurrent_param.expose_hidden
+    if layer.type == "LSTM":
+        return 3 + (len(layer.bottom) > 2 + 2 * exposed)
+    if layer.type == "RNN":
+        return 5 + (len(layer.bottom) > 2 + exposed)
+    return {"PReLU": 1, "Parameter": 1}.get(layer.type, 0)
 
 
 def _freeze(net: NetParameter, stages: Sequence[Stage], change: Change, where: str) -> None:

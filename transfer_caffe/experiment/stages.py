@@ -11,6 +11,7 @@ them. A CaffeNet has the eight stages that Yosinski et al. (2014) count as its l
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,6 +165,10 @@ def stages_of(net: NetParameter, cuts: Sequence[str] = ()) -> list[Stage]:
     """
     where = _where(net)
     layers = training_layers(net)
+    named = collections.Counter(layer.name for layer in layers)
+    for layer in layers:
+        if has_weights(layer) and named[layer.name] > 1:  # files of weights, and the experiment, go by names
+            raise UserError(f"{where}: two layers are named {layer.name!r}, one with weights; rename one of them")
     order, ends = _path(layers, where)
     known = list(dict.fromkeys(ends.values()))
     blobs = {top for layer in layers for top in layer.top}

@@ -24,6 +24,7 @@ import yaml
 from transfer_caffe.analysis import Analysis
 from transfer_caffe.analysis.answer import answers, export_commands
 from transfer_caffe.analysis.text import cost_words, finding_words, grouped
+from transfer_caffe.experiment.own_net import ENDINGS
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.figures.style import Drawn
 from transfer_caffe.report.network import Page, flat
@@ -65,7 +66,7 @@ def render(
     paper = folder is None
     whose = "the paper's authors" if paper else f"recipe {', '.join(recipes)}" if recipes else "a recipe without a name"
     settings, warnings = _settings(networks)
-    own_net = str(settings.get("architecture", "")).endswith(".prototxt")
+    own_net = str(settings.get("architecture", "")).endswith(ENDINGS)
     missing = _missing(rows, settings, metric)
     if missing and paper:
         warnings.insert(0, f"Incomplete: {len(missing)} networks have no result (listed below the table).")

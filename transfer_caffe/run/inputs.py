@@ -57,10 +57,10 @@ def require_data(network: Network, data: Path, views: bool = True) -> None:
         require_sound_database(whole_of(base))
         open_records(base)  # raises UserError if it has no records
     shape, crop = read_mean(mean).shape, network.recipe.crop
-    gray = network.recipe.images.gray
-    if shape[0] != (1 if gray else 3) or min(shape[1:]) < crop:
+    channels = 1 if network.recipe.images.gray else 3
+    if shape[0] != channels or min(shape[1:]) < crop:
         raise UserError(
-            f"{mean}: not a mean image of {'one channel' if gray else 'three channels'} and at least {crop} x {crop} pixels: its shape is "
+            f"{mean}: not a mean image of {channels} channels and at least {crop} x {crop} pixels: its shape is "
             f"{list(shape)}; remove it and build the data again: {_make(network)}"
         )
 

@@ -183,7 +183,9 @@ class ConvolutionStep(Unary):
     def serves(cls, layer: Layer) -> bool:
         if type(layer) is not vision.Convolution:
             return False
-        return len(layer.kernel) == 2 and layer.channel_axis == 1 and len(layer.param.bottom) == 1
+        if layer.method is None or layer.method.special:
+            return False
+        return layer.channel_axis == 1 and len(layer.param.bottom) == 1
 
     def __init__(self, layer: Layer, shard: Shard, weight: float) -> None:
         super().__init__(layer, shard, weight)
@@ -200,6 +202,31 @@ class ConvolutionStep(Unary):
         below, *found = aten.convolution_backward(
             gradient, self.saved, self.values[0], self.outputs, *self.places, wanted
         )
+        self.gradients = found[: len(self.learned)]
+        return below
+
+
+class SpecialConvolutionStep(Unary):
+    """2-D convolution with one bottom, for which PyTorch's own operation is slow (`layers.convolve`)."""
+
+    @classmethod
+    def serves(cls, layer: Layer) -> bool:
+        if type(layer) is not vision.Convolution or layer.method is None or not layer.method.special:
+            return False
+        return layer.channel_axis == 1 and len(layer.param.bottom) == 1
+
+    def __init__(self, layer: Layer, shard: Shard, weight: float) -> None:
+        super().__init__(layer, shard, weight)
+        assert isinstance(layer, vision.Convolution) and layer.method is not None
+        self.method = layer.method
+
+    def up(self, x: Tensor, batch: int) -> Tensor:
+        self.saved = self.method.padded(x)
+        return self.method.forward(self.saved, self.values[0], self.bias)
+
+    def down(self, gradient: Tensor) -> Tensor | None:
+        wanted = (self.needs[0], self.learned[0], len(self.learned) > 1 and self.learned[1])
+        below, *found = self.method.backward(gradient, self.saved, self.values[0], wanted)
         self.gradients = found[: len(self.learned)]
         return below
 
@@ -232,6 +259,8 @@ class PoolingStep(Unary):
         super().__init__(layer, shard, weight)
         assert isinstance(layer, vision.Pooling)
         self.is_maximum = layer.param.pooling_param.pool == Pool.MAX
+        self.empty: Tensor | None = None
+        """Which windows have no number; None if there are none."""
         windows = [list(layer.kernel), list(layer.stride), list(layer.pad)]
         self.settings = (*windows, [1, 1], layer.ceil) if self.is_maximum else (*windows, layer.ceil, True, None)
 
@@ -241,6 +270,13 @@ class PoolingStep(Unary):
             return aten.avg_pool2d(x, *self.settings)
         top, places = aten.max_pool2d_with_indices(x, *self.settings)
         self.saved = x, places
+        self.empty = None
+        if vision.Pooling.lacks_numbers(top):
+            assert isinstance(self.layer, vision.Pooling)
+            top, places = aten.max_pool2d_with_indices(self.layer.numbers(x), *self.settings)
+            self.saved = x, places
+            self.empty = top <= -torch.finfo(top.dtype).max
+            top = self.layer.without_nan(top)
         return top
 
     def down(self, gradient: Tensor) -> Tensor:
@@ -248,9 +284,11 @@ class PoolingStep(Unary):
         if bottom.is_contiguous(memory_format=torch.channels_last):
             gradient = gradient.contiguous(memory_format=torch.channels_last)
         # these operations only use the bottom's shape, so it may have been overwritten
-        if self.is_maximum:
-            return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
-        return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
+        if not self.is_maximum:
+            return aten.avg_pool2d_backward(gradient, bottom, *self.settings)
+        if self.empty is not None:
+            gradient = gradient.masked_fill(self.empty, 0)
+        return aten.max_pool2d_with_indices_backward(gradient, bottom, *self.settings, places)
 
 
 class LRNStep(Unary):
@@ -347,7 +385,8 @@ class SoftmaxLossStep(Step):
 
 
 STEPS: tuple[type[Step], ...] = (
-    AccuracyStep, ConvolutionStep, ReLUStep, PoolingStep, LRNStep, InnerProductStep, DropoutStep, SoftmaxLossStep,
+    AccuracyStep, ConvolutionStep, SpecialConvolutionStep, ReLUStep, PoolingStep, LRNStep, InnerProductStep,
+    DropoutStep, SoftmaxLossStep,
 )  # fmt: skip
 
 

@@ -148,7 +148,7 @@ class Layer:
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a learnable blob, initialised by ``filler``, with the multipliers of its ``param {}``."""
         index = len(self.blobs)
-        generator = rng.torch_generator(self.context.seed, "fill", self.name, index)
+        generator = rng.torch_generator(self.context.seed, "fill", self.key, index)
         values = fill(shape, filler, generator, f"layer {self.name!r}, blob {index}").to(self.context.device)
         spec = self.param.param[index] if index < len(self.param.param) else None
         lr_mult, decay_mult = (spec.lr_mult, spec.decay_mult) if spec else (1.0, 1.0)

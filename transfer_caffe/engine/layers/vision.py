@@ -1,10 +1,11 @@
-"""Image layers: Convolution, Deconvolution, Pooling, LRN (caffe/layers/conv_layer.cpp and others)."""
+"""Image layers: Convolution, Deconvolution, Im2col, Pooling, SPP, LRN (caffe/layers/conv_layer.cpp and others)."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
-from transfer_caffe.formats.proto.caffe_pb2 import LRNParameter
+from transfer_caffe.engine.layers.convolve import Method, convolve, convolve_transposed, unfolded
+from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
 
 class Convolution(Layer):
-    """Convolution with group, pad, stride and dilation over 1 to 3 spatial axes. Weights: out, in/group, kernel.
+    """Convolution with group, pad, stride and dilation over any number of axes. Weights: out, in/group, kernel.
 
     With several bottoms of the same shape, the same weights are applied to each, one top per bottom.
     """
@@ -26,7 +28,8 @@ class Convolution(Layer):
     bottoms = (1, None)
     tops = (1, None)
     precision = "low"
-    functions = (F.conv1d, F.conv2d, F.conv3d)
+    functions: ClassVar[dict[int, Callable[..., Tensor]]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+    """PyTorch's operations by number of spatial axes."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.convolution_param, shapes[0]
@@ -35,22 +38,24 @@ class Convolution(Layer):
             raise self.error(f"needs one top per bottom: {len(shapes)} tops, not {len(self.top)}")
         self.channel_axis = self.axis(param.axis, shape)
         axes = len(shape) - self.channel_axis - 1
-        if not 1 <= axes <= 3:
-            raise self.error(f"needs a bottom with 1 to 3 axes after axis {param.axis}, not {list(shape)}")
         if not param.kernel_size and not param.HasField("kernel_h"):
             raise self.error("convolution_param has no kernel_size")
         self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
         self.dilation, self.group = spatial(self, param, "dilation", 1, axes), param.group
         self.kernel = spatial(self, param, "kernel_size", None, axes)
         channels, outputs = shape[self.channel_axis], param.num_output
-        if min(*self.kernel, *self.stride, *self.dilation) < 1 or outputs < 1:
+        if min((1, *self.kernel, *self.stride, *self.dilation)) < 1 or outputs < 1:
             raise self.error("num_output, kernel_size, stride and dilation must be positive")
         if self.group < 1 or channels % self.group or outputs % self.group:
             raise self.error(f"group {self.group} must divide both {channels} channels and num_output {outputs}")
-        if min(self.sizes(shape[self.channel_axis + 1 :])) < 1:
+        if min((1, *self.sizes(shape[self.channel_axis + 1 :]))) < 1:
             raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
         for blob, filler in zip(self.blob_shapes(channels), (param.weight_filler, param.bias_filler), strict=False):
             self.add_blob(blob, filler)
+        windows = math.prod(shape[: self.channel_axis]) * math.prod(self.sizes(shape[self.channel_axis + 1 :]))
+        places = (self.stride, self.pad, self.dilation, self.group)
+        self.method = Method(self.blobs[0].data.shape, windows, *places) if axes == 2 else None
+        """How two axes are convolved on a CPU."""
 
     def sizes(self, sides: Shape) -> list[int]:
         """Return the spatial sizes of the tops."""
@@ -76,17 +81,23 @@ class Convolution(Layer):
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve (num, channels, spatial axes) to (num, num_output, spatial axes)."""
+        if self.method and self.method.special and images.device.type == "cpu" and images.dtype == torch.float32:
+            return self.method.apply(images, weight, bias)
         if images.ndim == 4:
             # from here on use the channels-last memory format: pooling then takes a third of the time
             images = images.contiguous(memory_format=torch.channels_last)
-        function = self.functions[len(self.kernel) - 1]
+        function = self.functions.get(len(self.kernel), convolve)
         return function(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
 
 
 class Deconvolution(Convolution):
     """Transposed convolution: its forward pass is Convolution's backward pass. Weights: in, out/group, kernel."""
 
-    functions = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+    functions: ClassVar[dict[int, Callable[..., Tensor]]] = {
+        1: F.conv_transpose1d,
+        2: F.conv_transpose2d,
+        3: F.conv_transpose3d,
+    }
 
     def sizes(self, sides: Shape) -> list[int]:
         zipped = zip(sides, self.kernel, self.stride, self.pad, self.dilation, strict=True)
@@ -98,8 +109,43 @@ class Deconvolution(Convolution):
         return (weights, (param.num_output,)) if param.bias_term else (weights,)
 
     def convolve(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        function = self.functions[len(self.kernel) - 1]
+        function = self.functions.get(len(self.kernel))
+        if function is None:
+            return convolve_transposed(images, weight, bias, self.stride, self.pad, self.dilation, self.group)
         return function(images, weight, bias, self.stride, self.pad, 0, self.group, self.dilation)
+
+
+class Im2col(Layer):
+    """The windows of a convolution as channels (caffe/layers/im2col_layer.cpp): channels x places of the kernel."""
+
+    precision = "given"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.convolution_param, shapes[0]
+        self.channel_axis = self.axis(param.axis, shape)
+        axes = len(shape) - self.channel_axis - 1
+        if not param.kernel_size and not param.HasField("kernel_h"):
+            raise self.error("convolution_param has no kernel_size")
+        self.stride, self.pad = spatial(self, param, "stride", 1, axes), spatial(self, param, "pad", 0, axes)
+        self.dilation, self.kernel = (
+            spatial(self, param, "dilation", 1, axes),
+            spatial(self, param, "kernel_size", None, axes),
+        )
+        if min((1, *self.kernel, *self.stride, *self.dilation)) < 1:
+            raise self.error("kernel_size, stride and dilation must be positive")
+        sides = shape[self.channel_axis + 1 :]
+        self.sizes = convolution_sides(sides, self.kernel, self.stride, self.pad, self.dilation)
+        if min((1, *self.sizes)) < 1:
+            raise self.error(f"the kernel {list(self.kernel)} is larger than the padded bottom {list(shape)}")
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        axis = self.channel_axis
+        return [(*shapes[0][:axis], shapes[0][axis] * math.prod(self.kernel), *self.sizes)]
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        images = bottoms[0].reshape(-1, *bottoms[0].shape[self.channel_axis :])
+        top = unfolded(images, self.kernel, self.stride, self.pad, self.dilation)
+        return [top.reshape(self.top_shapes([tuple(bottoms[0].shape)])[0])]
 
 
 class Pooling(Layer):
@@ -107,11 +153,14 @@ class Pooling(Layer):
 
     Output sizes round up, and a window that would start beyond the image, in the padding, is dropped. AVE divides by
     the size of the window clipped to the padded image. PyTorch's ceil_mode follows the same rules. A second top of MAX
-    holds the index of each maximum within its channel's plane.
+    holds the index of each maximum within its channel's plane. MAX ignores NaN; a window without any number gives
+    -FLT_MAX.
     """
 
     tops = (1, 2)
     precision = "given"
+    relu_postponed = False
+    """Whether the net applies a ReLU of the bottom to the top instead (`passes.relus_to_postpone`)."""
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.pooling_param, shapes[0]
@@ -155,7 +204,11 @@ class Pooling(Layer):
         if self.native and param.pool == Pool.AVE:
             return [F.avg_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
         if self.is_plain_maximum:
-            return [F.max_pool2d(x, self.kernel, self.stride, self.pad, ceil_mode=self.ceil)]
+            settings = self.kernel, self.stride, self.pad, 1, self.ceil
+            top = F.max_pool2d(x, *settings)
+            if self.lacks_numbers(top):
+                top = self.without_nan(F.max_pool2d(self.numbers(x), *settings))
+            return [top]
         # pad explicitly, at the end as much as the last window needs
         ends = [
             (n - 1) * s + k - p - side
@@ -168,10 +221,33 @@ class Pooling(Layer):
             return [sums / self._areas(bottoms[0])]
         x = F.pad(x, edges, value=-torch.finfo(x.dtype).max)
         top, places = F.max_pool2d(x, self.kernel, self.stride, return_indices=True)
+        if self.lacks_numbers(top):
+            top, places = F.max_pool2d(self.numbers(x), self.kernel, self.stride, return_indices=True)
+            top = self.without_nan(top)
         rows, columns = places // x.shape[3] - self.pad[0], places % x.shape[3] - self.pad[1]
         height, width = bottoms[0].shape[2:]
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        inside &= top.detach() > -torch.finfo(x.dtype).max
         return [top, torch.where(inside, rows * width + columns, -1).to(torch.float32)][: len(self.top)]
+
+    @staticmethod
+    def lacks_numbers(top: Tensor) -> bool:
+        """Return whether the maxima that PyTorch has found may differ from Caffe's, because of NaN or -inf.
+
+        Caffe's maximum starts at -FLT_MAX and takes what is larger, which NaN never is; PyTorch passes NaN on. Only the
+        top is read (0.3% of the demo's training). On a GPU the host would wait for it, so there NaN is passed on.
+        """
+        return top.device.type == "cpu" and not math.isfinite(float(top.detach().sum()))
+
+    @staticmethod
+    def numbers(x: Tensor) -> Tensor:
+        """Return the bottom with the least number instead of NaN and -inf, which get no gradient."""
+        least = -torch.finfo(x.dtype).max
+        return torch.where(x > least, x, least)
+
+    def without_nan(self, top: Tensor) -> Tensor:
+        """Return the maxima of `numbers`. A postponed ReLU would change the least number to 0: then it becomes NaN."""
+        return torch.where(top > -torch.finfo(top.dtype).max, top, math.nan) if self.relu_postponed else top
 
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
@@ -182,6 +258,44 @@ class Pooling(Layer):
             starts = torch.arange(n, device=x.device) * stride - pad
             sides.append((starts + kernel).clamp(max=side + pad) - starts)
         return (sides[0][:, None] * sides[1][None, :]).to(x.dtype)
+
+
+class SPP(Layer):
+    """Spatial pyramid pooling (caffe/layers/spp_layer.cpp): level i pools each channel into 2^i x 2^i windows.
+
+    The top is (num, windows of all levels and channels), or, with one level only, (num, channels, 1, 1).
+    """
+
+    precision = "given"
+
+    def setup(self, shapes: Sequence[Shape]) -> None:
+        param, shape = self.param.spp_param, shapes[0]
+        if len(shape) != 4:
+            raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shape)}")
+        if param.pyramid_height < 1:
+            raise self.error("spp_param has no pyramid_height")
+        self.levels = [self._level(2**level, shape[2:]) for level in range(param.pyramid_height)]
+        for level in self.levels:
+            level.setup(shapes)
+
+    def _level(self, bins: int, sides: Shape) -> Pooling:
+        layer = LayerParameter(name=self.name, type=self.type, bottom=self.param.bottom, top=self.param.top)
+        param = layer.pooling_param
+        param.pool = self.param.spp_param.pool  # pyright: ignore[reportAttributeAccessIssue] - the same values
+        param.kernel_h, param.kernel_w = param.stride_h, param.stride_w = [-(-side // bins) for side in sides]
+        rest = [kernel * bins - side for kernel, side in zip((param.kernel_h, param.kernel_w), sides, strict=True)]
+        param.pad_h, param.pad_w = ((each + 1) // 2 for each in rest)
+        return Pooling(layer, self.context)
+
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        num, channels = shapes[0][:2]
+        if len(self.levels) == 1:
+            return [(num, channels, 1, 1)]
+        return [(num, channels * sum(math.prod(level.size) for level in self.levels))]
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        pooled = [level.forward(bottoms, batch)[0] for level in self.levels]
+        return pooled if len(pooled) == 1 else [torch.cat([each.flatten(1) for each in pooled], 1)]
 
 
 class _LRNAcrossChannels(torch.autograd.Function):
@@ -307,4 +421,4 @@ class LRN(Layer):
         return [(values * (1 + param.alpha * mean).pow(-param.beta)).to(x.dtype)]
 
 
-LAYERS = (Convolution, Deconvolution, Pooling, LRN)
+LAYERS = (Convolution, Deconvolution, Im2col, Pooling, SPP, LRN)

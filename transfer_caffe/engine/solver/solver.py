@@ -18,6 +18,7 @@ from transfer_caffe.engine import glog
 from transfer_caffe.engine.iteration.graph import Pass
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import rates, settings, solverstate, updates
+from transfer_caffe.engine.weights import owned_weights
 from transfer_caffe.formats.proto import caffe_pb2, to_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetState, SolverParameter
 from transfer_caffe.utils.errors import UserError
@@ -136,6 +137,8 @@ class Solver:
         param, signals = self.param, signals or Signals("none", "none")
         if param.snapshot or param.snapshot_after_train:
             solverstate.check_prefix(param.snapshot_prefix)
+            if param.snapshot_format == SolverParameter.HDF5:
+                owned_weights(self.net.layers)  # raises UserError for a net that HDF5 cannot hold
         glog.info("solver.cpp:289", f"Solving {self.net.name}")
         glog.info("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         stopped = self._steps(signals)

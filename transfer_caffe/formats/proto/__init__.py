@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
-from transfer_caffe.formats import seal
+from transfer_caffe.formats import forks, seal
 from transfer_caffe.formats.proto import caffe_pb2
 from transfer_caffe.utils.errors import UserError
 from transfer_caffe.utils.files import read_text as _read_text_file
@@ -24,11 +24,19 @@ M = TypeVar("M", bound=Message)
 
 
 def parse_text(text: str, message: M, name: str) -> M:
-    """Parse text format (a .prototxt) into ``message``; ``name`` is the source of the text in error messages."""
-    try:
-        return text_format.Parse(text, message)
-    except text_format.ParseError as error:
-        raise UserError(f"{name}: not a valid {message.DESCRIPTOR.name} prototxt: line {error}") from None
+    """Parse text format (a .prototxt) into ``message``; ``name`` is the source of the text in error messages.
+
+    Fields of other versions of Caffe are read where their meaning is plain (`formats.forks`).
+    """
+    while True:
+        try:
+            return text_format.Parse(text, message)
+        except text_format.ParseError as error:
+            new = forks.rewritten(text, error, name)
+            if new is None:
+                raise UserError(f"{name}: not a valid {message.DESCRIPTOR.name} prototxt: line {error}") from None
+        text = new
+        message.Clear()
 
 
 def read_text(path: str | os.PathLike[str], message: M) -> M:
@@ -71,12 +79,16 @@ def write_binary(path: str | os.PathLike[str], message: Message) -> None:
 
 
 def blob_shape(blob: caffe_pb2.BlobProto) -> tuple[int, ...]:
-    """Return the shape of a blob; files from before 2015 have num, channels, height, width instead of shape."""
+    """Return the shape of a blob; files from before 2015 have num, channels, height, width instead of shape.
+
+    Caffe writes a blob without axes (a scalar) as one value without any shape (Blob::ToProto).
+    """
     if blob.HasField("shape"):
         return tuple(blob.shape.dim)
     if any(blob.HasField(name) for name in ("num", "channels", "height", "width")):
         return (blob.num, blob.channels, blob.height, blob.width)
-    return (len(blob.data) or len(blob.double_data),)
+    count = len(blob.data) or len(blob.double_data)
+    return () if count == 1 else (count,)
 
 
 def blob_to_array(blob: caffe_pb2.BlobProto, where: str) -> np.ndarray:
