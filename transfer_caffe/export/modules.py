@@ -229,15 +229,15 @@ class Log(nn.Module):
         return torch.log(x * self.scale + self.shift) / self.log_base
 
 
-class MaxPool(nn.MaxPool2d):
+class MaxPool(nn.Module):
     """MAX pooling of an image with edges of the lowest value; they are left, right, top, bottom."""
 
     def __init__(self, kernel: Sequence[int], stride: Sequence[int], edges: Sequence[int]) -> None:
-        super().__init__((kernel[0], kernel[1]), (stride[0], stride[1]))
-        self.edges = list(edges)
+        super().__init__()
+        self.kernel_size, self.stride, self.edges = tuple(kernel), tuple(stride), list(edges)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input, self.edges, value=LOWEST))
+        return F.max_pool2d(F.pad(input, self.edges, value=LOWEST), self.kernel_size, self.stride)
 
 
 class MaxPoolWithPlaces(nn.Module):
