@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from conformance.suite import as_case
 from support.exporting import of_case, write_network
 
 import transfer_caffe as tc
-from transfer_caffe.engine.layers import LAYERS
 from transfer_caffe.engine.net import Net
 from transfer_caffe.export.inference import load
 from transfer_caffe.export.module import MODULES
@@ -22,8 +22,6 @@ from transfer_caffe.formats.proto import parse_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.formats.weights import read_weights
 from transfer_caffe.utils.errors import UserError
-
-LOSSES = {name for name, layer in LAYERS.items() if layer.is_loss} | {"Accuracy"}
 
 TOLERANCE = 1e-5
 """Accepted differences relative to a blob's largest value: both sides sum the same terms in another order, a few units
@@ -69,13 +67,20 @@ def require_way_back(module, used, path):
             np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind not in LOSSES | {"Silence"}])
+@pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind in MODULES])
 def test_all_settings_of_a_layer_type(kind, tmp_path):
     for seed, case in enumerate(LAYER_CASES[kind]):
+        if "nan" in case.kinds.values():  # PyTorch's pooling passes NaN on
+            continue
         given = as_case(case, seed)
         used = of_case(given)
         write_binary(tmp_path / "given.caffemodel", used.net.to_proto())
-        module = tc.as_module(used.param, tmp_path / "given.caffemodel")
+        try:
+            module = tc.as_module(used.param, tmp_path / "given.caffemodel")
+        except UserError as error:
+            # PyTorch has convolutions over 1 to 3 axes
+            assert re.search("it has [04-9] spatial axes|one axis of channels", str(error)), error
+            continue
         require_equal(module, used, feeds_of(used, given.values))
         require_equal(torch.fx.symbolic_trace(module), used, feeds_of(used, given.values))
         module.load_state_dict(module.state_dict(), strict=True)

@@ -10,15 +10,13 @@ from conformance.random_layers import random_cases
 from conformance.suite import as_case
 from support.exporting import of_case, write_network
 
-from transfer_caffe.engine.layers import LAYERS
 from transfer_caffe.export.inference import load
 from transfer_caffe.utils.errors import UserError
 
 pytest.importorskip("onnx", reason="needs transfer_caffe[export]")
 
 from transfer_caffe.export.onnx_file import build
-
-LOSSES = {name for name, layer in LAYERS.items() if layer.is_loss} | {"Accuracy"}
+from transfer_caffe.export.operators import OPERATORS
 
 pytestmark = pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="needs OpenCV 5's importer of ONNX")
 
@@ -50,9 +48,11 @@ def require_outputs(used, values=(), batch=None):
         np.testing.assert_allclose(found.reshape(wanted.shape), wanted, rtol=0, atol=TOLERANCE * largest, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind not in LOSSES | {"Silence", "Parameter"}])
+@pytest.mark.parametrize("kind", [kind for kind in LAYER_CASES if kind in OPERATORS and kind != "Parameter"])
 def test_all_settings_of_a_layer_type(kind):
     for seed, case in enumerate(LAYER_CASES[kind]):
+        if "nan" in case.kinds.values() or (kind.endswith(("onvolution", "Im2col")) and len(case.shapes[0]) > 5):
+            continue
         given = as_case(case, seed)
         require_outputs(of_case(given), given.values)
 

@@ -262,7 +262,7 @@ def _without_losses(layers: Sequence[LayerParameter]) -> tuple[list[LayerParamet
                 for top in each.top:
                     gone.pop(top, None)
             continue
-        if layer.type == "Silence" or made_of_labels:
+        if not layer.top or made_of_labels:  # without tops: Silence, or a layer that writes files
             if layer.type != "Input":
                 left_out.append((layer.name, layer.type))
             continue
@@ -313,7 +313,7 @@ def _label_blobs(layers: Sequence[LayerParameter]) -> set[str]:
         for layer in layers:
             for blob in layer.top:
                 uses = [
-                    _is_label(user, index) or user.type == "Silence" or (bool(user.top) and set(user.top) <= only)
+                    _is_label(user, index) or (set(user.top) <= only and not _is_loss(user))
                     for user in layers
                     for index, bottom in enumerate(user.bottom)
                     if bottom == blob and blob not in user.top

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from transfer_caffe.engine.layers import Layer, Shape
 from transfer_caffe.export import modules as own
@@ -203,6 +203,8 @@ def _convolution(call: Call) -> Made:
     layer: Any = call.layer
     transposed = layer.type == "Deconvolution"
     axes = len(layer.kernel)
+    if not 1 <= axes <= 3:
+        raise layer.error(f"cannot be exported: it has {axes} spatial axes, and PyTorch supports 1 to 3")
     kind: Any = getattr(nn, f"Conv{'Transpose' if transposed else ''}{axes}d")
     outputs, leading = layer.param.convolution_param.num_output, layer.channel_axis
     inputs = call.shapes[0][leading]
@@ -241,9 +243,8 @@ def _pooling(call: Call) -> Made:
     sides = call.shapes[0][2:]
     if layer.param.pooling_param.global_pooling and len(layer.top) == 1:
         return (nn.AdaptiveMaxPool2d(1) if maximum else nn.AdaptiveAvgPool2d(1)), None
-    zipped = zip(layer.size, layer.stride, layer.kernel, layer.pad, sides, strict=True)
-    ends = [max((n - 1) * stride + kernel - pad - side, 0) for n, stride, kernel, pad, side in zipped]
-    edges = [layer.pad[1], ends[1], layer.pad[0], ends[0]]
+    edges = _edges(layer, sides)
+    ends = (edges[3], edges[1])
     if len(layer.top) > 1:
         return own.MaxPoolWithPlaces(layer.kernel, layer.stride, layer.pad, edges), None
     # PyTorch pads both sides alike, and by half a kernel at most
@@ -258,11 +259,43 @@ def _pooling(call: Call) -> Made:
         return nn.MaxPool2d(layer.kernel, layer.stride, pad), padded
     if alike:
         return nn.AvgPool2d(layer.kernel, layer.stride, pad), None
+    return own.AveragePool(layer.kernel, layer.stride, edges, _factors(layer, sides)), None
+
+
+def _edges(layer: Any, sides: Shape) -> list[int]:
+    """Return the padding that a pooling's windows need: left, right, top, bottom."""
+    zipped = zip(layer.size, layer.stride, layer.kernel, layer.pad, sides, strict=True)
+    ends = [max((n - 1) * stride + kernel - pad - side, 0) for n, stride, kernel, pad, side in zipped]
+    return [layer.pad[1], ends[1], layer.pad[0], ends[0]]
+
+
+def _factors(layer: Any, sides: Shape) -> Tensor:
+    """Return the area of the kernel by the area of each window within the padded image, (height, width)."""
     factors = []
     for n, stride, kernel, before, side in zip(layer.size, layer.stride, layer.kernel, layer.pad, sides, strict=True):
         starts = torch.arange(n) * stride - before
         factors.append(kernel / ((starts + kernel).clamp(max=side + before) - starts))
-    return own.AveragePool(layer.kernel, layer.stride, edges, factors[0][:, None] * factors[1]), None
+    return factors[0][:, None] * factors[1]
+
+
+def _spp(call: Call) -> Made:
+    layer: Any = call.layer
+    sides, levels = call.shapes[0][2:], []
+    for level in layer.levels:
+        edges = _edges(level, sides)
+        if level.param.pooling_param.pool == Pool.MAX:
+            levels.append(own.MaxPool(level.kernel, level.stride, edges))
+        else:
+            levels.append(own.AveragePool(level.kernel, level.stride, edges, _factors(level, sides)))
+    return own.SpatialPyramid(levels), None
+
+
+def _im2col(call: Call) -> Made:
+    layer: Any = call.layer
+    axes = len(layer.kernel)
+    if layer.channel_axis != 1 or not 1 <= axes <= 3:
+        raise layer.error("cannot be exported: PyTorch supports 1 to 3 axes after one axis of channels")
+    return own.Im2col(call.shapes[0][1], layer.kernel, layer.stride, layer.pad, layer.dilation), None
 
 
 def _lrn(call: Call) -> Made:
@@ -424,6 +457,7 @@ MODULES: dict[str, Callable[[Call], Made]] = {
     "Exp": _exp,
     "Filter": _plain(lambda _: own.Filter()),
     "Flatten": _flatten,
+    "Im2col": _im2col,
     "InnerProduct": _inner_product,
     "LRN": _lrn,
     "Log": _log,
@@ -435,6 +469,7 @@ MODULES: dict[str, Callable[[Call], Made]] = {
     "ReLU": _relu,
     "Reduction": _reduction,
     "Reshape": lambda call: (own.Reshape(call.top_shapes[0]), None),
+    "SPP": _spp,
     "Scale": _scale,
     "Sigmoid": _plain(lambda _: nn.Sigmoid()),
     "Slice": _slice,

@@ -187,6 +187,25 @@ class FixedBatchNorm(nn.Module):
         return centred / (centred.square().mean(self.axes, keepdim=True) + self.eps).sqrt()
 
 
+class Im2col(nn.Module):
+    """The windows of a convolution as channels: a convolution by kernels with a single 1."""
+
+    windows: Tensor
+
+    def __init__(
+        self, channels: int, kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int], dilation: Sequence[int]
+    ) -> None:
+        super().__init__()
+        count, axes = math.prod(kernel), len(kernel)
+        ones = torch.eye(count).reshape(count, 1, *kernel).repeat(channels, 1, *(1,) * axes)
+        self.register_buffer("windows", ones, persistent=False)
+        self.convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        self.settings = (tuple(stride), tuple(pad), tuple(dilation), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.windows, None, *self.settings)
+
+
 class LocalResponseNormWithinChannel(nn.Module):
     """LRN of the region WITHIN_CHANNEL."""
 
@@ -208,6 +227,17 @@ class Log(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.log(x * self.scale + self.shift) / self.log_base
+
+
+class MaxPool(nn.Module):
+    """MAX pooling of an image with edges of the lowest value; they are left, right, top, bottom."""
+
+    def __init__(self, kernel: Sequence[int], stride: Sequence[int], edges: Sequence[int]) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.edges = tuple(kernel), tuple(stride), list(edges)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(input, self.edges, value=LOWEST), self.kernel_size, self.stride)
 
 
 class MaxPoolWithPlaces(nn.Module):
@@ -325,6 +355,18 @@ class Slice(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return x.split(x.shape[self.axis] // self.count if self.sizes is None else self.sizes, self.axis)
+
+
+class SpatialPyramid(nn.Module):
+    """SPP: several poolings of a blob, each flattened, one after the other; a single one is not flattened."""
+
+    def __init__(self, levels: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [level(x) for level in self.levels]
+        return pooled[0] if len(pooled) == 1 else torch.cat([each.flatten(1) for each in pooled], 1)
 
 
 class Swish(nn.Module):

@@ -22,6 +22,9 @@ from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 LOWEST = float(np.finfo(np.float32).min)
 """What Caffe's MAX pooling gives for a window without pixels."""
 
+MOST_AXES = 3
+"""The number of spatial axes up to which PyTorch and onnxruntime convolve."""
+
 
 @dataclass
 class Place:
@@ -88,15 +91,54 @@ def _convolution(place: Place) -> None:
         "kernel_shape": list(layer.kernel), "strides": list(layer.stride), "pads": [*layer.pad, *layer.pad],
         "dilations": list(layer.dilation), "group": layer.group,
     }  # fmt: skip
-    axis = layer.channel_axis
+    axis, axes = layer.channel_axis, len(layer.kernel)
+    if axes > MOST_AXES:
+        raise layer.error(f"cannot be exported: it has {axes} spatial axes, and other programs support {MOST_AXES}")
+    if not axes:  # one place, so that it is an ordinary convolution
+        settings = {"kernel_shape": [1], "group": layer.group}
+        weights[0] = place.weight(0, (*layer.blobs[0].data.shape, 1))
     for bottom, shape, top, top_shape in zip(place.bottoms, place.shapes, place.tops, place.top_shapes, strict=True):
         operator = "ConvTranspose" if transposed else "Conv"
-        if axis == 1:
+        if axis == 1 and axes:
             place.node(operator, [bottom, *weights], top, **settings)
             continue
         # all axes before the channels are a batch
-        images = place.reshaped(bottom, (math.prod(shape[:axis]), *shape[axis:]))
+        images = place.reshaped(bottom, (math.prod(shape[:axis]), *shape[axis:], *(() if axes else (1,))))
         place.reshaped(place.node(operator, [images, *weights], **settings), top_shape, top)
+
+
+def _im2col(place: Place) -> None:
+    """Add the windows of a convolution: a convolution of each channel by kernels with a single 1."""
+    layer: Any = place.layer
+    shape, axis, axes = place.shapes[0], layer.channel_axis, len(layer.kernel)
+    if not 1 <= axes <= MOST_AXES:
+        raise layer.error(f"cannot be exported: it has {axes} spatial axes, and other programs support {MOST_AXES}")
+    count, channels = math.prod(layer.kernel), shape[axis]
+    ones = np.tile(np.eye(count, dtype=np.float32).reshape(count, 1, *layer.kernel), (channels, 1, *(1,) * axes))
+    images = place.bottoms[0]
+    if axis != 1:
+        images = place.reshaped(images, (math.prod(shape[:axis]), *shape[axis:]))
+    windows = place.node(
+        "Conv", [images, place.constant(ones, "windows")], place.tops[0] if axis == 1 else None,
+        kernel_shape=list(layer.kernel), strides=list(layer.stride), pads=[*layer.pad, *layer.pad],
+        dilations=list(layer.dilation), group=channels,
+    )  # fmt: skip
+    if axis != 1:
+        place.reshaped(windows, place.top_shapes[0], place.tops[0])
+
+
+def _spp(place: Place) -> None:
+    """Add a pyramid of poolings, each of which is flattened."""
+    layer: Any = place.layer
+    tops = []
+    for number, level in enumerate(layer.levels):
+        name = f"{place.name}/level{number}"
+        top = place.tops[0] if len(layer.levels) == 1 else place.graph.free_name(name)
+        sizes = [tuple(level.top_shapes(place.shapes)[0])]
+        _pooling(Place(place.graph, level, name, place.bottoms, place.shapes, [top], sizes, (), place.blob_names))
+        tops.append(top)
+    if len(tops) > 1:
+        place.node("Concat", [place.node("Flatten", [top], axis=1) for top in tops], place.tops[0], axis=1)
 
 
 def _pooling(place: Place) -> None:
@@ -504,7 +546,8 @@ OPERATORS: dict[str, Callable[[Place], None]] = {
     "AbsVal": _plain("Abs"), "ArgMax": _argmax, "BNLL": _bnll, "BatchNorm": _batch_norm,
     "BatchReindex": _batch_reindex, "Bias": _scale, "Clip": _clip, "Concat": _concat, "Convolution": _convolution,
     "Crop": _crop, "Deconvolution": _convolution, "Dropout": _dropout, "DummyData": _dummy_data, "ELU": _elu,
-    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Flatten": _flatten,
+    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Im2col": _im2col, "SPP": _spp,
+    "Flatten": _flatten,
     "InnerProduct": _inner_product, "LRN": _lrn, "Log": _log, "MVN": _mvn, "PReLU": _prelu, "Parameter": _parameter,
     "Pooling": _pooling, "Power": _power, "ReLU": _relu, "Reduction": _reduction, "Reshape": _reshape, "Scale": _scale,
     "Sigmoid": _plain("Sigmoid"), "Slice": _slice, "Softmax": _softmax, "Split": _copies, "Swish": _swish,
