@@ -45,6 +45,7 @@ setup(
         "scipy>=1.11",
     ],
     extras_require={
+        "leveldb": ["plyvel>=1.5"],
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
         "dev": ["pytest", "playwright", "hypothesis", "ruff", "pyright"],
     },
