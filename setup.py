@@ -46,6 +46,7 @@ setup(
         "scipy>=1.11",
     ],
     extras_require={
+        "leveldb": ["plyvel>=1.5"],
         "demo": ["scikit-image>=0.22", "scikit-learn>=1.4"],
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "safetensors>=0.4.3"],
         "dev": ["pytest", "playwright", "hypothesis", "ruff", "pyright"],

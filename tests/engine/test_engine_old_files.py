@@ -133,7 +133,7 @@ def test_nets_of_2013_have_no_backend_so_that_it_is_set_after_upgrading_them(tin
     (tiny / "test.prototxt").write_text(V0_TEST)
     capsys.readouterr()
     assert main(["train", "--solver", "solver.prototxt"]) == 2
-    assert "layer 'data' (Data): only LMDB databases are supported" in capsys.readouterr().err
+    assert "train_lmdb: this is an LMDB: set backend: LMDB in data_param" in capsys.readouterr().err
     for name in ("train", "test"):
         text = to_text(read_net(f"{name}.prototxt"))
         (tiny / f"{name}.prototxt").write_text(text.replace("data_param {", "data_param { backend: LMDB"))

@@ -257,6 +257,7 @@ def _data_file(path: Path) -> Path:
         raise UserError(f"{path}: no such database; build it with python -m tools.build_lmdb")
     if (path / "CURRENT").exists():
         raise UserError(
-            f"{path}: this is a LevelDB, and only LMDB is supported; build an LMDB with python -m tools.build_lmdb"
+            f"{path}: this is a LevelDB: set backend: LEVELDB in a Data layer, or build an LMDB with python -m "
+            "tools.build_lmdb"
         )
     raise UserError(f"{path}: not an LMDB: a folder with a file data.mdb was expected")

@@ -32,8 +32,8 @@ SMALLEST = 1e-18
 """Values smaller than this may be 0 in one engine and a product of tiny numbers in the other."""
 
 SPREAD = 4
-"""How many times real Caffe's own spread is accepted: each layer of the other engine rounds anew, not only the weights,
-and the largest of a few draws is less than the largest of all."""
+"""How many times real Caffe's own spread is accepted: each layer of the other engine rounds again, not only the
+weights, and the largest of a few draws is less than the largest of all."""
 
 KINDS = ("data", "diff", "grad", "param")
 

@@ -27,6 +27,7 @@ from transfer_caffe.engine.batches.records import Records
 from transfer_caffe.engine.batches.sharing import Source
 from transfer_caffe.engine.batches.transform import Transformer
 from transfer_caffe.engine.layers.base import Layer, Shape
+from transfer_caffe.formats.leveldb import LevelDatabase
 from transfer_caffe.formats.proto.caffe_pb2 import DataParameter
 from transfer_caffe.formats.views import open_records
 
@@ -248,15 +249,15 @@ def _together(records: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
 
 
 class Data(Images):
-    """Read batches from an LMDB (caffe/layers/data_layer.cpp), or from a view of one."""
+    """Read batches from an LMDB or a LevelDB (caffe/layers/data_layer.cpp), or from a view of an LMDB."""
 
     def open(self) -> tuple[Records, str, int, int]:
         param, transform = self.param.data_param, self.param.transform_param
-        if param.backend != DataParameter.LMDB:
-            raise self.error("only LMDB databases are supported; convert the LEVELDB to LMDB, and set backend: LMDB")
         if transform.force_color and transform.force_gray:
             raise self.error("force_color and force_gray cannot both be set")
-        return open_records(param.source, self._color()), param.source, param.batch_size, param.rand_skip
+        lmdb = param.backend == DataParameter.LMDB
+        records = open_records(param.source, self._color()) if lmdb else LevelDatabase(param.source, self._color())
+        return records, param.source, param.batch_size, param.rand_skip
 
     def identity(self) -> Hashable:
         return Source(Path(self.source).resolve(), self._color())
