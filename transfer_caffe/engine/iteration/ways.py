@@ -97,7 +97,8 @@ def to_text(chosen: Mapping[str, str]) -> str:
 
 def of_text(text: str, where: str) -> dict[str, str]:
     """Return the ways that ``text`` records. Raise UserError, with ``where``, for a way that does not exist."""
-    chosen = dict(each.rpartition("=")[::2] for each in text.split(" ") if each)
+    pairs = [each.rpartition("=") for each in text.split(" ") if each]
+    chosen = {name: way for name, _, way in pairs}
     if unknown := set(chosen.values()) - set(WAYS):
         raise UserError(f"{where}: {sorted(unknown)[0]!r} is not a way to compute a convolution; the file is damaged")
     return chosen
