@@ -288,7 +288,7 @@ class Net:
         weights' gradients are zeroed first.
         """
         for blob in self.learnable:
-            blob.data.grad = None
+            blob.leaf.grad = None
         if diffs is None:
             if self._loss is not None and self._loss.requires_grad:
                 self._loss.backward()

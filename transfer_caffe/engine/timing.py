@@ -95,7 +95,7 @@ class Timer:
     def run(self, batch: int) -> float:
         """Run one iteration as training does, without the update, and return the loss."""
         for blob in self._net.learnable:
-            blob.data.grad = None
+            blob.leaf.grad = None
         self._since = self._now()
         loss, outputs = self._net.forward(batch)
         self.forward[self._net.layers[-1]] += self._now() - self._since
