@@ -30,6 +30,7 @@ from transfer_caffe.formats.proto.caffe_pb2 import TEST, NetParameter, NetState
 from transfer_caffe.formats.views import open_records
 from transfer_caffe.generate import compose
 from transfer_caffe.results.probes import Probe, made_from, write_probes
+from transfer_caffe.sweep.cost import Rate
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import sha256
 from transfer_caffe.utils.locks import lock
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 IMAGES = 5000
 """At most this many training and as many validation images are used, the first ones of the shuffled databases."""
 FEATURES = 4096
-"""A blob with more numbers is averaged over cells of a coarser grid until it has at most this many."""
+"""A blob with more numbers is averaged, over cells of a coarser grid, until it has at most this many."""
 CUTS_AT_ONCE = 12
 """Cuts whose features are held in memory at the same time: 12 of 10,000 x 4,096 numbers are 2 GB."""
 BATCH = 50
@@ -80,6 +81,17 @@ def make_probes(recipe: Recipe, data: Path, runs: Path, say: Say = print) -> lis
             found = [probe for place in places for probe in _probe(recipe, data, place, say)]
             write_probes(folder, origin, found)
         return read_probes(folder)
+
+
+def probe_seconds(rate: Rate, cuts: int, images: int, val_images: int, classes: int) -> float:
+    """Return about how many seconds probes take, for a net whose ``rate`` is known.
+
+    The features take a forward pass; the classifiers of each cut some 600 products of all features with all classes,
+    at 20 GFLOP/s.
+    """
+    used = min(IMAGES, images)
+    passes = -(-cuts // CUTS_AT_ONCE) * (used + min(IMAGES, val_images)) * rate.test_image
+    return passes + cuts * 600 * 4.0 * used * FEATURES * classes / 2e10
 
 
 def places_of(recipe: Recipe) -> list[Place]:
@@ -153,11 +165,14 @@ def features_of(
     database = folder / f"{part}_lmdb"
     count = min(IMAGES, len(open_records(database)))
     mean = network.mean_folder(data) / "mean.binaryproto"
-    reading = reading_net(net, stages[-1], database, mean, min(BATCH, count))
+    below = stages_of(net, network.recipe.cuts)[: stages[-1].number]
+    reading = reading_net(net, below, database, mean, min(BATCH, count))
     made = Net(reading, NetState(phase=TEST), 1, torch.device("cpu"))
     source = network.source
     assert source is not None
-    made.copy_from(source)
+    copied = made.copy_from(source)
+    if absent := [name for stage in below for name in stage.weighted if name not in copied]:
+        raise UserError(f"{source} has no layer {absent[0]}, which stage {stages[-1].number} of the net needs")
     images: dict[str, list[np.ndarray]] = {stage.cut: [] for stage in stages}
     labels: list[np.ndarray] = []
     batches = -(-count // min(BATCH, count))
@@ -170,10 +185,14 @@ def features_of(
     return {cut: np.concatenate(found)[:count] for cut, found in images.items()}, np.concatenate(labels)[:count]
 
 
-def reading_net(net: NetParameter, last: Stage, database: Path, mean: Path, batch: int) -> NetParameter:
-    """Return the layers of a net for the phase TEST up to the end of stage ``last``, reading another database."""
-    end = max(index for index, layer in enumerate(net.layer) if layer.name in last.layers)
-    reading = NetParameter(name=net.name, layer=net.layer[: end + 1])
+def reading_net(net: NetParameter, stages: Sequence[Stage], database: Path, mean: Path, batch: int) -> NetParameter:
+    """Return the data layers of a net and the layers of ``stages``, the first ones, reading another database.
+
+    Auxiliary classifiers are in no stage, so they are left out: they have other outputs than those of the weights.
+    """
+    wanted = {name for stage in stages for name in stage.layers}
+    layers = [layer for layer in net.layer if layer.type == "Data" or layer.name in wanted]
+    reading = NetParameter(name=net.name, layer=layers)
     for layer in reading.layer:
         if layer.type == "Data":  # also that of the phase TRAIN, which is not used
             layer.data_param.source, layer.data_param.batch_size = os.fspath(database), batch
@@ -185,7 +204,7 @@ def reading_net(net: NetParameter, last: Stage, database: Path, mean: Path, batc
 def reduced(blob: torch.Tensor) -> torch.Tensor:
     """Return a blob as (images, features), averaged over a grid of cells so that features are at most `FEATURES`.
 
-    The grid is as fine as that allows. Channels are never mixed, so more than `FEATURES` channels stay as they are.
+    The grid is as fine as that allows. If there are more channels, or if the blob is flat, neighbours are averaged.
     """
     import torch
 
@@ -194,7 +213,8 @@ def reduced(blob: torch.Tensor) -> torch.Tensor:
         side = next((side for side in range(max(blob.shape[2:]), 1, -1) if blob.shape[1] * side * side <= FEATURES), 1)
         cells = min(side, blob.shape[2]), min(side, blob.shape[3])
         blob = torch.nn.functional.adaptive_avg_pool2d(blob, cells)
-    return blob.flatten(1)
+    blob = blob.flatten(1)
+    return blob if blob.shape[1] <= FEATURES else torch.nn.functional.adaptive_avg_pool1d(blob, FEATURES)
 
 
 @dataclass(frozen=True)

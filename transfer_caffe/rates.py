@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -100,17 +101,27 @@ def kinds_of(recipe: Recipe) -> dict[str, str]:
             f"recipe {recipe.name}: the split `whole` has no networks with stages from existing weights, such as P3 or "
             "P3+, so there are no kinds of networks to compare"
         )
-    source = copied[0].source
-    kinds = {"base": "base"} if any(treatment.is_base for treatment in treatments) else {}
-    for plus in (False, True):
-        numbers = sorted(each.n for each in copied if each.source == source and each.finetuned == plus)
-        if numbers:
-            kinds[f"{source}*{'+' * plus}"] = f"{source}{numbers[len(numbers) // 2]}{'+' * plus}"
+    kinds = {"base*": "base"} if any(treatment.is_base for treatment in treatments) else {}
+    for source in dict.fromkeys(each.source for each in copied):
+        # what is copied from a base of the halves gets the rates of the first source
+        letters = f"[{source}AB]" if source == copied[0].source else source
+        for plus in (False, True):
+            numbers = sorted(each.n for each in copied if each.source == source and each.finetuned == plus)
+            if numbers:
+                kinds[f"{letters}[0-9]*{'+' * plus}"] = f"{source}{numbers[len(numbers) // 2]}{'+' * plus}"
     return kinds
 
 
 def best_of(found: Table) -> dict[str, float]:
-    """Return the rate with the highest accuracy for each kind; the larger one of equals."""
+    """Return the rate with the highest accuracy for each kind; the larger one of equals.
+
+    Raise UserError for a kind that diverged with every rate.
+    """
+    for kind, each in found.items():
+        if not any(each.values()):
+            raise UserError(
+                f"networks {kind} diverged with every rate; try smaller ones than {min(each):g} with --rates"
+            )
     return {kind: max(each, key=lambda rate: (each[rate], rate)) for kind, each in found.items()}
 
 
@@ -141,7 +152,7 @@ def table_of(found: Table) -> list[str]:
 def _require_diverged(log: Path) -> None:
     """Raise UserError unless a network failed because it diverged, which says that its rate is too high."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    if "diverged" not in text and "nan" not in text:
+    if not re.search(r"training diverged|loss = -?(nan|inf)", text):
         raise UserError(f"{log}: a network of the search failed, and it did not diverge; run the command again")
 
 

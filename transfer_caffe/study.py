@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,15 +25,18 @@ from pathlib import Path
 import yaml
 
 from transfer_caffe.analysis.answer import answers, export_commands
+from transfer_caffe.data import PHOTOS
 from transfer_caffe.data_prep.folders import find_images
 from transfer_caffe.data_prep.folders import main as write_lists
 from transfer_caffe.experiment.own_net import read_own_net
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.experiment.stages import Stage, images_of, stages_of, training_layers
+from transfer_caffe.formats.image_list import read_list
+from transfer_caffe.formats.proto import read_mean
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, TransformationParameter
 from transfer_caffe.formats.weights import read_weights
-from transfer_caffe.probe import make_probes
+from transfer_caffe.probe import make_probes, probe_seconds
 from transfer_caffe.rates import RATES, block_of, search, table_of
 from transfer_caffe.results.markers import markers_of
 from transfer_caffe.results.probes import read_probes
@@ -83,6 +88,7 @@ class Study:
     scale: float
     images: int
     val_images: int
+    classes: int
     seeds: int
     size: Size
     base_lr: float | None
@@ -135,8 +141,10 @@ class Study:
             rate = measure(select(recipe), Engine.find("embedded"))
         rates = len(RATES) if self.base_lr is None else 0
 
+        before = probe_seconds(rate, len(self.stages) - 1, self.images, self.val_images, self.classes)
+
         def cost(size: Size) -> float:
-            return seconds(recipe, rate, size, self.seeds, self.val_images, TESTS, rates, slots)
+            return before + seconds(recipe, rate, size, self.seeds, self.val_images, TESTS, rates, slots)
 
         size = fit(hours, candidates(len(self.stages), self.size.iterations), cost)
         full = self.size
@@ -156,7 +164,10 @@ def crop_of(net: NetParameter, where: str) -> int:
     for layer in net.layer:
         if images in layer.top and not layer.bottom:
             if layer.type == "Input" and layer.input_param.shape:
-                return layer.input_param.shape[0].dim[-1]
+                sides = list(layer.input_param.shape[0].dim[-2:])
+                if sides[0] != sides[1]:
+                    raise UserError(f"{where}: images of {sides[0]} x {sides[1]}; only square ones can be cropped")
+                return sides[1]
             if layer.transform_param.crop_size:
                 return layer.transform_param.crop_size
     raise UserError(f"{where} does not say the size of its images; give it with --crop")
@@ -171,6 +182,28 @@ def transform_of(net: NetParameter) -> TransformationParameter:
         if not layer.bottom and layer.HasField("transform_param"):
             return layer.transform_param
     return TransformationParameter()
+
+
+def mean_of(net: NetParameter, path: str, channels: int) -> list[float]:
+    """Return the mean of each channel that the net's own data layer subtracts; ImageNet's for a net without one.
+
+    Raise UserError if the layer names a mean file that is not there.
+    """
+    transform = transform_of(net)
+    if transform.mean_file:
+        beside = Path(path).parent / transform.mean_file
+        found = next((each for each in (Path(transform.mean_file), beside) if each.is_file()), None)
+        if found is None:
+            raise UserError(
+                f"{path}: its data layer subtracts {transform.mean_file}, which is not there; copy it to {beside}, or "
+                "give the mean of each channel with --mean (ImageNet's: 104,117,123)"
+            )
+        return [round(float(each), 3) for each in read_mean(found).mean((1, 2))]
+    if transform.mean_value:
+        return list(transform.mean_value)
+    if transform.ByteSize():  # a data layer that subtracts nothing
+        return [0.0]
+    return [104, 117, 123] if channels == 3 else [117]
 
 
 def channels_of(net: NetParameter, weights: str) -> int:
@@ -206,15 +239,15 @@ def prepare(args: argparse.Namespace) -> Path:
     """Write the lists and the recipe, unless they exist; return the recipe's path."""
     name = args.name or Path(os.path.abspath(args.images)).name
     path = Path(f"{name}.yaml")
-    if not all(character.isalnum() or character in "_.-" for character in name) or not name[:1].isalnum():
-        raise UserError(f"{name!r} cannot be the name of a study; give one of letters, digits, _, . and - with --name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == PHOTOS:
+        why = "is the name of the demo's images" if name == PHOTOS else "cannot be the name of a study"
+        raise UserError(f"{name!r} {why}; give one of letters, digits, _, . and - with --name")
     if path.exists():
         print(f"{path}: exists already and is used as it is; edit it, or remove it to make it again")
         return path
     study = described(args, name)
     if args.hours is not None:
-        slots = int(args.jobs) if args.jobs else cores()
-        study = study.within(args.hours, slots)
+        study = study.within(args.hours, args.jobs or cores())
     write_text(path, study.text(Path()))
     print(f"{path}: the recipe of the study; edit it to change what is trained")
     return path
@@ -229,6 +262,8 @@ def described(args: argparse.Namespace, name: str) -> Study:
     for option, value in (("--hours", args.hours), ("--base-lr", args.base_lr), ("--scale", args.scale)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{option} {value}: must be a number above 0")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: must be 1 or more")
     if args.hours is not None and args.gpu:
         raise UserError("--hours measures this machine's processors; with --gpu, give --iterations and --seeds instead")
     net = read_own_net(args.net, args.crop)
@@ -238,22 +273,32 @@ def described(args: argparse.Namespace, name: str) -> Study:
         raise UserError(f"{args.net} has one stage only, so there is nothing to copy; see transfer_caffe.architecture")
     require_weights(args.weights, stages)
     channels = channels_of(net, args.weights)
-    transform = transform_of(net)
-    mean = args.mean or list(transform.mean_value) or ([104, 117, 123] if channels == 3 else [117])
+    mean, scale = args.mean or mean_of(net, args.net, channels), args.scale or transform_of(net).scale
     if len(mean) == 1:
         mean *= channels
     if len(mean) != channels:
         raise UserError(f"--mean: the net takes images of {channels} channels, so {channels} numbers are needed")
     lists = Path(args.data) / name
+    link = lists / "images"
     if not (lists / "train.txt").is_file():
         _write_lists(args.images, lists)
-    images, val_images = (len(read_text(lists / f"{part}.txt").splitlines()) for part in ("train", "val"))
+    elif link.exists() and os.path.realpath(link) != os.path.realpath(args.images):
+        raise UserError(
+            f"{lists} was made from {os.path.realpath(link)}, not from {args.images}; give the study another --name, "
+            f"or remove {lists} and {Path(args.runs) / name}"
+        )
+    train = read_list(lists / "train.txt")
+    if args.base_lr is None and max(Counter(label for _, label in train).values()) < 2:
+        raise UserError(
+            f"{args.images}: each class has one training image only, which leaves none to compare learning rates on; "
+            "give one with --base-lr, or more images"
+        )
+    images, val_images = len(train), len(read_list(lists / "val.txt"))
     iterations = args.iterations or max(LEAST_ITERATIONS, math.ceil(EPOCHS * images / BATCH))
     size = Size(tuple(spread(len(stages))), iterations)
-    scale = args.scale or float(f"{transform.scale:.7g}")  # stored with 7 digits
     return Study(
-        name, Path(args.weights), Path(args.net), tuple(stages), crop, channels, tuple(mean), scale, images, val_images,
-        args.seeds, size, args.base_lr,
+        name, Path(args.weights), Path(args.net), tuple(stages), crop, channels, tuple(mean), float(f"{scale:.7g}"),
+        images, val_images, len({label for _, label in train}), args.seeds, size, args.base_lr,
     )  # fmt: skip
 
 
@@ -270,14 +315,20 @@ def _write_lists(images: str, lists: Path) -> None:
         sys.exit(code)
 
 
+def is_open(text: str) -> bool:
+    """Whether the learning rates of a recipe's text are to be searched."""
+    return any(line.strip() == SEARCH for line in text.split("\n"))
+
+
 def find_rates(path: Path, recipe: Recipe, args: argparse.Namespace, options: Sequence[str]) -> Recipe:
     """Search the learning rates if the recipe asks for it, write them into its file, and return the recipe."""
     text = read_text(path)
-    if SEARCH not in text:
+    if not is_open(text):
         return recipe
     found = search(recipe, Path(args.data), Path(args.runs), options=options)
     print("\n".join(["", "learning rates:", *table_of(found), ""]))
-    write_text(path, text.replace(f"{SEARCH}\n", block_of(found)))
+    block = block_of(found).rstrip("\n")
+    write_text(path, "\n".join(block if line.strip() == SEARCH else line for line in text.split("\n")))
     return load_recipe(path)
 
 
@@ -333,7 +384,7 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("--data", default="data", metavar="DIR", help="where datasets are (default: data)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where networks are (default: runs)")
     parser.add_argument("--gpu", metavar="N", help="which GPUs (default: none)")
-    parser.add_argument("--jobs", metavar="K", help="networks at a time (default: one per core or GPU)")
+    parser.add_argument("--jobs", type=int, metavar="K", help="networks at a time (default: one per core or GPU)")
     parser.add_argument("--plan", action="store_true", help="only write lists and recipe, and print the plan")
     args = parser.parse_args(argv)
     path = prepare(args)
@@ -341,20 +392,20 @@ def main(argv: list[str] | None = None) -> int | None:
     where = ["--recipe", str(path), "--data", args.data, "--runs", args.runs]
     if code := sweep(["plan", *where]):
         return code
-    if SEARCH in read_text(path):
+    if is_open(read_text(path)):
         print(f"before that, learning rates are searched with {3 * len(RATES)} networks of half the iterations")
     if args.plan:
         return 0
     make_probes(recipe, Path(args.data), Path(args.runs))
-    more = [*(["--gpu", args.gpu] if args.gpu else []), *(["--jobs", args.jobs] if args.jobs else [])]
+    more = [*(["--gpu", args.gpu] if args.gpu else []), *(["--jobs", str(args.jobs)] if args.jobs else [])]
     recipe = find_rates(path, recipe, args, more)
     report = Path("report") / recipe.name
     code = sweep(["run", *where, *more, "--report", str(report)])
     results = Path(args.runs) / recipe.name / "results.csv"
-    if results.is_file() and code in (0, 1):
+    rows = [row for row in load(results) if row.accuracy_final is not None] if results.is_file() else []
+    if rows and code in (0, 1):
         print()
-        rows = [row for row in load(results) if row.accuracy_final is not None]
-        for answer in answers(markers_of(rows, "final"), rows, read_probes(results.parent)) if rows else ():
+        for answer in answers(markers_of(rows, "final"), rows, read_probes(results.parent)):
             print(answer)
         for line in export_commands(markers_of(rows, "final"), f"{args.runs}/{recipe.name}"):
             print(f"To use it in other programs: {line}")

@@ -91,6 +91,26 @@ def test_freezing_that_costs_nothing_is_said(tmp_path):
     assert "Freezing the first stage costs nothing that these seeds can show." in lines
 
 
+def test_what_cannot_be_compared_is_named_and_nothing_is_claimed_of_it(tmp_path):
+    rows = study(tmp_path, 6, {"base": 0.50, "P2": 0.60, "P1+": 0.63})
+    lonely = [("whole", name, seed, 0.1 + 0.001 * seed) for name, seed in (("P1", 0),)]
+    known = [("whole", row.treatment, row.seed, row.accuracy_final) for row in rows]
+    text = " ".join(answers(markers_of(read_results(write_table(tmp_path / "more", known + lonely)), "final")))
+    assert "Too few seeds, or too few validation images, to compare it with P1." in text
+    assert "Every treatment that can be compared is worse" in text and "costs nothing" not in text
+    # the same difference in both seeds: an interval without width says nothing
+    same = [("whole", name, seed, mean + 0.1 * seed) for name, mean in (("base", 0.5), ("P1", 0.25)) for seed in (0, 1)]
+    text = " ".join(answers(markers_of(read_results(write_table(tmp_path / "same", same)), "final")))
+    assert "to compare it with P1" in text and "worse" not in text
+
+
+def test_sources_are_not_mixed(tmp_path):
+    means = {"base": 0.2, "P1": 0.30, "P1+": 0.31, "Q1": 0.85, "Q1+": 0.91}
+    rows = study(tmp_path, 6, means)
+    text = " ".join(answers(markers_of(rows, "final"), rows))
+    assert "Best: Q1+" in text and "+59" not in text and "+60" not in text
+
+
 def test_a_table_without_existing_weights_has_no_answer(tmp_path):
     rows = read_results(write_table(tmp_path, [("whole", "base", 0, 0.5), ("whole", "R3", 0, 0.2)]))
     assert answers(markers_of(rows, "final")) == [] and not options_of(markers_of(rows, "final"))

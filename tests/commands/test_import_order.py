@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "driver": RENDER,
     "compare": {*LIBRARY, "engine", "real_caffe"},
     "results": EXPERIMENT,
-    "probe": {*RENDER, "results"},
+    "probe": {*RENDER, "results", "sweep"},
     "rates": {*RENDER, "results", "sweep"},
     "study": {*RENDER, "probe", "rates", "results", "sweep", "analysis"},
     "sweep": {*RENDER, "results"},

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from support.own_images import make_images
+from support.own_images import NET, make_images, write_net
 
 from transfer_caffe import probe as probe_module
 from transfer_caffe.data import make_data
@@ -15,10 +15,12 @@ from transfer_caffe.engine import Net
 from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.formats.image_list import read_list
+from transfer_caffe.formats.proto import write_binary
 from transfer_caffe.generate import compose
 from transfer_caffe.probe import DECAYS, features_of, fit, main, make_probes, reduced
 from transfer_caffe.results.probes import read_probes
 from transfer_caffe.study import main as study
+from transfer_caffe.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,9 @@ def test_large_blobs_are_averaged_over_cells():
     assert found.shape == (2, 64 * 8 * 8)  # 64 x 9 x 9 would be more than 4,096
     torch.testing.assert_close(reduced(blob[:, :, :16, :16]).view(2, 64, 8, 8)[0, 5, 2, 3], blob[0, 5, 4:6, 6:8].mean())
     assert torch.equal(reduced(blob[:, :, :8, :8]), blob[:, :, :8, :8].flatten(1))
-    assert reduced(torch.zeros(2, 5000, 3, 3)).shape == (2, 5000) and reduced(torch.zeros(2, 5000)).shape == (2, 5000)
+    flat = torch.arange(2 * 8192, dtype=torch.float32).reshape(2, 8192)
+    assert torch.equal(reduced(flat), flat.view(2, 4096, 2).mean(2))
+    assert reduced(torch.zeros(2, 5000, 3, 3)).shape == (2, 4096)
 
 
 def blobs_of_points(noise: float, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +120,28 @@ def test_probes_are_made_once_and_again_only_if_what_they_are_made_from_changes(
     Path("pets.yaml").write_text(text.replace("123", "-200"))
     again = make_probes(load_recipe("pets.yaml"), Path("data"), Path("runs"))
     assert Path("runs/pets/probes.json").read_bytes() != before and [probe.n for probe in again] == [1, 2]
+
+
+def test_auxiliary_classifiers_are_left_out_and_absent_weights_are_an_error(recipe):
+    aux = (
+        'layer { name: "aux_fc" type: "InnerProduct" bottom: "conv1" top: "aux_fc" '
+        'inner_product_param { num_output: 20 weight_filler { type: "xavier" } } }\n'
+        'layer { name: "aux_loss" type: "SoftmaxWithLoss" bottom: "aux_fc" bottom: "label" top: "aux_loss" '
+        "loss_weight: 0.3 }\n"
+    )
+    label = 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 1 } } }\n'
+    text = NET.replace('layer { name: "conv1"', label + 'layer { name: "conv1"')
+    text = text.replace('layer { name: "conv2"', aux + 'layer { name: "conv2"')
+    text = text.replace('"Softmax" bottom: "fc"', '"SoftmaxWithLoss" bottom: "fc" bottom: "label"')
+    before = make_probes(recipe, Path("data"), Path("runs"))
+    write_net(Path(), text)
+    with_aux = make_probes(load_recipe("pets.yaml"), Path("data"), Path("other"))
+    assert [probe.cut for probe in with_aux] == [probe.cut for probe in before]
+    weights = Net.load("net.prototxt", "weights.caffemodel").to_proto()
+    del weights.layer[next(i for i, layer in enumerate(weights.layer) if layer.name == "conv1")]
+    write_binary("weights.caffemodel", weights)
+    with pytest.raises(UserError, match=r"weights\.caffemodel has no layer conv1, which stage 2"):
+        make_probes(load_recipe("pets.yaml"), Path("data"), Path("third"))
 
 
 def test_probes_in_groups_of_cuts_are_the_same(recipe, monkeypatch):

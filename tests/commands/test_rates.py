@@ -57,7 +57,7 @@ class Sweep:
 def test_every_kind_gets_its_best_rate_and_the_recipe_takes_the_block(recipe, monkeypatch, capsys):
     monkeypatch.setattr(rates, "sweep", run := Sweep(codes=[0, 0, 1]))
     found = search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
-    assert best_of(found) == {"base": 0.01, "P*": 0.001, "P*+": 0.01}  # of equals the larger one
+    assert best_of(found) == {"base*": 0.01, "[PAB][0-9]*": 0.001, "[PAB][0-9]*+": 0.01}  # of equals the larger one
     assert [each.solver["base_lr"] for each in run.recipes] == list(ACCURACIES)
     for each in run.recipes:
         assert [str(treatment) for treatment in each.treatments["whole"]] == ["base", "P2", "P2+"]
@@ -65,10 +65,12 @@ def test_every_kind_gets_its_best_rate_and_the_recipe_takes_the_block(recipe, mo
         assert each.solver["test_interval"] == each.solver["max_iter"] and each.mean == recipe.mean
     text = Path("pets.yaml").read_text()
     Path("pets.yaml").write_text(text + block_of(found))
-    for treatment, rate in (("base", 0.01), ("P1", 0.001), ("P2+", 0.01)):
-        assert load_recipe("pets.yaml").network("whole", treatment).solver["base_lr"] == rate
+    rate_of = {("whole", "base"): 0.01, ("whole", "P1"): 0.001, ("whole", "P2+"): 0.01, ("random0", "baseA"): 0.01,
+               ("random0", "A1A"): 0.001, ("random0", "A1A+"): 0.01, ("random0", "P1B"): 0.001}  # fmt: skip
+    for (split, treatment), rate in rate_of.items():
+        assert load_recipe("pets.yaml").network(split, treatment).solver["base_lr"] == rate
     assert yaml.safe_load(block_of(found))["solver_for"] == {
-        "base": {"base_lr": 0.01}, "P*": {"base_lr": 0.001}, "P*+": {"base_lr": 0.01},
+        "base*": {"base_lr": 0.01}, "[PAB][0-9]*": {"base_lr": 0.001}, "[PAB][0-9]*+": {"base_lr": 0.01},
     }  # fmt: skip
     lines = table_of(found)
     assert "50.0%*" in lines[1] and "0.0%" in lines[3] and "at the end of what was tried" in lines[-1]
@@ -112,6 +114,32 @@ def test_what_another_recipe_left_is_removed_and_not_used(recipe, monkeypatch):
     monkeypatch.setattr(rates, "sweep", check)
     search(load_recipe("pets.yaml"), Path("data"), Path("runs"), [0.003])
     assert [each.solver["momentum"] for each in run.recipes] == [0.8]
+
+
+def test_every_source_gets_its_own_rates(recipe):
+    text = Path("pets.yaml").read_text()
+    text = text.replace(
+        "P: {weights: weights.caffemodel}", "P: {weights: weights.caffemodel}\n  Q: {weights: weights.caffemodel}"
+    )
+    Path("pets.yaml").write_text(text.replace("'P{1,2}+'", "'P{1,2}+', Q1, Q2"))
+    assert kinds_of(load_recipe("pets.yaml")) == {
+        "base*": "base", "[PAB][0-9]*": "P2", "[PAB][0-9]*+": "P2+", "Q[0-9]*": "Q2",
+    }  # fmt: skip
+
+
+def test_a_kind_that_diverges_with_every_rate_is_an_error():
+    with pytest.raises(UserError, match=r"networks P\* diverged with every rate; try smaller ones than 0\.001"):
+        best_of({"base*": {0.01: 0.5, 0.001: 0.4}, "P*": {0.01: 0.0, 0.001: 0.0}})
+
+
+def test_a_path_with_nan_in_it_is_no_divergence(tmp_path):
+    log = tmp_path / "banana" / "train.log"
+    log.parent.mkdir()
+    log.write_text(f"{log}: out of memory")
+    with pytest.raises(UserError, match="did not diverge"):
+        rates._require_diverged(log)
+    log.write_text("solver.cpp:239] Iteration 100 (50 iter/s), loss = nan")
+    rates._require_diverged(log)
 
 
 def test_a_network_that_failed_but_did_not_diverge_ends_the_search(recipe, monkeypatch):

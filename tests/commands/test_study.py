@@ -1,8 +1,10 @@
 """The study: from weights, a net and a folder of photographs to an answer, and a second time for nothing."""
 
+import argparse
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.own_images import NET, make_images, write_net
 
@@ -14,6 +16,7 @@ from transfer_caffe.formats import hdf5
 from transfer_caffe.results.probes import read_probes
 from transfer_caffe.study import SEARCH, main
 from transfer_caffe.sweep.cost import Rate
+from transfer_caffe.tools.compute_mean import write_mean
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,7 @@ def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, mon
     assert (Path("report/pets/figures/study.png")).exists()
     # learning rates were searched once, each kind has one, and what the search has made is gone
     assert out.count("search: learning rate") == 2 and SEARCH not in Path("pets.yaml").read_text()
-    assert set(recipe.solver_for) == {"base", "P*", "P*+"}
+    assert set(recipe.solver_for) == {"base*", "[PAB][0-9]*", "[PAB][0-9]*+"}
     assert not Path("runs/pets/rates").exists() and not Path("data/pets-rates").exists()
     # the linear probes: their lines, their curve and their sentence
     assert [(probe.n, probe.cut) for probe in read_probes("runs/pets")] == [(1, "conv1"), (2, "conv2")]
@@ -83,6 +86,53 @@ def test_scale_and_mean_are_those_of_the_nets_own_data_layer(capsys):
     assert (load_recipe("pets.yaml").scale, load_recipe("pets.yaml").mean) == (0.5, (1, 2, 3))
 
 
+def test_a_mean_file_is_read_beside_the_net_and_required(capsys):
+    data = 'layer { name: "data" type: "Data" top: "data" top: "label" transform_param { crop_size: 24 '
+    text = NET.replace('"Softmax" bottom: "fc"', '"SoftmaxWithLoss" bottom: "fc" bottom: "label"')
+    header = text[: text.index("layer")]
+    Path("net.prototxt").write_text(text.replace(header, 'name: "m" ' + data + 'mean_file: "mean.binaryproto" } }\n'))
+    assert study("--plan") == 2
+    assert "subtracts mean.binaryproto, which is not there" in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1 and not Path("pets.yaml").exists()
+    write_mean("mean.binaryproto", np.ones((3, 30, 30)) * np.array([10, 20, 30])[:, None, None])
+    assert study("--plan") == 0 and load_recipe("pets.yaml").mean == (10, 20, 30)
+    Path("pets.yaml").unlink()
+    Path("net.prototxt").write_text(text.replace(header, 'name: "m" ' + data + "scale: 0.5 } }\n"))  # subtracts nothing
+    assert study("--plan") == 0 and load_recipe("pets.yaml").mean == (0, 0, 0)
+
+
+def test_images_of_another_folder_are_not_mixed_up(tmp_path, capsys):
+    assert study("--plan") == 0
+    Path("pets.yaml").unlink()
+    make_images(tmp_path / "other")
+    assert study("--plan", "--images", "other/my photos") == 2
+    assert "give the study another --name" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert study("--plan", "--images", "my photos/../my photos") == 0  # the same folder
+
+
+def test_rates_are_written_also_into_a_recipe_without_a_last_line_end(monkeypatch):
+    assert study("--plan") == 0
+    path = Path("pets.yaml")
+    path.write_text(path.read_text().rstrip("\n"))
+    found = {"base*": {0.01: 0.1, 0.001: 0.2}}
+    monkeypatch.setattr(study_module, "search", lambda *more, **options: found)
+    recipe = study_module.find_rates(path, load_recipe(path), argparse.Namespace(data="data", runs="runs"), [])
+    assert recipe.solver_for == {"base*": {"base_lr": 0.001}} and SEARCH not in path.read_text()
+
+
+def test_what_cannot_end_well_is_refused_at_the_start(capsys):
+    for path in Path("my photos").glob("*/[2-9].png"):
+        path.unlink()
+    assert study("--plan") == 2 and "--base-lr" in capsys.readouterr().err and not Path("pets.yaml").exists()
+    assert study("--plan", "--base-lr", "0.01") == 0
+    for name in ("photos", "fot\xf6s", ".x"):
+        assert study("--plan", "--name", name) == 2 and "with --name" in capsys.readouterr().err
+    for jobs in ("abc", "0"):
+        assert study("--jobs", jobs, "--name", "other") == 2 and "--jobs" in capsys.readouterr().err
+    Path("net.prototxt").write_text(NET.replace("dim: 24 }", "dim: 32 }"))
+    assert study("--plan", "--name", "other") == 2 and "24 x 32" in capsys.readouterr().err
+
+
 def test_hours_reduce_the_study_and_say_what_is_left_out(capsys, monkeypatch):
     deep = NET.replace('bottom: "conv2" top: "fc"', 'bottom: "c7" top: "fc"')
     more = "".join(
@@ -93,6 +143,7 @@ def test_hours_reduce_the_study_and_say_what_is_left_out(capsys, monkeypatch):
     write_net(Path(), deep.replace('layer { name: "fc"', more + 'layer { name: "fc"'))
     monkeypatch.setattr(study_module, "measure", lambda selection, engine: Rate((1.0,) * 8, 0.0, "as given"))
     options = ["--plan", "--iterations", "400", "--base-lr", "0.01", "--jobs", "1"]
+    monkeypatch.setattr(study_module, "probe_seconds", lambda *more: 0.0)
     # from scratch, and frozen and fine-tuned for each n: 15 networks of 400 s and 6 s to start, 11 for 5 n, 7 for 3 n
     for networks, n in ((15, "1,2,3,4,5,6,7"), (11, "1,2,4,6,7"), (7, "1,4,7")):
         assert study(*options, "--hours", f"{networks * 406.1 / 3600:.6f}") == 0

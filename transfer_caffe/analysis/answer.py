@@ -25,6 +25,8 @@ from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import Row
 
 KINDS = ("base", "X", "X+")
+LEAST_CLASSES = 4
+"""Halves of fewer classes have only one."""
 MOST_SEEDS = 50
 """The answer names the number of seeds that would decide up to this many."""
 
@@ -95,8 +97,9 @@ def answers(markers: Sequence[Marker], rows: Sequence[Row] = (), probes: Sequenc
     for place, options in options_of(markers).items():
         recipe, split, target = place
         own = [probe for probe in probes if (probe.split, probe.target) == (split, target)]
-        costs = costs_of([row for row in rows if row.recipe == recipe])
-        found += _Answer(place, options, costs, own).sentences()
+        of_recipe = [row for row in rows if row.recipe == recipe]
+        classes = max((row.target_classes for row in of_recipe), default=None)
+        found += _Answer(place, options, costs_of(of_recipe), own, classes).sentences()
     return found
 
 
@@ -125,6 +128,8 @@ class _Answer:
     options: Sequence[Option]
     costs: Costs
     probes: Sequence[Probe]
+    classes: int | None
+    """The number of classes, if it is known."""
 
     def sentences(self) -> list[str]:
         best = self.options[0]
@@ -158,9 +163,17 @@ class _Answer:
 
     def _close(self) -> str:
         best = self.options[0]
-        close = [option for option in self.options[1:] if not _worse(option, best)]
+        decided = [option for option in self.options[1:] if _decides(difference(option, best)[1])]
+        unknown = [option.name for option in self.options[1:] if option not in decided]
+        few = (
+            f" Too few seeds, or too few validation images, to compare it with {', '.join(unknown)}." if unknown else ""
+        )
+        close = [option for option in decided if not _worse(option, best)]
+        if not close and not decided:
+            return few.strip()
         if not close:
-            return "Every other treatment is worse: the 95% confidence intervals of the differences exclude zero."
+            others = "Every other treatment" if not unknown else "Every treatment that can be compared"
+            return f"{others} is worse: the 95% confidence intervals of the differences exclude zero.{few}"
         names = ", ".join(f"{option.name} ({_points(*difference(option, best))})" for option in close)
         needed = {option.name: seeds_to_decide(option, best) for option in close}
         known = {name: seeds for name, seeds in needed.items() if seeds is not None}
@@ -173,11 +186,15 @@ class _Answer:
             )
         else:
             text += f" Not even {MOST_SEEDS} seeds would decide, if the differences stay as they are."
-        return text
+        return text + few
 
     def _frozen(self) -> str:
         best = self.options[0]
-        frozen = [option for option in self.options if option.kind == "X" and not _worse(option, best)]
+        frozen = [
+            option
+            for option in self.options
+            if option.kind == "X" and _decides(difference(option, best)[1]) and not _worse(option, best)
+        ]
         if not frozen or best.kind == "X":
             return ""
         most = max(frozen, key=lambda option: option.n)
@@ -185,30 +202,31 @@ class _Answer:
         faster = (
             f"; an iteration is {self.costs.full / seconds:.1f} times as fast" if self.costs.full and seconds else ""
         )
-        return f"Freezing {self._stages(most.n)} costs nothing that these seeds can show{faster}."
+        return f"Freezing {self._stages(most)} costs nothing that these seeds can show{faster}."
 
     def _probed(self) -> str:
         if not self.probes:
             return ""
         best = max(self.probes, key=lambda probe: probe.accuracy)
+        whose = f" of {best.source}" if len({probe.source for probe in self.probes}) > 1 else ""
         return (
-            f"Without training the net: a linear classifier on the features of {self._stages(best.n)} reaches "
-            f"{_percent(best.accuracy)}, the best of {len(self.probes)} cuts."
+            f"Without training the net: a linear classifier on the features of {_counted(best.n, best.stage)}{whose} "
+            f"reaches {_percent(best.accuracy)}, the best of {len(self.probes)} cuts."
         )
 
     def _causes(self) -> str:
         """What would separate the two causes of a loss by freezing, and at what cost."""
         frozen = [option for option in self.options if option.kind == "X"]
         worst = min(frozen, key=lambda option: option.mean)
-        twin = next((o for o in self.options if o.kind == "X+" and o.n == worst.n), self.options[0])
-        if not _worse(worst, twin):
+        twin = next((option for option in self.options if option.name == f"{worst.name}+"), None)
+        if twin is None or not _worse(worst, twin) or (self.classes or LEAST_CLASSES) < LEAST_CLASSES:
             return ""
         numbers = sorted({option.n for option in frozen})
         seconds = self.costs.full_days
         networks = 1 + len(numbers)
         cost = "" if seconds is None else f", at most {_hours(24 * seconds * networks)} of training"
         return (
-            f"Freezing {self._stages(worst.n)} costs {_points(*difference(twin, worst))} against fine-tuning. Frozen "
+            f"Freezing {self._stages(worst)} costs {_points(*difference(twin, worst))} against fine-tuning. Frozen "
             "stages lose accuracy for two reasons: their features are specific to other images, or neurons that had "
             "adapted to each other were separated. The second is measured on your own images by "
             f'`random0: ["A{{{",".join(map(str, numbers))}}}A"]` under `networks` ({networks} networks per seed{cost}).'
@@ -218,17 +236,29 @@ class _Answer:
         if option.kind == "base":
             return "train from scratch"
         what = "fine-tune them" if option.kind == "X+" else "freeze them"
-        return f"{option.name}, copy {self._stages(option.n)} and {what}"
+        return f"{option.name}, copy {self._stages(option)} and {what}"
 
-    def _stages(self, n: int) -> str:
-        words = "the first stage" if n == 1 else f"the first {n} stages"
-        name = next((probe.stage for probe in self.probes if probe.n == n), "")
-        return f"{words} (up to {name})" if name else words
+    def _stages(self, option: Option) -> str:
+        return _counted(option.n, next((probe.stage for probe in self.probes if probe.n == option.n), ""))
+
+
+def _counted(n: int, name: str) -> str:
+    words = "the first stage" if n == 1 else f"the first {n} stages"
+    return f"{words} (up to {name})" if name else words
 
 
 def _worse(option: Option, best: Option) -> bool:
-    _, ends = difference(option, best)
-    return ends is not None and ends[1] < 0
+    """Whether an option is worse than the best one for sure."""
+    ends = difference(option, best)[1]
+    return _decides(ends) and ends is not None and ends[1] < 0
+
+
+def _decides(ends: tuple[float, float] | None) -> bool:
+    """Whether an interval says anything: it needs two seeds, and an equal difference in all of them is chance.
+
+    Accuracies on a small validation set have few values, so that differences are easily equal.
+    """
+    return ends is not None and ends[0] < ends[1]
 
 
 def _percent(accuracy: float) -> str:

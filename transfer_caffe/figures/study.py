@@ -98,8 +98,10 @@ def _draw(axes: Axes, members: Sequence[Marker], bases: Sequence[float], probes:
         if not of_kind:
             continue
         look = LOOKS[kind]
-        means = {n: cell.mean for (_, n), cell in cells_of(of_kind, "accuracy").items()}
-        draw_line(axes, look, [n + look.shift for n in means], list(means.values()))
+        for source in dict.fromkeys(marker.treatment.source for marker in of_kind):
+            own = [marker for marker in of_kind if marker.treatment.source == source]
+            means = {n: cell.mean for (_, n), cell in cells_of(own, "accuracy").items()}
+            draw_line(axes, look, [n + look.shift for n in means], list(means.values()))
         draw_markers(axes, look, [marker.n + look.shift for marker in of_kind], [marker.accuracy for marker in of_kind])
         entries.append((handle(look, line=True), look.label))
     if probes:

@@ -152,12 +152,12 @@ def from_noise(net: NetParameter, folder: Path) -> NetParameter:
     for layer in found.layer:
         if layer.type != "DummyData":
             continue
-        batch, _, crop, _ = layer.dummy_data_param.shape[0].dim
+        batch, channels, crop, _ = layer.dummy_data_param.shape[0].dim
         side = crop * 256 // 227
         if not (folder / NOISE).exists():
             with DatabaseWriter(folder / NOISE) as writer:
                 for number in range(RECORDS):
-                    image = draw.integers(0, 256, (side, side, 3), np.uint8)
+                    image = draw.integers(0, 256, (side, side, channels), np.uint8)
                     writer.put(f"{number:08d}".encode(), raw_datum(image, 0))
         layer.type = "Data"
         layer.ClearField("dummy_data_param")
