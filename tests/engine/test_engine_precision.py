@@ -182,5 +182,5 @@ def test_each_layer_says_in_what_it_computes():
         kinds[layer.precision].add(name)
     assert kinds["low"] == {"Convolution", "Deconvolution", "InnerProduct"}
     assert kinds["given"] == {
-        "Pooling", "LRN", "ReLU", "Dropout", "Concat", "Flatten", "Reshape", "Slice", "Split",
+        "Pooling", "LRN", "ReLU", "Dropout", "Concat", "Flatten", "Reshape", "Slice", "Split", "Im2col", "SPP",
     }  # fmt: skip

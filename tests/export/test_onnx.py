@@ -30,7 +30,7 @@ from transfer_caffe.formats.proto import parse_text, write_binary  # noqa: E402
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter  # noqa: E402
 from transfer_caffe.utils.errors import UserError  # noqa: E402
 
-NOT_EXPORTED = {"RNN", "LSTM", "LSTMUnit"}
+NOT_EXPORTED = {"RNN", "LSTM", "LSTMUnit", "Python"}
 """Layer types without an equivalent: recurrent layers with Caffe's markers of where a sequence goes on."""
 
 LOSSES = {name for name, layer in LAYERS.items() if layer.is_loss} | {"Accuracy"}
@@ -194,7 +194,7 @@ OTHER = layer("InnerProduct", "inner_product_param { num_output: 1 }", name="oth
     [
         (layer("Dropout", "phase: TRAIN"), r"layer 'l' \(Dropout\): cannot be exported"),
         (layer("Pooling", "pooling_param { pool: STOCHASTIC kernel_size: 2 }"), r"layer 'l' \(Pooling\): "),
-        (layer("Python"), "layer 'l': unknown layer type 'Python'"),
+        (layer("Python"), r"layer 'l' \(Python\): python_param needs a module and a layer"),
         (OTHER + layer("InnerProduct", "inner_product_param { num_output: 3 }"), r"layer 'l' .*has no weights for it"),
     ],
 )

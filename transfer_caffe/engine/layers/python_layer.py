@@ -123,6 +123,8 @@ class Python(Layer):
     def _class(self) -> type[PythonLayer]:
         """Import the module and return the class that python_param names."""
         name, wanted = self.param.python_param.module, self.param.python_param.layer
+        if not name or not wanted:
+            raise self.error("python_param needs a module and a layer, the names of a file and of a class in it")
         _make_findable()
         with self.guarded(f"import of module {name}"):
             try:
