@@ -187,7 +187,7 @@ def test_a_sweep_plans_trains_and_reports_them_and_does_nothing_twice(recipe, ca
     "old, new, words",
     [
         ("nets/NET.prototxt", "nets/nowhere.prototxt", "nowhere.prototxt: no such file; paths are relative"),
-        ("nets/NET.prototxt", "resnet", "one of caffenet, mini, or the path of a .prototxt, was expected"),
+        ("nets/NET.prototxt", "resnet", "one of caffenet, mini, or the path of a .prototxt or .j2, was expected"),
         ("A2B+", "A3B+", "treatment A3B.: n = 3 copies all stages"),
         ("A2B+", "A7B+", "the network has 3 stages and n is 1 to 2"),
         ("[base]", "[P1]", "there is no source P; its sources are: none"),
