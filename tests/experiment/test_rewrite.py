@@ -247,3 +247,23 @@ def test_a_classifier_without_a_filler_starts_with_small_weights_and_one_with_a_
     given = deploy()
     given.layer[-2].inner_product_param.weight_filler.type = "xavier"
     assert layers(rewrite(given, CHANGE))["fc3"].inner_product_param.weight_filler.type == "xavier"
+
+
+def test_a_net_with_batch_norm_is_not_tested_before_it_has_statistics(tmp_path):
+    (tmp_path / "plain.prototxt").write_text(DEPLOY)
+    (tmp_path / "normed.prototxt").write_text(
+        'input: "data" input_shape { dim: 1 dim: 3 dim: 10 dim: 10 }\n'
+        'layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 4 '
+        'kernel_size: 3 } }\nlayer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }\n'
+        'layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc" inner_product_param { num_output: 9 } }\n'
+    )
+    recipe = (RECIPES / "demo.yaml").read_text().replace("name: demo\n", "name: own\n").split("networks:")[0]
+    recipe = recipe.replace("crop: 28", "crop: 10") + "networks: {random0: [baseA]}\n"
+    for net, given, expected in (
+        ("plain", "", None), ("normed", "", False), ("normed", "  test_initialization: true\n", True),
+    ):  # fmt: skip
+        own = recipe.replace("architecture: mini", f"architecture: {net}.prototxt")
+        (tmp_path / "own.yaml").write_text(own.replace("solver:\n", f"solver:\n{given}"))
+        assert (
+            load_recipe(tmp_path / "own.yaml").network("random0", "baseA").solver.get("test_initialization") == expected
+        )

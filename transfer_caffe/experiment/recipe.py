@@ -180,6 +180,11 @@ class Recipe:
         return None if self.net_file is None else read_own_net(self.net_file, self.crop)
 
     @functools.cached_property
+    def has_batch_norm(self) -> bool:
+        """Whether the net of one's own has BatchNorm layers."""
+        return self.own_net is not None and any(layer.type == "BatchNorm" for layer in self.own_net.layer)
+
+    @functools.cached_property
     def stages(self) -> int:
         """The number of stages, which n counts. Raise UserError for a net that cannot be used."""
         return LAYERS if self.own_net is None else len(stages_of(self.own_net, self.cuts))
@@ -350,8 +355,13 @@ class Network:
 
     @property
     def solver(self) -> dict[str, Any]:
-        """The recipe's solver fields, updated with those that `solver_for` sets for this network."""
-        return solver_of(self.recipe.solver, self.recipe.solver_for, self.split, str(self.treatment))
+        """The recipe's solver fields, updated with those that `solver_for` sets for this network.
+
+        A net with BatchNorm is not tested before the training unless the recipe says so: re-initialised layers have no
+        statistics yet, and dividing by their zero variances in every layer soon gives NaN, in real Caffe, too.
+        """
+        fields = solver_of(self.recipe.solver, self.recipe.solver_for, self.split, str(self.treatment))
+        return {"test_initialization": False} | fields if self.recipe.has_batch_norm else fields
 
     @property
     def max_iter(self) -> int:
