@@ -10,6 +10,7 @@ from support.tables import write_table
 from transfer_caffe.analysis import analyse
 from transfer_caffe.analysis.answer import Option, answers, export_commands, options_of, seeds_to_decide
 from transfer_caffe.analysis.text import report_text
+from transfer_caffe.figures import study as study_figure
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report import write_report
 from transfer_caffe.results.markers import markers_of
@@ -104,11 +105,17 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_claimed_of_it(tmp_path)
     assert "to compare it with P1" in text and "worse" not in text
 
 
-def test_sources_are_not_mixed(tmp_path):
+def test_sources_are_not_mixed(tmp_path, monkeypatch):
     means = {"base": 0.2, "P1": 0.30, "P1+": 0.31, "Q1": 0.85, "Q1+": 0.91}
     rows = study(tmp_path, 6, means)
     text = " ".join(answers(markers_of(rows, "final"), rows))
     assert "Best: Q1+" in text and "+59" not in text and "+60" not in text
+    drawn: list[list[float]] = []
+    monkeypatch.setattr(
+        study_figure, "draw_line", lambda axes, look, x, y: drawn.append([round(each, 2) for each in y])
+    )
+    draw_figures(rows, tmp_path / "figures")
+    assert sorted(drawn) == [[0.3], [0.31], [0.85], [0.91]]  # a line for each source, frozen and fine-tuned
 
 
 def test_a_table_without_existing_weights_has_no_answer(tmp_path):
