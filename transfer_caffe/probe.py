@@ -29,7 +29,7 @@ from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.formats.proto.caffe_pb2 import TEST, NetParameter, NetState
 from transfer_caffe.formats.views import open_records
 from transfer_caffe.generate import compose
-from transfer_caffe.results.probes import Probe, made_from, write_probes
+from transfer_caffe.results.probes import Probe, made_from, read_probes, write_probes
 from transfer_caffe.sweep.cost import Rate
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import sha256
@@ -64,8 +64,6 @@ def make_probes(recipe: Recipe, data: Path, runs: Path, say: Say = print) -> lis
     Probes that were made from the same net, weights and data are not made again. Raise UserError if the recipe has no
     networks with stages from existing weights, or if the weights do not fit the net.
     """
-    from transfer_caffe.results.probes import read_probes
-
     places = places_of(recipe)
     if not places:
         raise UserError(
