@@ -37,8 +37,8 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 # the tests whose results depend on the processor's instruction set
-NUMERIC = tests/engine tests/conformance $(wildcard tests/commands/test_engine_*.py) tests/commands/test_surgery.py \
-          tests/run/test_experiment.py tests/run/test_real_engine.py
+NUMERIC = tests/engine tests/conformance tests/caffe tests/export $(wildcard tests/commands/test_engine_*.py) \
+          tests/commands/test_probe.py tests/commands/test_surgery.py tests/run/test_experiment.py tests/run/test_real_engine.py
 .DEFAULT_GOAL = help
 .NOTPARALLEL:       # so that `make -j sweep report` writes the report after the sweep
 .PHONY: help setup caffe wordnet demo test test-old-cpu fidelity bench bench-speed bench-data gpu-check gpu-bundle lint ilsvrc imagenet data lmdb verify split-random split-natman split-reduced \
