@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,8 +249,8 @@ def test_memory_of_an_export_of_a_caffenet(tmp_path):
     They are 233 MiB as float32. At the peak there are at most five copies: the engine's, the message's, the file's
     bytes, and two in onnxruntime; with PyTorch's and onnxruntime's libraries (0.3 GiB) that is 1.5 GiB, measured.
     """
-    resource = pytest.importorskip("resource")
-    assert resource
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak of a process's memory is read from /proc")
     text = """
     input: "data" input_dim: 1 input_dim: 3 input_dim: 227 input_dim: 227
     layer { name: "pool" type: "Pooling" bottom: "data" top: "p" pooling_param { kernel_size: 25 stride: 25 } }
@@ -258,8 +259,7 @@ def test_memory_of_an_export_of_a_caffenet(tmp_path):
     """
     (tmp_path / "net.prototxt").write_text(text)
     code = """
-import resource, sys
-import numpy as np
+import re, sys
 from transfer_caffe.export.__main__ import main
 from transfer_caffe.export.inference import load
 from transfer_caffe.formats.proto import write_binary
@@ -272,7 +272,8 @@ if sys.argv[1] == "make":
     write_binary("net.caffemodel", used.net.to_proto())
 else:
     assert main(["net.prototxt", "--weights", "net.caffemodel", "--onnx", "net.onnx"]) == 0
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # not ru_maxrss: it begins with the memory of the parent, the whole test run
+    print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 """
     numbers = []
     for what in ("make", "export"):
@@ -281,4 +282,3 @@ else:
         numbers.append(int(done.stdout.split()[-1]))
     assert numbers[0] > 50_000_000
     assert numbers[1] * 1024 < 2 << 30
-    assert np.isfinite(numbers).all()
