@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 from conformance.layer_cases import LAYER_CASES
 from conformance.networks import NETWORKS
 from conformance.random_layers import random_cases
@@ -33,9 +32,7 @@ def require_outputs(used, values=(), batch=None):
         name: np.asarray(given.get(f"blob/{name}", draw.standard_normal(shape)), np.float32)
         for name, shape in at_size.inputs.items()
     }
-    at_size.net.feed(feeds)
-    with torch.no_grad():
-        at_size.net.forward(0, keep=True)
+    at_size.compute(feeds)
     net = cv2.dnn.readNetFromONNX(np.frombuffer(model.proto.SerializeToString(), np.uint8))
     for name, array in feeds.items():
         net.setInput(array, name)

@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer_caffe.engine.layers import Blob, Layer, Shape
 from transfer_caffe.export.graph import Graph
+from transfer_caffe.export.recurrent import add_lstm_unit, add_recurrent
 from transfer_caffe.export.state import statistics
 from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, LRNParameter, ReductionParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
@@ -546,10 +547,10 @@ OPERATORS: dict[str, Callable[[Place], None]] = {
     "AbsVal": _plain("Abs"), "ArgMax": _argmax, "BNLL": _bnll, "BatchNorm": _batch_norm,
     "BatchReindex": _batch_reindex, "Bias": _scale, "Clip": _clip, "Concat": _concat, "Convolution": _convolution,
     "Crop": _crop, "Deconvolution": _convolution, "Dropout": _dropout, "DummyData": _dummy_data, "ELU": _elu,
-    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Im2col": _im2col, "SPP": _spp,
-    "Flatten": _flatten,
-    "InnerProduct": _inner_product, "LRN": _lrn, "Log": _log, "MVN": _mvn, "PReLU": _prelu, "Parameter": _parameter,
-    "Pooling": _pooling, "Power": _power, "ReLU": _relu, "Reduction": _reduction, "Reshape": _reshape, "Scale": _scale,
+    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Flatten": _flatten, "Im2col": _im2col,
+    "InnerProduct": _inner_product, "LRN": _lrn, "LSTM": add_recurrent, "LSTMUnit": add_lstm_unit, "Log": _log,
+    "MVN": _mvn, "PReLU": _prelu, "Parameter": _parameter, "Pooling": _pooling, "Power": _power, "RNN": add_recurrent,
+    "ReLU": _relu, "Reduction": _reduction, "Reshape": _reshape, "SPP": _spp, "Scale": _scale,
     "Sigmoid": _plain("Sigmoid"), "Slice": _slice, "Softmax": _softmax, "Split": _copies, "Swish": _swish,
     "TanH": _plain("Tanh"), "Threshold": _threshold, "Tile": _tile,
 }  # fmt: skip
