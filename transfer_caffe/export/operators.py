@@ -98,14 +98,22 @@ def _convolution(place: Place) -> None:
     if not axes:  # one place, so that it is an ordinary convolution
         settings = {"kernel_shape": [1], "group": layer.group}
         weights[0] = place.weight(0, (*layer.blobs[0].data.shape, 1))
+    operator = "ConvTranspose" if transposed else "Conv"
+    # OpenCV 5.0 reads outside of the image if a convolution with a kernel of 1 and stride 1 pads
+    apart = operator == "Conv" and any(layer.pad) and max(layer.kernel) == 1
+    if apart:
+        settings["pads"] = [0] * (2 * axes)
     for bottom, shape, top, top_shape in zip(place.bottoms, place.shapes, place.tops, place.top_shapes, strict=True):
-        operator = "ConvTranspose" if transposed else "Conv"
-        if axis == 1 and axes:
-            place.node(operator, [bottom, *weights], top, **settings)
-            continue
+        plain = axis == 1 and axes > 0
         # all axes before the channels are a batch
-        images = place.reshaped(bottom, (math.prod(shape[:axis]), *shape[axis:], *(() if axes else (1,))))
-        place.reshaped(place.node(operator, [images, *weights], **settings), top_shape, top)
+        rows = (math.prod(shape[:axis]), *shape[axis:], *(() if axes else (1,)))
+        images = bottom if plain else place.reshaped(bottom, rows)
+        if apart:
+            widths = np.array([0, 0, *layer.pad, 0, 0, *layer.pad], np.int64)
+            images = place.node("Pad", [images, place.constant(widths, "pads")])
+        found = place.node(operator, [images, *weights], top if plain else None, **settings)
+        if not plain:
+            place.reshaped(found, top_shape, top)
 
 
 def _im2col(place: Place) -> None:
