@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-_preloaded: dict[str, Callable[[list[str]], int]] = {}
+_preloaded: dict[str, Callable[[list[str]], int | None]] = {}
 """The ``main`` of commands that `start` forks, by the module's name."""
 
 
@@ -151,7 +151,7 @@ def _run(
             os.chdir(folder)
         _set_threads()
         sys.argv = list(argv)
-        code = _preloaded[argv[0]](list(argv[1:]))
+        code = _preloaded[argv[0]](list(argv[1:])) or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     except KeyboardInterrupt:
