@@ -179,6 +179,21 @@ def test_a_process_that_may_have_computed_with_pytorch_is_not_forked(run):
     assert run(code, "later")[0] == "Popen 3\n"
 
 
+def test_a_process_that_has_started_threads_since_is_not_forked(run):
+    found, _ = run("""
+        import threading
+        print(type(start("exit")[0]).__name__)
+        end = threading.Event()
+        thread = threading.Thread(target=end.wait)
+        thread.start()
+        print(type(start("exit")[0]).__name__)
+        end.set()
+        thread.join()
+        print(type(start("exit")[0]).__name__)
+    """)
+    assert found.split() == ["Forked", "Popen", "Forked"]
+
+
 def test_pytorch_uses_the_childs_number_of_threads(tmp_path):
     (tmp_path / "command.py").write_text("import torch\n\ndef main(argv):\n    print(torch.get_num_threads())\n")
     code = """

@@ -32,6 +32,8 @@ def environment() -> dict[str, str]:
 
 _preloaded: dict[str, Callable[[list[str]], int | None]] = {}
 """The ``main`` of commands that `start` forks, by the module's name."""
+_most_threads = 0
+"""The number of threads of this process when the commands were imported."""
 
 
 class Forked:
@@ -84,14 +86,21 @@ def preload(*modules: str) -> None:
 
     A new process needs 1.7 s of processor time to import PyTorch, a sixth of what it takes to train a network of the
     demo. Nothing is done on systems other than Linux, where libraries may not survive a fork, and in processes that may
-    have computed with PyTorch already, whose threads do not survive it.
+    have computed with PyTorch already: its threads are missing in a child, which would wait for them forever. `start`
+    does not fork either once there are more threads than now.
     """
+    global _most_threads
     if sys.platform != "linux" or "torch" in sys.modules:
         return
     for module in modules:
         spec = find_spec(module)
         package = spec is not None and spec.submodule_search_locations is not None
         _preloaded[module] = importlib.import_module(f"{module}.__main__" if package else module).main
+    _most_threads = _threads()
+
+
+def _threads() -> int:
+    return len(os.listdir("/proc/self/task"))
 
 
 def start(
@@ -103,7 +112,12 @@ def start(
     Ctrl-C at the terminal reaches only this process, which then signals the child; so the child gets one signal, not
     two. ``keep_open``: file descriptors of locks that the child also holds open. Not for use in threads.
     """
-    if len(argv) > 2 and list(argv[:2]) == [sys.executable, "-m"] and argv[2] in _preloaded:
+    if (
+        len(argv) > 2
+        and list(argv[:2]) == [sys.executable, "-m"]
+        and argv[2] in _preloaded
+        and _threads() <= _most_threads
+    ):
         return _fork(argv[2:], output, folder, env, keep_open)
     return subprocess.Popen(
         argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0,
