@@ -246,7 +246,7 @@ BIAS = layer("Bias", "bias_param { axis: 0 num_axes: 0 filler { type: 'constant'
 )
 def test_decisions_may_differ_where_values_are_nearly_equal(decision, tmp_path):
     """Of 320,000 values some are near the threshold; the values of both bottoms of the Concat are nearly equal."""
-    start = INPUT.replace("dim: 4 dim: 5", "dim: 200 dim: 200")
+    start = INPUT.replace("dim: 6 dim: 5", "dim: 200 dim: 200")
     text = start + BIAS + layer("Concat", 'bottom: "y"', "x", "y2", "c") + decision
     assert near_tie(text, tmp_path, -3e-5).difference < 1e-5
     with pytest.raises(Differs, match=r"blob '\w+' of layer"):
