@@ -185,11 +185,11 @@ def _take_files(output: int, keep_open: Sequence[int]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
-    first = 3
-    for number in sorted({number for number in keep_open if number > 2}):
-        os.closerange(first, number)
-        first = number + 1
-    os.closerange(first, max(os.sysconf("SC_OPEN_MAX"), first))
+    # not os.closerange: without a system call for it, it tries all numbers, of which there may be a billion
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in keep_open:
+            with suppress(OSError):  # that of the folder itself
+                os.close(int(name))
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - until the process ends
     sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
