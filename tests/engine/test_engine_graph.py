@@ -363,3 +363,31 @@ def test_weights_that_are_used_twice_have_no_copies():
     names = {layer.name: layer.blobs[0] for layer in made.net.layers if layer.blobs}
     assert blobs_with_copies(made.net.layers, torch.bfloat16) == [names["conv1"], names["fc"]]
     assert blobs_with_copies(made.net.layers, torch.float32) == []
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("how", ["set", "restored"])
+def test_a_test_after_weights_were_loaded_scores_these_weights(how, graph, on_device):
+    solver(max_iter=5, dtype=torch.bfloat16).solve(Signals())
+    made = solver(dtype=torch.bfloat16, test_iter=[2], test_interval=3)
+    if graph:
+        with_graph(made)
+    made.step(6)
+    made.score()
+    made.score()  # recorded by now
+    if how == "set":
+        made.net.copy_from("net_iter_5.caffemodel")
+    else:
+        made.restore("net_iter_5.solverstate", read_state("net_iter_5.solverstate"))
+    fresh = solver(dtype=torch.bfloat16, test_iter=[2], test_interval=3)
+    fresh.net.copy_from("net_iter_5.caffemodel")
+    assert made.score() == fresh.score()
+
+
+def test_a_test_pass_recorded_before_training_is_recorded_anew_with_the_copies_of_the_weights(on_device):
+    made = solver(dtype=torch.bfloat16, test_iter=[6], test_interval=3)
+    tapes = with_graph(made)
+    made.score()
+    made.step(1)
+    made.score()
+    assert [len(tape.seeds) for tape in tapes] == [3, 3]

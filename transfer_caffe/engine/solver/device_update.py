@@ -72,13 +72,17 @@ class DeviceUpdate:
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the next updates, before lr_mult; renew copies of weights that were replaced."""
+        self.renew_copies()
+        if rate != self._rate:
+            self._rate = rate
+            self._staging.send(0)
+
+    def renew_copies(self) -> None:
+        """Renew copies of weights that something else than an update has changed (a file that was loaded)."""
         for blob, version in self._versions.items():
             if blob.data._version != version and blob.low is not None:
                 blob.low.detach().copy_(blob.data.detach())
                 self._versions[blob] = blob.data._version
-        if rate != self._rate:
-            self._rate = rate
-            self._staging.send(0)
 
     def _fill(self, arrays: list[np.ndarray], _: int) -> None:
         assert self._rate is not None
