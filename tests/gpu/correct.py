@@ -166,19 +166,22 @@ def graphs(world: World) -> None:
 
 def resume(world: World) -> None:
     """Training that was stopped at iteration 7 of 12 and resumed gives the bits of an uninterrupted one."""
-    for precision, part in ((("fp32"), 1), ("bf16", 1), ("fp32", 2)):
-        settings = {"precision": precision, "batch": 4 if world.tiny else 64, "iter_size": part}
-        settings |= {"snapshot_after_train": True, "test_interval": 0}
+    # writing and reading the snapshots of a CaffeNet takes most of the time
+    for precision, net, part in (("bf16", world.net, 1), ("fp32", "mini", 1), ("fp32", "mini", 2)):
+        settings = {"precision": precision, "net": net, "batch": 4 if world.tiny else 64, "iter_size": part}
+        settings |= {"test_interval": 0, "snapshot_after_train": False}
         with tempfile.TemporaryDirectory() as folder:
             prefix = f"{folder}/net"
             whole = world.solver(max_iter=12, snapshot_prefix=f"{folder}/whole", **settings)
             whole.solve(Signals("none", "none"))
-            world.solver(max_iter=7, snapshot_prefix=prefix, **settings).solve(Signals("none", "none"))
+            first = world.solver(max_iter=7, snapshot_prefix=prefix, **{**settings, "snapshot_after_train": True})
+            first.solve(Signals("none", "none"))
             second = world.solver(max_iter=12, snapshot_prefix=f"{folder}/second", **settings)
             second.restore(f"{prefix}_iter_7.solverstate", read_state(f"{prefix}_iter_7.solverstate"))
             second.solve(Signals("none", "none"))
-            same = Path(f"{folder}/whole_iter_12.solverstate").stat().st_size > 0 and bits(whole) == bits(second)
-        world.check(f"{precision}, iter_size {part}: a run resumed at 7 of 12 ends with the same bits", same)
+            same = whole.iteration == second.iteration == 12 and bits(whole) == bits(second)
+        what = f"{net}, {precision}, iter_size {part}"
+        world.check(f"{what}: a run resumed at 7 of 12 ends with the same bits", same)
 
 
 def large(world: World) -> None:
@@ -244,12 +247,23 @@ def sharing(world: World) -> None:
         alone = start_engine(world, folder, "alone.log", "--precision", "bf16")
         world.check("an engine alone ends with code 0", alone.wait() == 0)
         logs = two_networks(world, folder, "turns", {})
-        found = [losses(log) for log in ((folder / "alone.log").read_text(), *logs)]
-        world.check("their losses are those of one alone", bool(found[0]) and found[0] == found[1] == found[2])
+        first = (folder / "alone.log").read_text()
+        found = [losses(log) for log in (first, *logs)]
+        # each engine has measured how to compute its convolutions, and two at a time disturb each other
+        chosen = [re.findall(r"(\S+: .* computed by \S+) \(", log) for log in (first, *logs)]
+        most = 0.0 if chosen[0] == chosen[1] == chosen[2] else 0.02
+        same = all(near(found[0], each, most) for each in found[1:])
+        world.check("their losses are those of one alone", bool(found[0]) and same, f"{found}")
         shares = [log for log in logs if "shares the records" in log]
         world.check("one of them uses the records of the other's holder", len(shares) == 1)
         if world.device.type == "cuda":  # on a CPU the memory outlives the holder
             _kill_holder(world, folder, {processes.SHARED_RECORDS: f"2:{folder}/killed"})
+
+
+def near(one: list[str], other: list[str], most: float) -> bool:
+    """Return whether two lists of losses differ by at most a fraction ``most``."""
+    pairs = zip(map(float, one), map(float, other), strict=False)
+    return len(one) == len(other) and all(abs(a - b) <= most * abs(b) for a, b in pairs)
 
 
 def two_networks(world: World, folder: Path, word: str, environment: dict[str, str]) -> list[str]:

@@ -269,6 +269,17 @@ class _First:
         return self._records.record(index)
 
 
+def cudnn(world: World) -> None:
+    """An iteration with cuDNN's other heuristic, and with the fastest of all its algorithms, not of the first ten."""
+    os.environ["TORCH_CUDNN_USE_HEURISTIC_MODE_B"] = "1"  # read once, when this process first computes a convolution
+    if world.device.type == "cuda":
+        torch.backends.cudnn.benchmark_limit = 0
+    for deterministic, what in ((True, "heuristic mode B"), (False, "fastest of all algorithms")):
+        world.measure(
+            f"bf16, n = 0, {what}", world.iteration_ms(world.solver("bf16", deterministic=deterministic)), "ms"
+        )
+
+
 def paper(world: World) -> None:
     """The hours of the recipe `paper` on 1 and 8 GPUs, by `sweep plan`, from the measured iterations and tests."""
     for precision in world.precisions:

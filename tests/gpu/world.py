@@ -8,6 +8,7 @@ CPU in small sizes, with stand-ins for the GPU, which shows that the step itself
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import statistics
 import time
@@ -23,6 +24,7 @@ from support.tape import Tape
 
 from transfer_caffe.engine.__main__ import _use
 from transfer_caffe.engine.batches import resident
+from transfer_caffe.engine.iteration import ways
 from transfer_caffe.engine.iteration.graph import Pass
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.precision import use_precision
@@ -44,6 +46,8 @@ class World:
     tiny: bool
     earlier: dict[str, float] = field(default_factory=dict)
     """The measures of earlier steps, by name."""
+    ways: dict[object, dict[str, str]] = field(default_factory=dict)
+    """How the convolutions of each kind of solver are computed, as the first one of that kind has measured."""
 
     @classmethod
     def create(cls, step: str, data: Path, results: Path, tiny: bool) -> World:
@@ -100,12 +104,16 @@ class World:
         deterministic: bool = True, graph: bool = True, **settings: Any,
     ) -> Solver:  # fmt: skip
         """Build a solver that trains as `engine train` does; without ``graph``, without a CUDA graph."""
+        gc.collect()  # an earlier solver and its memory
         given = {"base_lr": 1e-4, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 0.0005, "random_seed": 1}
         param = SolverParameter(**{**given, "snapshot_prefix": "net", **settings})
         param.net_param.CopyFrom(self.net_param(net, batch, frozen, data))
         made = Solver(
             param, self.device, dtype=use_precision(precision, deterministic, self.device), own_process=not self.tiny
         )
+        # two measurements may choose differently, and what follows compares bits
+        made._ways = self.ways.setdefault((precision, net, batch, deterministic), made._ways)
+        ways.use([made.net, *made.test_nets], made._ways)
         if self.tiny:
             made._pass._direct = None
         if self.tiny and graph:
@@ -132,9 +140,14 @@ class World:
 
     def milliseconds(self, function: Callable[[], object]) -> float:
         """Return the median milliseconds of a function on the device, launched many times in a row."""
-        runs = 1 if self.tiny else 20
         for _ in range(1 if self.tiny else 3):
             function()
+        self.wait()
+        since = time.perf_counter()
+        function()
+        self.wait()
+        # about 20 ms each time, or some algorithms would take all of a step's time
+        runs = 1 if self.tiny else min(max(round(0.02 / (time.perf_counter() - since)), 1), 20)
         each = []
         for _ in range(1 if self.tiny else 3):
             if self.device.type == "cuda":
