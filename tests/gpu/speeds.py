@@ -176,6 +176,8 @@ def convolutions(world: World) -> None:
                 ways["block-diagonal"] = lambda x, w, s=stride, p=pad, g=groups: F.conv2d(
                     x, _block_diagonal(w, g), None, s, p
                 )
+            if stride > 1:
+                ways["blocks"] = lambda x, w, s=stride, p=pad: vision.by_blocks(x, w, None, (s, s), (p, p))
             for way, function in ways.items():
                 for form, memory in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
                     x = torch.randn(batch, channels, side, side, device=world.device, dtype=dtype)
