@@ -66,14 +66,16 @@ for dtype in (torch.float32, torch.bfloat16):
     for index in (0, 1, 3):
         update_triton.update(weight, torch.zeros(64, dtype=dtype), history, rates, index, 0.9, 5e-4, 1.0, low)
     records, drawn = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(3, 2, dtype=torch.int64)
-    for image, mean, mean_file in ((drawn[0], torch.zeros(32, 32, 3), True), (None, torch.zeros(1, 27, 3), False),
-                                   (drawn[0], None, False)):
-        given = records if image is not None else records[:2, :27, :27]
-        batch_triton.make(given, image, drawn, mean, mean_file, 0.5 if mean_file else 1.0, (27, 27), dtype)
+    windows = torch.zeros(2, 27, 27, 3, dtype=torch.uint8)
+    for mean, scale in ((torch.zeros(32, 32, 3), 0.5), (torch.zeros(1, 27, 3), 1.0), (None, 1.0)):
+        rest = (drawn, mean, scale != 1.0, scale, (27, 27), dtype)
+        batch_triton.make(records, None, drawn[0], *rest)
+        batch_triton.make(None, windows, None, *rest)
+        batch_triton.make(records, windows, drawn[0], *rest)
 print(sorted(compiled.items()))
 """
 EXPECTED = [
-    ("batch_triton._make", 6), ("lrn_triton._backward", 4), ("lrn_triton._forward", 4), ("pool_triton._backward", 4),
+    ("batch_triton._make", 18), ("lrn_triton._backward", 4), ("lrn_triton._forward", 4), ("pool_triton._backward", 4),
     ("pool_triton._forward", 4), ("update_triton._update", 6),
 ]  # fmt: skip
 

@@ -19,9 +19,9 @@ BLOCK = 1024
 
 @triton.jit
 def _make(
-    pixels, image, top, left, flip, mean, out, count, blocks, rows, columns, mean_columns, scale,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, WINDOWS: tl.constexpr, MEAN: tl.constexpr, MEAN_FILE: tl.constexpr,
-    SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    pixels, windows, image, top, left, flip, mean, out, count, blocks, rows, columns, mean_columns, scale,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, RECORDS: tl.constexpr, WINDOWS: tl.constexpr, MEAN: tl.constexpr,
+    MEAN_FILE: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # each program instance works on one image: what is drawn for it is loaded once, and indices within an image fit in
     # int32, in which divisions take a fraction of their time in int64; the records may have more than 2^31 values
@@ -35,11 +35,16 @@ def _make(
     column = tl.where(tl.load(flip + number) != 0, WIDTH - 1 - column, column)
     y = tl.load(top + number).to(tl.int32) + row
     x = tl.load(left + number).to(tl.int32) + column
-    if WINDOWS:  # the pixels are the windows
-        source = pixels + number * count + (row * WIDTH + column) * CHANNELS + channel
-    else:
-        source = pixels + tl.load(image + number) * rows * columns * CHANNELS + (y * columns + x) * CHANNELS + channel
-    value = tl.load(source, mask=inside, other=0).to(tl.float32)
+    if RECORDS:
+        record = tl.load(image + number)
+        source = pixels + record * rows * columns * CHANNELS + (y * columns + x) * CHANNELS + channel
+        found = tl.load(source, mask=place < tl.where(record >= 0, count, 0), other=0)
+    if WINDOWS:
+        window = -1 - record if RECORDS else number
+        source = windows + window * count + (row * WIDTH + column) * CHANNELS + channel
+        cut = tl.load(source, mask=place < tl.where(window >= 0, count, 0), other=0)
+        found = tl.where(record >= 0, found, cut) if RECORDS else cut
+    value = found.to(tl.float32)
     if MEAN:
         if MEAN_FILE:
             value = value - tl.load(mean + (y * mean_columns + x) * CHANNELS + channel, mask=inside, other=0.0)
@@ -51,25 +56,28 @@ def _make(
 
 
 def make(
-    pixels: Tensor, image: Tensor | None, drawn: Tensor, mean: Tensor | None, mean_file: bool, scale: float,
-    size: tuple[int, int], dtype: torch.dtype,
+    pixels: Tensor | None, windows: Tensor | None, image: Tensor | None, drawn: Tensor, mean: Tensor | None,
+    mean_file: bool, scale: float, size: tuple[int, int], dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Return a batch (batch, channels, height, width) in channels-last memory format.
 
-    ``pixels`` are records (records, height, width, channels), of which ``image`` holds indices, or without ``image``
-    windows of the batch. ``drawn`` holds top, left and flip of each window; ``mean`` is (height, width, channels).
+    ``pixels`` are records (records, height, width, channels), of which ``image`` holds indices; ``windows`` are those
+    of the batch in order, or, if there are records, too, those to which ``image`` refers as -1 - index. ``drawn`` holds
+    top, left and flip of each window; ``mean`` is (height, width, channels).
     """
-    channels, (height, width) = pixels.shape[3], size
+    given = windows if pixels is None else pixels
+    assert given is not None
+    channels, (height, width) = given.shape[3], size
     count = drawn.shape[1]
-    out = torch.empty((count, channels, height, width), dtype=dtype, device=pixels.device,
+    out = torch.empty((count, channels, height, width), dtype=dtype, device=given.device,
                       memory_format=torch.channels_last)  # fmt: skip
     top, left, flip = drawn.unbind()
     size_of_one = height * width * channels
     blocks = triton.cdiv(size_of_one, BLOCK)
-    sizes = (size_of_one, blocks, pixels.shape[1], pixels.shape[2])
+    sizes = (size_of_one, blocks, given.shape[1], given.shape[2])
     _make[(count * blocks,)](
-        pixels, top if image is None else image, top, left, flip, top if mean is None else mean, out, *sizes,
-        1 if mean is None else mean.shape[1], scale, width, channels, image is None, mean is not None, mean_file,
-        scale != 1, BLOCK,
+        given, given if windows is None else windows, top if image is None else image, top, left, flip,
+        top if mean is None else mean, out, *sizes, 1 if mean is None else mean.shape[1], scale, width, channels,
+        pixels is not None, windows is not None, mean is not None, mean_file, scale != 1, BLOCK,
     )  # fmt: skip
     return out

@@ -39,6 +39,11 @@ class ImageSource(Protocol):
         """Whether all records are kept decoded in the host's memory."""
         ...
 
+    @property
+    def shuffles(self) -> bool:
+        """Whether the records of a batch are not consecutive."""
+        ...
+
     def plan(self, batch: int) -> np.ndarray:
         """Return, for each image, its record, its window's row and column, and whether it is mirrored; (4, batch)."""
         ...
