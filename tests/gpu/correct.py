@@ -35,24 +35,26 @@ TRANSFORMS = ("", 'mean_file: "{mean}"', "mean_value: 100.3", "mean_value: 104 m
 def batches(world: World) -> None:
     """Batches made on the GPU have the bits of those that NumPy makes, from records there and in the host's memory."""
     size, crop = (32, 28) if world.tiny else (256, 227)
-    for place in ("device", "host"):
-        for mean in TRANSFORMS:
+    for place in ("device", "host", "both"):
+        for mean in TRANSFORMS if place != "both" else TRANSFORMS[1:2]:
             for more in ("mirror: true", "scale: 0.017 mirror: true"):
                 transform = f"crop_size: {crop} {more} {mean.format(mean=world.data / f'mean{size}.binaryproto')}"
                 text = f'name: "d" type: "Data" top: "data" top: "label" transform_param {{ {transform} }} '
                 text += f'data_param {{ source: "{world.data}/raw{size}" batch_size: {world.batch} backend: LMDB }}'
                 param = parse_text(text, LayerParameter(), "")
-                with records_in(place):
+                with records_in(place, world.tiny):
                     there, here = (Data(param, Context(1, device, True)) for device in (world.device, _cpu()))
                     there.setup([])
                     here.setup([])
                     here.by_device = False
                     same = there.resident == (place == "device")
+                    same &= (there._copy is not None and there._copy.split is not None) == (place == "both")
                     for batch in (0, 5):
                         for one, two in zip(there.forward([], batch), here.forward([], batch), strict=True):
                             same &= one.cpu().numpy().tobytes() == two.numpy().tobytes()
                 del there, here  # so that their copy of the records is freed
-                world.check(f"batches from records in the {place}: {mean.partition(':')[0] or 'no mean'}, {more}", same)
+                where = "both memories" if place == "both" else f"the {place}"
+                world.check(f"batches from records in {where}: {mean.partition(':')[0] or 'no mean'}, {more}", same)
 
 
 def _cpu() -> torch.device:

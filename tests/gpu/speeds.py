@@ -64,11 +64,13 @@ def speed(world: World) -> None:
     cases = [(p, n, "device", True) for p in reversed(world.precisions) for n in FROZEN]
     cases += [(p, 0, "device", False) for p in reversed(world.precisions)]
     cases += [(p, n, "host", True) for p in reversed(world.precisions) for n in FROZEN]
-    for precision, n, place, deterministic in cases[:2] + cases[-1:] if world.tiny else cases:
-        with records_in(place):
+    cases += [("bf16", 0, "both", True)]
+    for precision, n, place, deterministic in cases[:2] + cases[-2:] if world.tiny else cases:
+        with records_in(place, world.tiny):
             made = world.solver(precision, frozen=n, deterministic=deterministic)
             ms = world.iteration_ms(made)
-        what = f"{precision}, n = {n}, records in the {place}{'' if deterministic else ', fastest algorithms'}"
+        where = "both memories" if place == "both" else f"the {place}"
+        what = f"{precision}, n = {n}, records in {where}{'' if deterministic else ', fastest algorithms'}"
         world.measure(what, ms, "ms")
         world.check(f"{what}: one graph", made._pass.recorded)
         if place == "device" and deterministic and found:
