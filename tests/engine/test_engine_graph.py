@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.tape import Tape
 
+from transfer_caffe.engine import net as net_module
 from transfer_caffe.engine.iteration import graph
 from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
 from transfer_caffe.engine.layers.data import Images
@@ -391,3 +392,22 @@ def test_a_test_pass_recorded_before_training_is_recorded_anew_with_the_copies_o
     made.step(1)
     made.score()
     assert [len(tape.seeds) for tape in tapes] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "converted"), [("", True), ('layer { name: "s" type: "Silence" bottom: "data" }', False)]
+)
+def test_images_are_made_in_bf16_where_only_convolutions_read_them_and_that_changes_no_bit(
+    more, converted, monkeypatch
+):
+    made = solver(more, dtype=torch.bfloat16)
+    images = made.net.layers[0]
+    assert isinstance(images, Images) and (images.image_type == torch.bfloat16) is converted
+    made.step(3)
+    assert images.forward([], 0)[0].dtype == images.image_type
+    monkeypatch.setattr(net_module.passes, "images_to_convert", lambda *_: [])
+    plain = solver(more, dtype=torch.bfloat16)
+    plain.step(3)
+    assert plain.net.layers[0].forward([], 0)[0].dtype == torch.float32
+    assert state(made) == state(plain)
+    assert solver(more).net.layers[0].forward([], 0)[0].dtype == torch.float32

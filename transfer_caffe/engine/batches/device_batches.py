@@ -35,7 +35,7 @@ class DeviceBatches:
         self._windows: Tensor | None = None
         # no reference cycle with the layer: the records' memory is freed as soon as the layer is
         layer_proxy = weakref.proxy(layer)
-        self._transform = OnDevice(layer.transformer, device)
+        self._transform = OnDevice(layer.transformer, device, layer.image_type)
         self.drawn = torch.zeros((4, batch), dtype=torch.int64, device=device)
         """The batch's `Images.plan`."""
         if copy is not None:

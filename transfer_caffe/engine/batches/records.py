@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from transfer_caffe.engine.batches.transform import Transformer
 from transfer_caffe.utils.errors import UserError
@@ -33,6 +34,8 @@ class ImageSource(Protocol):
     batch_size: int
     source: str
     transformer: Transformer
+    image_type: torch.dtype
+    """The type of the images that a device makes."""
 
     @property
     def keeps_records(self) -> bool:

@@ -160,7 +160,11 @@ class OnDevice:
     Nothing here makes the host wait or depends on values on the host, so a CUDA graph can capture it.
     """
 
-    def __init__(self, transformer: Transformer, device: torch.device) -> None:
+    def __init__(
+        self, transformer: Transformer, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:  # fmt: skip
+        """``dtype`` is the type of the batches: float32, or what that is rounded to."""
+        self._dtype = dtype
         _, height, width = transformer.out_shape
         self.scale = transformer.scale
         self.mean = None if transformer.mean is None else torch.from_numpy(transformer.mean).to(device)
@@ -202,7 +206,7 @@ class OnDevice:
     def _by_kernel(self, pixels: Tensor | None, windows: Tensor | None, image: Tensor | None, drawn: Tensor) -> Tensor:
         assert self._fused is not None
         return self._fused(
-            pixels, windows, image, drawn, self.mean, self.mean_file, self.scale, self._size, torch.float32
+            pixels, windows, image, drawn, self.mean, self.mean_file, self.scale, self._size, self._dtype
         )
 
     def _places(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +223,7 @@ class OnDevice:
             out = pixels - (self.mean[rows, columns] if self.mean_file else self.mean)
         if self.scale != 1:
             out *= self.scale
-        return out.permute(0, 3, 1, 2)
+        return out.to(self._dtype).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=1)

@@ -50,6 +50,8 @@ class Images(Layer):
 
     bottoms = (0, 0)
     tops = (1, 2)
+    image_type = torch.float32
+    """The type of the images that a device makes: the net's, if all layers that read them would convert them to it."""
     _made_by_device: ClassVar[tuple[str, ...]] = ("cuda",)
     """Types of devices on which batches are built with `make`; tests add the CPU."""
 
