@@ -228,7 +228,9 @@ def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_d
     assert state(made) == state(eager)
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2}])
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2},
+                                      {"clip_gradients": 0.3}, {"clip_gradients": 0.3, "iter_size": 2},
+                                      {"clip_gradients": 1e6}, {"clip_gradients": 0.3, "rate": "0"}])  # fmt: skip
 def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
     plain = solver(**settings)
     plain.iteration = 5  # after the first step of the learning rate
@@ -239,8 +241,10 @@ def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypa
     made.step(1)
     pairs = list(zip(map(values, made.net.learnable), map(values, plain.net.learnable), strict=True))
     for one, other in [*pairs, *zip(made.history, plain.history, strict=True)]:
-        # a step of the history has 5 roundings in each of both, and the weight one
-        assert torch.allclose(one, other, rtol=12 * 2**-24, atol=12 * 2**-24 * float(other.abs().max()))
+        # a step of the history has 5 roundings in each of both, and the weight one; with clipping there are those of
+        # the norm, a sum of 400 squares
+        most = (12 + 400 * ("clip_gradients" in settings)) * 2**-24
+        assert torch.allclose(one, other, rtol=most, atol=most * float(other.abs().max()))
 
 
 def values(blob):
@@ -258,7 +262,7 @@ def test_momentum_and_decay_act_on_a_blob_without_gradient_as_in_caffe(on_device
 
 @pytest.mark.parametrize(
     ("settings", "fits"),
-    [({}, True), ({"clip_gradients": 3.0}, False), ({"regularization_type": "L1"}, False), ({"type": "Adam"}, False)],
+    [({}, True), ({"clip_gradients": 3.0}, True), ({"regularization_type": "L1"}, False), ({"type": "Adam"}, False)],
 )
 def test_only_updates_that_need_no_host_run_on_the_device(settings, fits, on_device):
     assert solver(**settings)._on_device is fits
@@ -411,3 +415,22 @@ def test_images_are_made_in_bf16_where_only_convolutions_read_them_and_that_chan
     assert plain.net.layers[0].forward([], 0)[0].dtype == torch.float32
     assert state(made) == state(plain)
     assert solver(more).net.layers[0].forward([], 0)[0].dtype == torch.float32
+
+
+def test_clipping_within_the_graph_is_clipping_without_one_and_is_logged_where_iterations_are_displayed(
+    on_device, capfd
+):
+    settings = {"clip_gradients": 0.3, "display": 2}
+    eager, made = solver(**settings), solver(**settings)
+    with_graph(made)
+    eager.solve(Signals())
+    capfd.readouterr()
+    made.solve(Signals())
+    assert state(made) == state(eager) != state(unclipped())
+    assert capfd.readouterr().err.count("Gradient clipping: scaling down gradients (L2 norm ") == 5  # 0, 2, 4, 6, 8
+
+
+def unclipped():
+    made = solver()
+    made.solve(Signals())
+    return made

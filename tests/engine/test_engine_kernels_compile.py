@@ -63,8 +63,8 @@ for dtype in (torch.float32, torch.bfloat16):
         lrn_triton.FusedLRN.apply(x, 5, 1e-4, beta, 1.0, None).sum().backward()
     weight, history = torch.zeros(2, 64)
     low = None if dtype == torch.float32 else torch.zeros(64, dtype=dtype)
-    for index in (0, 1, 3):
-        update_triton.update(weight, torch.zeros(64, dtype=dtype), history, rates, index, 0.9, 5e-4, 1.0, low)
+    for index, scale in ((0, None), (1, None), (3, None), (3, rates[0])):
+        update_triton.update(weight, torch.zeros(64, dtype=dtype), history, rates, index, 0.9, 5e-4, 1.0, low, scale)
     records, drawn = torch.zeros(4, 32, 32, 3, dtype=torch.uint8), torch.zeros(3, 2, dtype=torch.int64)
     windows = torch.zeros(2, 27, 27, 3, dtype=torch.uint8)
     for mean, scale in ((torch.zeros(32, 32, 3), 0.5), (torch.zeros(1, 27, 3), 1.0), (None, 1.0)):
@@ -76,7 +76,7 @@ print(sorted(compiled.items()))
 """
 EXPECTED = [
     ("batch_triton._make", 18), ("lrn_triton._backward", 4), ("lrn_triton._forward", 4), ("pool_triton._backward", 4),
-    ("pool_triton._forward", 4), ("update_triton._update", 6),
+    ("pool_triton._forward", 4), ("update_triton._update", 8),
 ]  # fmt: skip
 
 

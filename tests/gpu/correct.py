@@ -114,7 +114,7 @@ def kernels(world: World) -> None:
                 weight, history = (torch.ones(1_000_003, device=world.device) * each for each in (0.3, 0.2))
                 rates = torch.tensor([9.0, 0.01], device=world.device)
                 above = random(1_000_003, draw=torch.Generator().manual_seed(2))
-                function(weight, above, history, rates, 1, 0.9, 5e-4, 0.5, None)
+                function(weight, above, history, rates, 1, 0.9, 5e-4, 0.5, None, None)
                 results.append((weight, history))
             worst = max(_difference(a, b) for a, b in zip(*results, strict=True))
             world.check(f"update with gradients in {dtype}: to rounding", worst < 12 * 2**-24, f"{worst:.3g}")

@@ -314,6 +314,8 @@ class Solver:
         if self._on_device:
             if param.iter_size > 1:
                 self._update_on_device()
+            if show and param.clip_gradients >= 0 and self._device_update is not None:
+                self._log_clipping(float(self._device_update.norm))
             return {}
         if self._idle is None:
             self._idle = self._find_idle()
@@ -388,7 +390,13 @@ class Solver:
             return
         for gradient in gradients:
             gradient.mul_(limit / norm)
-        number = glog.number
+        self._log_clipping(norm)
+
+    def _log_clipping(self, norm: float) -> None:
+        """Log that gradients of this norm were clipped, if they were. On a GPU, only displayed iterations call this."""
+        limit, number = self.param.clip_gradients, glog.number
+        if norm <= limit:
+            return
         glog.info(
             "sgd_solver.cpp:99",
             f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
