@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     ("more", "why"),
     [
         ("force_backward: true", "force_backward is set"),
-        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) reads values"),
+        ('layer { name: "b" type: "ArgMax" bottom: "f" top: "b" }', "layer 'b' (ArgMax) reads values"),
         (
             'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } '
             'data_filler { type: "uniform" } } }',
@@ -434,3 +434,31 @@ def unclipped():
     made = solver()
     made.solve(Signals())
     return made
+
+
+WITH_MEMORY = {
+    "BatchNorm": """layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }
+      layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss2" }""",
+    "LSTM": """layer { name: "cont" type: "DummyData" top: "cont" dummy_data_param { shape { dim: 4 dim: 1 }
+      data_filler { type: "constant" value: 1 } } }
+      layer { name: "r" type: "Reshape" bottom: "f" top: "r" reshape_param { shape { dim: 4 dim: 1 dim: 5 } } }
+      layer { name: "lstm" type: "LSTM" bottom: "r" bottom: "cont" top: "h"
+        recurrent_param { num_output: 5 weight_filler { type: "xavier" } } }
+      layer { name: "s" type: "Reshape" bottom: "h" top: "s" reshape_param { shape { dim: 4 dim: 5 } } }
+      layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "s" bottom: "label" top: "loss2" }""",
+}
+
+
+@pytest.mark.parametrize("kind", WITH_MEMORY)
+def test_what_layers_keep_from_batch_to_batch_is_the_same_with_a_graph(kind):
+    eager, made = solver(WITH_MEMORY[kind]), solver(WITH_MEMORY[kind])
+
+    def kept(one):
+        return [state for layer in one.net.layers for state in getattr(layer, "hidden", [])]
+
+    made._pass = Pass(made.net, lambda: Tape(made.net, [*made.history, *kept(made)]))
+    eager.solve(Signals())
+    made.solve(Signals())
+    assert made._pass.recorded and state(made) == state(eager)
+    assert all(torch.equal(one, other) for one, other in zip(kept(made), kept(eager), strict=True))
+    assert len(kept(made)) == (2 if kind == "LSTM" else 0)
