@@ -97,7 +97,9 @@ def kernels(world: World) -> None:
         gradient, settings = random(batch, 96, 27, 27), ((3, 3), (2, 2), (0, 0), (27, 27), True)
         if pool is not None:
             own, plain = (_passes(function, [x, bias], gradient, *settings) for function in (pool, PlainPool))
-            world.check(f"pooling in {dtype}: same top", torch.equal(own[0], plain[0]))
+            same = torch.equal(own[0], plain[0])
+            same &= torch.equal(own[0], F.max_pool2d(x + bias[None, :, None, None], 3, 2, ceil_mode=True).relu())
+            world.check(f"pooling in {dtype}: same top", same)
             ratios = [_difference(a, b) for a, b in zip(own[1:], plain[1:], strict=True)]
             # 4 gradients per element; a bias's gradient is a sum over all images and positions
             good = ratios[0] < 8 * unit and ratios[1] < batch * 27 * 27 * 2**-24 + 4 * unit
@@ -129,7 +131,9 @@ class PlainPool(torch.autograd.Function):
 
     @staticmethod
     def apply(x, bias, kernel, stride, pad, size, relu):
-        y = F.max_pool2d(x + bias[None, :, None, None], kernel, stride, pad, ceil_mode=True)
+        # in this order as in the kernel: rounding x + bias makes other maxima equal, and then another element gets the
+        # gradient (in bf16, 2,715 of 4.6 million)
+        y = F.max_pool2d(x, kernel, stride, pad, ceil_mode=True) + bias[None, :, None, None]
         return y.relu() if relu else y
 
 
@@ -285,7 +289,7 @@ def two_networks(world: World, folder: Path, word: str, environment: dict[str, s
 def _kill_holder(world: World, folder: Path, share: dict[str, str]) -> None:
     write_solver(world, folder, max_iter=100000, display=10)
     both = [start_engine(world, folder, f"k{i}.log", "--precision", "bf16", **share) for i in range(2)]
-    end = time.monotonic() + 40
+    end = time.monotonic() + 15
     holder = None
     while time.monotonic() < end and (holder is None or not all(losses(_text(folder, i)) for i in range(2))):
         time.sleep(0.2)

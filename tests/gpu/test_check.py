@@ -18,6 +18,7 @@ from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
 from transfer_caffe.engine.precision import use_precision
+from transfer_caffe.engine.solver.device_update import DeviceUpdate
 
 
 def test_a_dry_run_of_all_steps_finds_everything_in_order(tmp_path):
@@ -161,6 +162,7 @@ def test_what_the_steps_import_does_not_use_the_gpu():
 def net(tmp_path, monkeypatch):
     """The net of the demo in a precision, as the check builds it."""
     monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
+    monkeypatch.setattr(DeviceUpdate, "devices", DeviceUpdate.devices)
     monkeypatch.chdir(tmp_path)
     speed.make_data(tmp_path, 1 / 50)
 

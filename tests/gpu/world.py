@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from transfer_caffe.engine.iteration import ways
 from transfer_caffe.engine.iteration.graph import Pass
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.precision import use_precision
+from transfer_caffe.engine.solver.device_update import DeviceUpdate
 from transfer_caffe.engine.solver.solver import Solver
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, SolverParameter
 
@@ -59,7 +61,7 @@ class World:
         device = torch.device("cpu") if tiny else _use(torch.device("cuda", 0))
         if tiny:
             torch.set_num_threads(1)
-            Images._made_by_device = ("cuda", "cpu")
+            Images._made_by_device = DeviceUpdate.devices = ("cuda", "cpu")
         return cls(device, data, results, step, tiny, earlier)
 
     def check(self, what: str, holds: bool, detail: str = "") -> None:
@@ -108,16 +110,19 @@ class World:
         given = {"base_lr": 1e-4, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 0.0005, "random_seed": 1}
         param = SolverParameter(**{**given, "snapshot_prefix": "net", **settings})
         param.net_param.CopyFrom(self.net_param(net, batch, frozen, data))
-        made = Solver(
-            param, self.device, dtype=use_precision(precision, deterministic, self.device), own_process=not self.tiny
-        )
-        # two measurements may choose differently, and what follows compares bits
-        made._ways = self.ways.setdefault((precision, net, batch, deterministic), made._ways)
-        ways.use([made.net, *made.test_nets], made._ways)
+        dtype = use_precision(precision, deterministic, self.device)
+        # two measurements may choose differently, and what follows compares bits; and each takes time
+        kind = precision, net, batch, deterministic
+        known = self.ways.get(kind)
+        measure = ways.choose if known is None else lambda _: known
+        with mock.patch.object(ways, "choose", measure):
+            made = Solver(param, self.device, dtype=dtype, own_process=not self.tiny)
+        self.ways[kind] = made._ways
         if self.tiny:
             made._pass._direct = None
         if self.tiny and graph:
-            made._pass = Pass(made.net, lambda: Tape(made.net))
+            update = made._update_on_device if made.param.iter_size == 1 else None
+            made._pass = Pass(made.net, lambda: Tape(made.net, made.history), update=update)
         if not graph:
             made._pass._make = None
         return made
