@@ -23,7 +23,7 @@ WAYS = ("native", "halves", "dense", "blocks")
 without groups whose other weights are zero; with a stride, without one over blocks of pixels (`by_blocks`).
 `iteration.ways` chooses on a GPU."""
 FEW = 8
-"""A GPU's matrix units multiply at least so many channels at once: with fewer, as in images, most of them are idle."""
+"""A GPU's matrix units multiply at least this number of channels at once: with fewer, as in images, most are idle."""
 
 
 class Convolution(Layer):
