@@ -23,6 +23,7 @@ import numpy as np
 from transfer_caffe.experiment.architecture import Shape, image_shape, require_frozen, weight_shapes
 from transfer_caffe.experiment.stages import stages_of
 from transfer_caffe.experiment.treatment import Treatment
+from transfer_caffe.formats.hdf5 import is_hdf5, read_weights
 from transfer_caffe.formats.proto import array_to_blob, blob_shape, blob_to_array, read_binary, read_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import BlobProto, LayerParameter, NetParameter
 from transfer_caffe.formats.upgrade import upgrade_net
@@ -99,9 +100,8 @@ def take_over(
 
 def _read_base(path: str | os.PathLike[str], where: str) -> NetParameter:
     """Read a .caffemodel of any age, or the HDF5 form of one."""
-    if not os.fspath(path).endswith(".h5"):
+    if not is_hdf5(path):
         return upgrade_net(read_binary(path, NetParameter()), where)
-    from transfer_caffe.formats.hdf5 import read_weights
 
     base = NetParameter()
     for name, blobs in read_weights(os.fspath(path)).items():

@@ -12,6 +12,8 @@ from transfer_caffe import rates as rates_module
 from transfer_caffe import study as study_module
 from transfer_caffe.engine import Net
 from transfer_caffe.experiment.read import load_recipe
+from transfer_caffe.export.inference import load
+from transfer_caffe.export.network import read_network
 from transfer_caffe.formats import hdf5
 from transfer_caffe.results.probes import read_probes
 from transfer_caffe.study import SEARCH, main
@@ -66,6 +68,9 @@ def test_a_study_of_gray_images_trains(capsys):
     recipe = load_recipe("pets.yaml")
     assert recipe.images.gray and recipe.mean == (117,) and SEARCH not in Path("pets.yaml").read_text()
     assert "Best: " in capsys.readouterr().out
+    for name in ("base", "P1+"):  # as the export does that the answer names
+        network = read_network(f"runs/pets/whole-{name}-s0")
+        assert load(network.net, network.weights, network.shape).inputs["data"][1:] == (1, 24, 24)
     assert study("--mean", "1,2,3", "--name", "other") == 2
     assert "the net takes images of 1 channels, so 1 numbers are needed" in capsys.readouterr().err
 

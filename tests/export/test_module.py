@@ -222,6 +222,121 @@ def test_frozen_layers_do_not_learn_and_a_new_classifier_is_written(tmp_path, mo
     np.testing.assert_array_equal(tuned["conv2"][1], after["conv2.bias"].numpy())
 
 
+@pytest.mark.parametrize("start", [0.0, 1.0, 30.0])
+def test_statistics_of_batches_are_weighted_as_in_caffe(start, tmp_path, monkeypatch):
+    """``start``: the sum of weights in the file: none, that of a converted model, and one that is settled."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 8 dim: 3 dim: 4 dim: 4 } } }'
+        'layer { name: "norm" type: "BatchNorm" bottom: "x" top: "n" batch_norm_param '
+        "{ moving_average_fraction: 0.9 } }"
+    )
+    engine = Net.load("net.prototxt", phase="TRAIN")
+    mean, variance, total = engine.layers[-1].blobs
+    with torch.no_grad():
+        mean.data.fill_(2 * start)
+        variance.data.fill_(3 * start)
+        total.data.fill_(start)
+    write_binary("net.caffemodel", engine.to_proto())
+    module = tc.as_module("net.prototxt", "net.caffemodel").train()
+    draw = torch.Generator().manual_seed(1)
+    for batch in range(7):
+        x = 4 * torch.randn(8, 3, 4, 4, generator=draw) + 1
+        (pickle_copy := copy.deepcopy(module))(x)
+        engine.feed({"x": x.numpy()})
+        with torch.no_grad():
+            engine.forward(batch)
+        module = pickle_copy
+    tc.write_caffemodel(module.eval(), "tuned.caffemodel")
+    for found, blob in zip(read_weights(tmp_path / "tuned.caffemodel")["norm"], engine.layers[-1].blobs, strict=True):
+        np.testing.assert_allclose(found, blob.data.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["InnerProduct", "Convolution"])
+def test_a_replacement_with_a_bias_gives_the_layer_one(layer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    field = "inner_product_param" if layer == "InnerProduct" else "convolution_param"
+    settings = "" if layer == "InnerProduct" else " kernel_size: 3"
+    text = (
+        'layer { name: "in" type: "Input" top: "in" input_param { shape { dim: 2 dim: 3 dim: 3 dim: 3 } } }'
+        'layer { name: "relu" type: "ReLU" bottom: "in" top: "x" }'
+        f'layer {{ name: "fc" type: "{layer}" bottom: "x" top: "y" {field} {{ num_output: 2{settings} '
+        'bias_term: false weight_filler { type: "xavier" } } }'
+    )
+    module = tc.as_module(parse_text(text, NetParameter(), "net"))
+    module.fc = torch.nn.Linear(27, 5) if layer == "InnerProduct" else torch.nn.Conv2d(3, 5, 3)
+    torch.nn.init.normal_(module.get_parameter("fc.bias"))
+    tc.write_caffemodel(module, "net.caffemodel")
+    text = text.replace("bias_term: false", "").replace("num_output: 2", "num_output: 5")
+    (tmp_path / "net.prototxt").write_text(text)
+    x = torch.randn(2, 3, 3, 3)
+    torch.testing.assert_close(tc.as_module("net.prototxt", "net.caffemodel")(x), module(x))
+
+
+NORM = (
+    'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 3 dim: 3 } } }'
+    'layer { name: "norm" type: "BatchNorm" bottom: "x" top: "y" }'
+    'layer { name: "relu" type: "ReLU" bottom: "y" top: "z" }'
+)
+
+
+@pytest.mark.parametrize(
+    ("replacement", "words"),
+    [
+        (torch.nn.BatchNorm2d(4), "the module has norm.weight, which such a layer does not have"),
+        (torch.nn.Identity(), "the module has no norm.running_mean"),
+        (torch.nn.BatchNorm2d(4, affine=False, track_running_stats=False), "the module has no norm.running_mean"),
+    ],
+)
+def test_a_replacement_that_a_layer_cannot_hold_is_refused(replacement, words, tmp_path):
+    module = tc.as_module(parse_text(NORM, NetParameter(), "net"))
+    module.norm = replacement
+    with pytest.raises(UserError, match=rf"^layer 'norm' \(BatchNorm\): {words}"):
+        tc.write_caffemodel(module, tmp_path / "net.caffemodel")
+
+
+def test_a_module_of_another_type_is_written_as_float32(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net, weights = write_network("lenet", tmp_path)
+    module = tc.as_module(net, weights)
+    rounded = module.get_parameter("ip2.weight").detach().bfloat16().float().numpy()
+    tc.write_caffemodel(module.bfloat16(), "half.caffemodel")
+    np.testing.assert_array_equal(read_weights(tmp_path / "half.caffemodel")["ip2"][0], rounded)
+    with pytest.raises(UserError, match="HDF5 is not written"):
+        tc.write_caffemodel(module, "net.caffemodel.h5")
+
+
+def test_names_that_python_does_not_accept():
+    text = "".join(f'input: "{name}" input_shape {{ dim: 2 dim: 3 }} ' for name in ("class", "self", "a.b", "a_b"))
+    text += """
+    layer { name: "lambda" type: "Eltwise" bottom: "class" bottom: "self" bottom: "a.b" bottom: "a_b" top: "sum"
+            eltwise_param { coeff: 1 coeff: 10 coeff: 100 coeff: 1000 } }
+    layer { name: "a \\"word\\"" type: "InnerProduct" bottom: "sum" top: "y" inner_product_param { num_output: 2
+            weight_filler { type: "constant" value: 1 } } }
+    """
+    module = tc.as_module(parse_text(text, NetParameter(), "net"))
+    ones = torch.ones(2, 3)
+    torch.testing.assert_close(module(ones, ones, ones, ones), torch.full((2, 2), 3333.0))
+    assert sorted(module.state_dict()) == ["a _word_.bias", "a _word_.weight"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    ['type: "Clip" clip_param { min: 2 max: 1 }', 'type: "Power" power_param { scale: 0 shift: 0 power: -1 }'],
+)
+def test_settings_without_a_range(layer):
+    """Real Caffe computes them, too."""
+    param = parse_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }'
+        f'layer {{ name: "l" bottom: "x" top: "y" {layer} }}',
+        NetParameter(), "net",
+    )  # fmt: skip
+    used = load(param, None)
+    feeds = feeds_of(used)
+    used.compute(feeds)
+    np.testing.assert_array_equal(tc.as_module(param)(torch.from_numpy(feeds["x"])).numpy(), used.net.array("y"))
+
+
 def test_another_module_is_refused():
     with pytest.raises(UserError, match="was not made by as_module"):
         tc.write_caffemodel(torch.nn.Linear(2, 2), "net.caffemodel")

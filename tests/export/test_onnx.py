@@ -223,6 +223,80 @@ def test_without_the_packages_the_command_says_what_to_install(tmp_path):
     assert "not installed: onnx and onnxruntime; run: " in done.stderr and "transfer_caffe[export]" in done.stderr
 
 
+def near_tie(text, tmp_path, differs=0.0):
+    """Compare a net whose file's values are a little above the engine's by ``differs``."""
+    model = build(load(net_of(text), None))
+    if differs:
+        for initializer in model.proto.graph.initializer:
+            if initializer.name == "l.bias":
+                initializer.raw_data = (numpy_helper.to_array(initializer) + np.float32(differs)).tobytes()
+    model.write(tmp_path / "net.onnx")
+    return check(model, tmp_path / "net.onnx")
+
+
+BIAS = layer("Bias", "bias_param { axis: 0 num_axes: 0 filler { type: 'constant' value: 0 } }")
+
+
+@pytest.mark.parametrize(
+    "decision",
+    [
+        layer("Threshold", "threshold_param { threshold: 0 }", "y", "z", "t"),
+        layer("ArgMax", "argmax_param { axis: 1 }", "y2", "z", "t"),
+    ],
+)
+def test_decisions_may_differ_where_values_are_nearly_equal(decision, tmp_path):
+    """In 2 x 3 x 200 x 200 values some are nearer to each other, or to 0, than rounding; a large difference is one."""
+    start = INPUT.replace("dim: 4 dim: 5", "dim: 200 dim: 200")
+    # the sum of the second blob's channels differs in rounding: the order of the additions
+    text = start + BIAS + layer("Concat", 'bottom: "y"', "x", "y2", "c") + decision
+    near_tie(text, tmp_path, 1e-6)
+    with pytest.raises(Differs, match=r"blob '\w+' of layer"):
+        near_tie(text, tmp_path, 1e-2)
+
+
+def test_indices_fit_all_layers_that_use_them(tmp_path):
+    embed = "embed_param { num_output: 2 input_dim: %d weight_filler { type: 'xavier' } }"
+    text = 'input: "x" input_shape { dim: 4 dim: 2 }' + layer("Flatten", "flatten_param { axis: 0 }", "x", "f", "fl")
+    text += layer("Embed", embed % 7, "x", "y") + layer("Embed", embed % 3, "f", "z", "m")
+    assert near_tie(text, tmp_path).difference < 1e-6
+
+
+def test_a_stop_of_onnxruntime_is_one_line(tmp_path, capsys):
+    text = 'input: "x" input_shape { dim: 4 dim: 2 } input: "i" input_shape { dim: 4 }'
+    text += layer("Power", "power_param { shift: 9 }", "i", "p", "p")
+    text += layer("BatchReindex", 'bottom: "p"', "x", "y")
+    (tmp_path / "net.prototxt").write_text(text)
+    assert main([str(tmp_path / "net.prototxt"), "--onnx", str(tmp_path / "net.onnx")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["l.weight", "l@l", "x@l"])
+def test_blobs_with_names_of_the_exports_own(name, tmp_path):
+    text = INPUT + layer("InnerProduct", "inner_product_param { num_output: 3 weight_filler { type: 'xavier' } }")
+    text += layer("ReLU", "", "y", "y", "l2") + layer("Power", "power_param { scale: 2 }", "y", name, "m")
+    assert near_tie(text, tmp_path).difference < 1e-5
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--onnx", "net.onnx", "--no-check", "--images", "a.png"],
+        ["--safetensors", "a.safetensors", "--with-preprocessing"],
+        ["--onnx", "net.onnx", "--resize", "20.5,20"],
+        ["--onnx", "net.onnx", "--mean", ""],
+        ["--onnx", "net.prototxt"],
+    ],
+)
+def test_options_without_an_effect_and_lost_files_are_refused(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    net, weights = write_network("lenet", tmp_path)
+    net.rename("net.prototxt")
+    before = (tmp_path / "net.prototxt").read_bytes()
+    assert main(["net.prototxt", "--weights", str(weights), *argv]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "net.prototxt").read_bytes() == before and not (tmp_path / "net.onnx").exists()
+
+
 def test_shared_weights_are_stored_once():
     shared = 'param { name: "w" } convolution_param { num_output: 4 kernel_size: 1 bias_term: false }'
     text = INPUT + layer("Convolution", shared) + layer("Convolution", shared, "y", "z", "m")

@@ -26,14 +26,14 @@ def copy_weights(
 ) -> list[str]:
     """Copy the blobs of a .caffemodel into the layers of the same name and return these layers' names.
 
-    ``as_hdf5`` says whether the file is HDF5; by default, it is if its name ends in .h5.
+    ``as_hdf5`` says whether the file is HDF5; by default, its first bytes or the ending .h5 say it.
 
     Like Net::CopyTrainedLayersFrom, except that a file without any matching layer is a UserError (real Caffe would
     silently train from scratch), and so are values that are not finite. If several layers have one name, the first one
     in the file goes into the first one of the net, and so on (real Caffe copies all of them into the first one).
     """
     path = os.fspath(path)
-    is_hdf5 = path.endswith(".h5") if as_hdf5 is None else as_hdf5
+    is_hdf5 = hdf5.is_hdf5(path) if as_hdf5 is None else as_hdf5
     stored_layers = _read_hdf5(layers, path) if is_hdf5 else _read_binary(path)
     own: dict[str, list[Layer]] = {}
     for layer in layers:

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,15 +52,18 @@ def require_packages(*names: str) -> None:
         )
 
 
-def _numbers(count: Sequence[int], what: str, least: float = -math.inf) -> Callable[[str], list[float]]:
-    """Return an argparse type: numbers with commas, as many as ``count`` allows."""
+def _numbers(
+    count: Sequence[int], what: str, least: float = -math.inf, whole: bool = False
+) -> Callable[[str], list[float]]:
+    """Return an argparse type: numbers with commas, as many as ``count`` allows; integers if ``whole``."""
 
     def numbers(text: str) -> list[float]:
         try:
             found = [float(each) for each in text.split(",")]
         except ValueError:
             found = []
-        if len(found) not in count or not all(math.isfinite(each) and each >= least for each in found):
+        fits = all(math.isfinite(each) and each >= least and not (whole and each % 1) for each in found)
+        if len(found) not in count or not fits:
             raise argparse.ArgumentTypeError(f"{what} was expected, not {text!r}")
         return found
 
@@ -101,10 +105,11 @@ def _parser() -> ArgumentParser:
     group.add_argument("--mean", metavar="B,G,R", help="mean of each channel, or the path of a mean.binaryproto")
     group.add_argument("--scale", type=_numbers((1,), "a number"), metavar="S", help="factor for the pixels")
     group.add_argument(
-        "--resize", type=_numbers((2,), "height,width", 1), metavar="H,W", help="size of images before the crop"
-    )
+        "--resize", type=_numbers((2,), "height,width", 1, whole=True), metavar="H,W",
+        help="size of images before the crop",
+    )  # fmt: skip
     group.add_argument(
-        "--shape", type=_numbers((3,), "channels,height,width", 1), default=[], metavar="C,H,W",
+        "--shape", type=_numbers((3,), "channels,height,width", 1, whole=True), default=[], metavar="C,H,W",
         help="shape of the net's input images, if the net does not say it",
     )  # fmt: skip
     group.add_argument("--with-preprocessing", action="store_true", help="make it part of the graph: RGB bytes in")
@@ -142,9 +147,8 @@ def _from_safetensors(args: argparse.Namespace) -> _Given:
     if args.weights is not None or args.safetensors is not None:
         raise UserError(f"{args.net} has weights already: give neither --weights nor --safetensors")
     used, texts = load_safetensors(args.net), read_safetensors(args.net)[0]
-    preprocessing = Preprocessing.from_metadata(texts)
-    if args.mean is not None or args.scale or args.resize or (args.with_preprocessing and preprocessing is None):
-        preprocessing = _preprocessing(args, used)
+    known = Preprocessing.from_metadata(texts, str(args.net))
+    preprocessing = _preprocessing(args, used, known=known)
     classes = _class_names(args, used) or json.loads(texts.get("caffe.classes", "[]"))
     return _Given(used, used.param, None, preprocessing, classes)
 
@@ -161,8 +165,13 @@ def _from_network(args: argparse.Namespace) -> _Given:
     return _Given(used, network.net, network.weights, preprocessing, _class_names(args, used) or network.classes)
 
 
-def _preprocessing(args: argparse.Namespace, used: Inference, resize: Sequence[int] = ()) -> Preprocessing | None:
-    """Return the preprocessing that the arguments and the net describe; ``resize`` is for a net that is trained."""
+def _preprocessing(
+    args: argparse.Namespace, used: Inference, resize: Sequence[int] = (), known: Preprocessing | None = None
+) -> Preprocessing | None:
+    """Return the preprocessing that the arguments and the net describe.
+
+    ``resize`` is for a net that is trained, ``known`` what a file says.
+    """
     from transfer_caffe.export.preprocessing import preprocessing_of
 
     mean, mean_file = [], None
@@ -171,11 +180,19 @@ def _preprocessing(args: argparse.Namespace, used: Inference, resize: Sequence[i
             mean = _numbers((1, 3), "")(args.mean)
         except argparse.ArgumentTypeError:
             mean_file = args.mean
-    scale = args.scale[0] if args.scale else 1.0 if args.with_preprocessing and used.transform is None else None
-    return preprocessing_of(
-        used.inputs.get(used.images, ()), used.transform, mean=mean, mean_file=mean_file, scale=scale,
-        resize=[int(side) for side in args.resize or resize],
+    nothing = used.transform is None and known is None
+    scale = args.scale[0] if args.scale else 1.0 if args.with_preprocessing and nothing else None
+    found = preprocessing_of(
+        used, mean=mean, mean_file=mean_file, scale=scale, resize=[int(side) for side in args.resize or resize],
+        known=known,
     )  # fmt: skip
+    if args.with_preprocessing and found is not None and not found.sized:
+        height, width = found.crop
+        raise UserError(
+            f"the size of images before the crop to {height} x {width} pixels is not known; give it with --resize "
+            "HEIGHT,WIDTH"
+        )
+    return found
 
 
 def _class_names(args: argparse.Namespace, used: Inference) -> list[str]:
@@ -184,10 +201,13 @@ def _class_names(args: argparse.Namespace, used: Inference) -> list[str]:
         return []
     require_file(args.classes, "give a text file with the name of a class on each line")
     names = read_text(args.classes).splitlines()
-    output = used.net.shapes[used.net.outputs[-1]]
-    if len(output) > 1 and output[1] != len(names):
-        last = used.net.outputs[-1]
-        raise UserError(f"{args.classes}: has {len(names)} names, but output {last!r} has {output[1]} classes")
+    # an ArgMax may follow the probabilities
+    scores = [layer.top[0] for layer in used.net.layers if layer.type == "Softmax"]
+    sizes = {blob: used.net.shapes[blob] for blob in [*scores, *used.net.outputs]}
+    counts = {blob: size[1] for blob, size in sizes.items() if len(size) > 1}
+    if counts and len(names) not in counts.values():
+        last, count = next(reversed(counts.items()))
+        raise UserError(f"{args.classes}: has {len(names)} names, but output {last!r} has {count} classes")
     return names
 
 
@@ -219,8 +239,9 @@ def _write_caffemodel(args: argparse.Namespace) -> None:
     if args.net is None or args.net.suffix != SAFETENSORS:
         raise UserError("--caffemodel: NET must be a .safetensors file that this command wrote")
     same = write_original(args.net, args.caffemodel)
-    what = "the same bytes as" if same else "the values of"
-    print(f"{args.caffemodel}: {what} the file that {args.net} was made from")
+    origin = f"the same bytes as the file that {args.net} was made from"
+    what = origin if same else f"the weights of {args.net}"
+    print(f"{args.caffemodel}: {what}")
 
 
 def _write(args: argparse.Namespace, given: _Given) -> int:
@@ -248,12 +269,29 @@ def _write(args: argparse.Namespace, given: _Given) -> int:
     return 0
 
 
+def _refuse_what_would_be_lost(args: argparse.Namespace) -> None:
+    """Raise UserError for an output that is also an input or another output, and for options without an effect."""
+    outputs = {"--onnx": args.onnx, "--safetensors": args.safetensors, "--caffemodel": args.caffemodel}
+    taken = {os.path.realpath(path) for path in (args.net, args.weights, args.classes, args.mean, *args.images) if path}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            raise UserError(f"{option} {path}: the same command reads or writes this file; give another name")
+        taken.add(os.path.realpath(path))
+    if args.images and not (args.check and args.onnx):
+        raise UserError("--images: only the check of an ONNX file uses them; give --onnx, and no --no-check")
+    if args.with_preprocessing and not args.onnx:
+        raise UserError("--with-preprocessing: it becomes a part of an ONNX file; give --onnx FILE")
+
+
 @command
 def main(argv: list[str] | None = None) -> int | None:
     """The command line."""
     args = _parser().parse_args(argv)
     if not (args.onnx or args.safetensors or args.caffemodel):
         raise UserError("nothing to do: give --onnx FILE, --safetensors FILE or --caffemodel FILE")
+    _refuse_what_would_be_lost(args)
     if args.net is None and args.network is None:
         raise UserError("NET is missing: give the path of a net's prototxt, or --network DIR")
     if args.net is not None:

@@ -4,11 +4,12 @@
     used.net, used.left_out
 
 What is done to a train_val.prototxt is what users of Caffe do by hand to get a deploy.prototxt: the last
-SoftmaxWithLoss becomes a Softmax named `prob`. A deploy.prototxt is not changed.
+SoftmaxWithLoss becomes a Softmax named `prob`. A deploy.prototxt only loses inputs that nothing uses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from google.protobuf.message import Message
 from transfer_caffe.engine.layers import LAYERS, Shape
 from transfer_caffe.engine.layers.recurrent import LSTM, RNN
 from transfer_caffe.engine.net import Net
+from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import read_mean
 from transfer_caffe.formats.proto.caffe_pb2 import (
@@ -48,13 +50,15 @@ class Inference:
     """A net for inference: the engine's net with its weights, and what it was made from.
 
     ``param`` is the message of ``net``. ``left_out`` names the layers of the original that it lacks. ``transform`` is
-    the data layer's transform_param, if the original has a data layer.
+    the transform_param of the data layer in whose place the first input is; None if it has none. ``whole`` are height
+    and width of that layer's images before the crop; None if it does not crop, or does not say it.
     """
 
     net: Net
     param: NetParameter
     left_out: list[str]
     transform: TransformationParameter | None
+    whole: tuple[int, int] | None = None
     _at_sizes: dict[int, Inference | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -103,7 +107,7 @@ class Inference:
             net = Net(param, self.net.state, 1, torch.device("cpu"), share=self.net)
         except UserError:
             return None
-        return Inference(net, param, self.left_out, self.transform)
+        return Inference(net, param, self.left_out, self.transform, self.whole)
 
 
 def load(
@@ -116,13 +120,28 @@ def load(
     """
     where = f"net {net.name!r}" if isinstance(net, NetParameter) else os.fspath(net)
     given = upgrade_net(net, where) if isinstance(net, NetParameter) else read_net(net)
-    param, left_out, transform = for_inference(given, where, shape)
+    param, left_out, source = for_inference(given, where, shape)
     if weights is not None:
         _clear_fillers(param)
     made = Net(param, state_of(param, TEST), 1, torch.device("cpu"))
     if weights is not None and made.learnable:
         require_weights(made, made.copy_from(weights), f"{os.fspath(weights)} has no weights for it")
-    return Inference(made, param, left_out, transform)
+    transform = source.transform_param if source is not None and source.HasField("transform_param") else None
+    return Inference(made, param, left_out, transform, _before_crop(source) if source is not None else None)
+
+
+def _before_crop(source: LayerParameter) -> tuple[int, int] | None:
+    """Return height and width of a data layer's images before its crop; None without a crop, or if it is unknown."""
+    given = source.image_data_param
+    if not source.transform_param.crop_size:
+        return None
+    if given.new_height and given.new_width:
+        return given.new_height, given.new_width
+    if source.type == "Data" and os.path.exists(source.data_param.source):
+        # the data may be elsewhere, or need packages that are not installed
+        with contextlib.suppress(UserError, OSError):
+            return Database(source.data_param.source, checked=False).shape[1:]
+    return None
 
 
 def require_weights(net: Net, copied: Iterable[str], lack: str) -> None:
@@ -154,24 +173,33 @@ def _clear_fillers(message: Message) -> None:
 
 def for_inference(
     param: NetParameter, where: str, shape: Sequence[int] = ()
-) -> tuple[NetParameter, list[str], TransformationParameter | None]:
-    """Return a net for inference, what was left out (name and type), and the transform_param of its data layer."""
+) -> tuple[NetParameter, list[str], LayerParameter | None]:
+    """Return a net for inference, what was left out (name and type), and the data layer of its first input."""
     state = state_of(param, TEST)
     layers: list[LayerParameter] = []
-    transform: TransformationParameter | None = None
+    sources: dict[str, LayerParameter] = {}
+    shape_left = shape
     for layer in param.layer:
         if not included(layer, state):
             continue
         copy = LayerParameter()
         copy.CopyFrom(layer)
         if _reads(copy):
-            if transform is None and copy.HasField("transform_param"):
-                transform = copy.transform_param
+            sources[copy.name] = layer
             copy = _as_input(copy, param, state, shape)
-        elif copy.type == "Input" and shape:
-            copy.input_param.shape[0].dim[1:] = shape
+        elif copy.type == "Input" and shape_left:  # of several, the first one is of images
+            _set_image(copy, shape_left)
+            shape_left = ()
         layers.append(copy)
-    layers = [*_inputs_of_other_phases(layers, param, shape), *layers]
+    others = _inputs_of_other_phases(layers, param, shape)
+    sources |= {layer.name: source for layer, source in others}
+    layers = [*(layer for layer, _ in others), *layers]
+    if shape_left:  # an `input` without sizes, which is no layer
+        made = {top for layer in layers for top in layer.top}
+        missing = [bottom for layer in layers for bottom in layer.bottom if bottom not in made]
+        for blob in missing[:1]:
+            layers.insert(0, LayerParameter(name=blob, type="Input", top=[blob]))
+            _set_image(layers[0], shape_left)
     kept, left_out = _without_losses(layers)
     if not any(layer.bottom or layer.type == "Parameter" for layer in kept):
         if left_out:
@@ -180,7 +208,18 @@ def for_inference(
         raise UserError(f"{where}: has no layers in phase TEST")
     new = NetParameter(name=param.name, layer=kept)
     new.state.CopyFrom(param.state)
-    return new, [f"{name} ({kind})" for name, kind in left_out], transform
+    first = next((layer.name for layer in kept if layer.type == "Input"), "")
+    return new, [f"{name} ({kind})" for name, kind in left_out], sources.get(first)
+
+
+def _set_image(layer: LayerParameter, shape: Sequence[int]) -> None:
+    """Set the shape of an image in the first top of an Input layer, which may lack shapes."""
+    shapes = layer.input_param.shape
+    if not shapes:
+        shapes.add(dim=[1])
+    while len(shapes) < len(layer.top):  # one shape may be given for all tops
+        shapes.add().CopyFrom(shapes[0])
+    shapes[0].dim[:] = [*(shapes[0].dim[:1] or [1]), *shape]
 
 
 def _reads(layer: LayerParameter) -> bool:
@@ -192,8 +231,11 @@ def _reads(layer: LayerParameter) -> bool:
 
 def _inputs_of_other_phases(
     layers: Sequence[LayerParameter], param: NetParameter, shape: Sequence[int]
-) -> list[LayerParameter]:
-    """Return inputs for blobs that no layer computes: a net may have data layers for phase TRAIN or for stages only."""
+) -> list[tuple[LayerParameter, LayerParameter]]:
+    """Return inputs for blobs that no layer computes, each with the data layer that it replaces.
+
+    A net may have data layers for phase TRAIN or for stages only.
+    """
     made: set[str] = set()
     missing: set[str] = set()
     for layer in layers:
@@ -206,7 +248,7 @@ def _inputs_of_other_phases(
             copy.CopyFrom(layer)
             copy.ClearField("include")
             copy.ClearField("exclude")
-            found.append(_as_input(copy, param, state_of(param, TEST), shape))
+            found.append((_as_input(copy, param, state_of(param, TEST), shape), layer))
             made |= set(layer.top)
     return found
 

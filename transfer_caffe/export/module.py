@@ -10,6 +10,7 @@ turns on Dropout and the batch statistics of BatchNorm. Where Caffe rounds a poo
 
 from __future__ import annotations
 
+import keyword
 import operator
 import os
 import re
@@ -26,6 +27,7 @@ from transfer_caffe.engine.layers import Layer, Shape
 from transfer_caffe.export import modules as own
 from transfer_caffe.export import recurrent
 from transfer_caffe.export.inference import load
+from transfer_caffe.export.modules import FRACTION, TOTAL
 from transfer_caffe.export.state import blobs_of, module_names, tensor_names, tensors_of
 from transfer_caffe.formats.proto import array_to_blob, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import (
@@ -82,8 +84,13 @@ def as_module(
     graph, root = fx.Graph(), nn.Module()
     blobs: dict[str, fx.Node] = {}
     sizes: dict[str, Shape] = dict(used.inputs)
+    arguments: set[str] = {"self", "torch"}
     for blob in used.inputs:
-        blobs[blob] = graph.placeholder(_identifier(blob))
+        name = _identifier(blob)
+        while name in arguments:
+            name += "_"
+        arguments.add(name)
+        blobs[blob] = graph.placeholder(name)
     parameters: dict[int, nn.Parameter] = {}
     for layer, name in zip(layers, names, strict=True):
         if layer.type not in MODULES:
@@ -91,10 +98,10 @@ def as_module(
         shapes = [sizes[bottom] for bottom in layer.param.bottom]
         tops = [tuple(each) for each in layer.top_shapes(shapes)]
         call = Call(graph, layer, name, [blobs[bottom] for bottom in layer.param.bottom], shapes, tops, parameters)
-        module, arguments = MODULES[layer.type](call)
+        module, takes = MODULES[layer.type](call)
         _fill(call, module)
         root.add_module(name, module)
-        for top, node, size in zip(layer.top, _nodes(call, arguments), tops, strict=True):
+        for top, node, size in zip(layer.top, _nodes(call, takes), tops, strict=True):
             blobs[top], sizes[top] = node, size
     outputs = used.net.outputs
     graph.output(blobs[outputs[0]] if len(outputs) == 1 else {name: blobs[name] for name in outputs})
@@ -142,7 +149,7 @@ def _fill(call: Call, module: nn.Module) -> None:
 def _identifier(name: str) -> str:
     """Return a name as a Python identifier."""
     text = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return text if text.isidentifier() else f"_{text}"
+    return text if text.isidentifier() and not keyword.iskeyword(text) else f"_{text}"
 
 
 def _origin(name: str, layers: Sequence[Layer], names: Sequence[str]) -> dict[str, Any]:
@@ -170,26 +177,55 @@ def write_caffemodel(module: nn.Module, path: str | os.PathLike[str]) -> None:
     A Conv or Linear with another number of outputs may have taken the place of the original. Raise UserError for
     another module, and for weights that are missing.
     """
+    require_binary(path)
     origin = next((getattr(each, ORIGIN) for each in module.children() if hasattr(each, ORIGIN)), None)
     if not isinstance(origin, dict):
         raise UserError("write_caffemodel: this module was not made by as_module")
-    state = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+    state = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+        for name, tensor in module.state_dict().items()
+    }
     net = NetParameter.FromString(origin["net"])
     for layer, name, count in zip(net.layer, origin["modules"], origin["blobs"], strict=True):
+        count = _with_bias(layer, count, f"{name}.bias" in state)
         wanted = tensor_names(layer, count)
         tensors = {each: state[f"{name}.{each}"] for each in wanted if f"{name}.{each}" in state}
-        missing = [each for each in wanted if each not in tensors]
-        if missing and layer.type != "BatchNorm":
+        missing = [each for each in wanted if each not in tensors and each != "num_batches_tracked"]
+        if missing:
             raise UserError(f"layer {layer.name!r} ({layer.type}): the module has no {name}.{missing[0]}")
+        known = {f"{name}.{each}" for each in (*wanted, "num_batches_tracked")}
+        more = [key for key in state if key.startswith(f"{name}.") and key not in known]
+        if more:
+            raise UserError(
+                f"layer {layer.name!r} ({layer.type}): the module has {more[0]}, which such a layer does not have"
+            )
         if not wanted:
             continue
         if name in origin["views"]:
             arrays = [tensors["weight"].reshape(origin["views"][name]), *([tensors["bias"]] if count > 1 else [])]
         else:
             arrays = blobs_of(layer, tensors, origin["sums"].get(name, ()))
+            total = getattr(module.get_submodule(name), TOTAL, None)
+            if layer.type == "BatchNorm" and total and arrays[0] is tensors["running_mean"]:
+                arrays = [arrays[0] * np.float32(total), arrays[1] * np.float32(total), np.array([total], np.float32)]
             _set_outputs(layer, arrays)
         layer.blobs.extend(array_to_blob(array) for array in arrays)
     write_binary(path, net)
+
+
+def require_binary(path: str | os.PathLike[str]) -> None:
+    """Raise UserError for the name of an HDF5 file: what is written is Caffe's binary format."""
+    if os.fspath(path).endswith(".h5"):
+        raise UserError(f"{os.fspath(path)}: HDF5 is not written; choose a name that ends in .caffemodel")
+
+
+def _with_bias(layer: Any, blobs: int, has_bias: bool) -> int:
+    """Return the number of a layer's blobs, one more if its module, which replaced the original, has a bias."""
+    if blobs != 1 or not has_bias or layer.type not in ("Convolution", "Deconvolution", "InnerProduct"):
+        return blobs
+    param = layer.inner_product_param if layer.type == "InnerProduct" else layer.convolution_param
+    param.bias_term = True
+    return 2
 
 
 def _set_outputs(layer: Any, arrays: Sequence[np.ndarray]) -> None:
@@ -315,7 +351,11 @@ def _batch_norm(call: Call) -> Made:
     if axes > 3:
         raise layer.error(f"cannot be exported: PyTorch has no BatchNorm for {axes + 2} axes")
     kind: Any = getattr(nn, f"BatchNorm{axes}d")
-    return kind(layer.channels, layer.eps, 1 - layer.fraction, affine=False), None
+    module = kind(layer.channels, layer.eps, 1 - layer.fraction, affine=False)
+    setattr(module, TOTAL, float(layer.blobs[2].data[0]))
+    setattr(module, FRACTION, layer.fraction)
+    module.register_forward_pre_hook(own.weigh_statistics)
+    return module, None
 
 
 def _scale(call: Call) -> Made:
@@ -401,7 +441,7 @@ def _prelu(call: Call) -> Made:
 
 def _clip(call: Call) -> Made:
     param = call.layer.param.clip_param
-    return nn.Hardtanh(param.min, param.max), None
+    return (nn.Hardtanh(param.min, param.max) if param.min < param.max else own.Clip(param.min, param.max)), None
 
 
 def _exp(call: Call) -> Made:

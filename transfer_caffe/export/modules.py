@@ -9,12 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LOWEST = torch.finfo(torch.float32).min
 """What Caffe's MAX pooling gives for a window without pixels."""
+
+
+TOTAL, FRACTION = "caffe_total", "caffe_fraction"
+"""Attributes of a BatchNorm's module: Caffe's sum of weights (its third blob), and moving_average_fraction."""
+
+
+def weigh_statistics(module: nn.Module, _: object) -> None:
+    """Set a BatchNorm's momentum before a pass, such that its statistics become the weighted means that Caffe keeps.
+
+    Caffe multiplies its sums and the sum of the weights by the fraction, and adds the batch with weight 1
+    (caffe/layers/batch_norm_layer.cpp), so the first batches count more than with PyTorch's constant momentum. Weights
+    that were loaded into a net without statistics count as settled.
+    """
+    if not module.training:
+        return
+    fraction, total = getattr(module, FRACTION), getattr(module, TOTAL)
+    if not total and isinstance(module.running_var, Tensor) and bool(module.running_var.any()):
+        total = 1 / (1 - fraction) if fraction < 1 else math.inf
+    total = fraction * total + 1
+    setattr(module, TOTAL, total)
+    module.momentum = 1 / total  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Abs(nn.Module):
@@ -64,6 +86,17 @@ class BatchReindex(nn.Module):
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
         return x.index_select(0, places.long())
+
+
+class Clip(nn.Module):
+    """max(min, min(x, max)); unlike nn.Hardtanh, also where ``least`` is not below ``most``."""
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__()
+        self.least, self.most = least, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(max=self.most).clamp(min=self.least)
 
 
 class Concat(nn.Module):
@@ -290,10 +323,12 @@ class Power(nn.Module):
     def __init__(self, power: float, scale: float, shift: float) -> None:
         super().__init__()
         self.power, self.scale, self.shift = power, scale, shift
+        with np.errstate(all="ignore"):
+            self.constant = 1.0 if power == 0 else float(np.power(np.float32(shift), np.float32(power)))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.power * self.scale == 0:
-            return x * 0 + (1.0 if self.power == 0 else math.pow(self.shift, self.power))
+            return x * 0 + self.constant
         inner = x * self.scale + self.shift
         return inner if self.power == 1 else inner.pow(self.power)
 

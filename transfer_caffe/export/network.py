@@ -56,7 +56,8 @@ def read_network(folder: str | os.PathLike[str]) -> TrainedNetwork:
     crop = data.transform_param.crop_size
     resize = [int(side) for side in done["settings"].get("images", {}).get("resize", [])]
     classes = class_names(Path(os.path.normpath(folder / data.data_param.source)).parent)
-    return TrainedNetwork(net, weights, (3, crop, crop), resize, classes)
+    channels = 1 if data.transform_param.force_gray else 3
+    return TrainedNetwork(net, weights, (channels, crop, crop), resize, classes)
 
 
 def class_names(folder: Path) -> list[str]:

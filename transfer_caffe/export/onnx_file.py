@@ -165,12 +165,14 @@ def _tensor_names(used: Inference) -> dict[tuple[int, str], str]:
     """Return the tensor for each top of each layer (by the layer's index and the top)."""
     layers, inputs = used.net.layers, used.inputs
     last = {top: index for index, layer in enumerate(layers) for top in layer.top}
-    return {
-        (index, top): top if last[top] == index and top not in inputs else f"{top}@{layer.key}"
-        for index, layer in enumerate(layers)
-        if layer.type != "Input"
-        for top in layer.top
-    }
+    names: dict[tuple[int, str], str] = {}
+    for index, layer in enumerate(layers):
+        for top in layer.top if layer.type != "Input" else ():
+            name = top if last[top] == index and top not in inputs else f"{top}@{layer.key}"
+            while name != top and name in last:  # another blob has this name
+                name += "@"
+            names[index, top] = name
+    return names
 
 
 def _metadata(model: Model, classes: Sequence[str]) -> dict[str, str]:

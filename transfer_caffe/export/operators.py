@@ -63,7 +63,9 @@ class Place:
         owner = blob.owner or blob
         array = blob.data.detach().numpy()
         shape = tuple(array.shape) if shape is None else shape
-        own = self.blob_names.setdefault(id(owner), f"{self.name}.{self.names[index]}")
+        if id(owner) not in self.blob_names:
+            self.blob_names[id(owner)] = self.graph.free_name(f"{self.name}.{self.names[index]}")
+        own = self.blob_names[id(owner)]
         known = self.graph.constants.get(own)
         if known is not None and known.shape != shape:
             own = f"{own} as {'x'.join(map(str, shape)) or 'scalar'}"
@@ -490,7 +492,10 @@ def _elu(place: Place) -> None:
 def _clip(place: Place) -> None:
     param = place.layer.param.clip_param
     ends = [place.constant(float(param.min), "min"), place.constant(float(param.max), "max")]
-    place.node("Clip", [place.bottoms[0], *ends], place.tops[0])
+    if param.min <= param.max:
+        place.node("Clip", [place.bottoms[0], *ends], place.tops[0])
+    else:
+        place.node("Max", [place.node("Min", [place.bottoms[0], ends[1]]), ends[0]], place.tops[0])
 
 
 def _exp(place: Place) -> None:

@@ -10,7 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from transfer_caffe.utils.errors import UserError
 
 if TYPE_CHECKING:
     from transfer_caffe.export.graph import Graph
+    from transfer_caffe.export.inference import Inference
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Preprocessing:
 
     ``size``: height and width of the image before the crop. ``crop``: height and width of its centre that the net gets.
     ``mean``: subtracted from each pixel, (channels, 1, 1) or, for a mean image, (channels, *crop); None for no mean.
-    ``scale``: factor after that.
+    ``scale``: factor after that. ``sized``: whether ``size`` is known; if not, it is that of the crop.
     """
 
     channels: int
@@ -38,6 +39,7 @@ class Preprocessing:
     crop: tuple[int, int]
     mean: np.ndarray | None = None
     scale: float = 1.0
+    sized: bool = True
 
     @property
     def image_shape(self) -> Shape:
@@ -69,7 +71,7 @@ class Preprocessing:
         """Return the metadata: channels, resize, crop, mean (of each channel), scale, and the mean image in base64."""
         found: dict[str, Any] = {
             "channels": "BGR" if self.channels == 3 else "gray" if self.channels == 1 else str(self.channels),
-            "resize": list(self.size),
+            **({"resize": list(self.size)} if self.sized else {}),
             "crop": list(self.crop),
             "scale": self.scale,
         }
@@ -81,19 +83,28 @@ class Preprocessing:
         return found
 
     @classmethod
-    def from_metadata(cls, texts: Mapping[str, str]) -> Preprocessing | None:
-        """Return the preprocessing of a file's metadata (`metadata`, as text, with keys `caffe.`); None without."""
+    def from_metadata(cls, texts: Mapping[str, str], where: str) -> Preprocessing | None:
+        """Return the preprocessing of a file's metadata (`metadata`, as text, with keys `caffe.`); None without.
+
+        Raise UserError, which names the file ``where``, for values that are damaged.
+        """
         if "caffe.crop" not in texts:
             return None
         names = {"BGR": 3, "gray": 1}
-        channels = texts["caffe.channels"]
-        size, crop, scale = (json.loads(texts[f"caffe.{key}"]) for key in ("resize", "crop", "scale"))
-        mean = None
-        if "caffe.mean_image" in texts:
-            mean = np.frombuffer(base64.b64decode(texts["caffe.mean_image"]), "<f4").reshape(-1, *crop)
-        elif "caffe.mean" in texts:
-            mean = np.asarray(json.loads(texts["caffe.mean"]), np.float32).reshape(-1, 1, 1)
-        return cls(names.get(channels) or int(channels), (size[0], size[1]), (crop[0], crop[1]), mean, scale)
+        try:
+            channels = texts["caffe.channels"]
+            crop, scale = (json.loads(texts[f"caffe.{key}"]) for key in ("crop", "scale"))
+            size = json.loads(texts.get("caffe.resize", texts["caffe.crop"]))
+            mean = None
+            if "caffe.mean_image" in texts:
+                mean = np.frombuffer(base64.b64decode(texts["caffe.mean_image"]), "<f4").reshape(-1, *crop)
+            elif "caffe.mean" in texts:
+                mean = np.asarray(json.loads(texts["caffe.mean"]), np.float32).reshape(-1, 1, 1)
+            sides = (int(size[0]), int(size[1])), (int(crop[0]), int(crop[1]))
+            count = names.get(channels) or int(channels)
+            return cls(count, *sides, mean, float(scale), sized="caffe.resize" in texts)
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{where}: the preprocessing in its metadata is damaged ({error!r})") from None
 
     def add_to(self, graph: Graph, image: str, top: str) -> int:
         """Add the nodes from ``image``, bytes (batch, *size, channels) as RGB, to ``top``; return their number."""
@@ -120,36 +131,38 @@ class Preprocessing:
 
 
 def preprocessing_of(
-    shape: Shape, transform: TransformationParameter | None, *, mean: Sequence[float] = (),
-    mean_file: str | os.PathLike[str] | None = None, scale: float | None = None, resize: Sequence[int] = (),
+    used: Inference, *, mean: Sequence[float] = (), mean_file: str | os.PathLike[str] | None = None,
+    scale: float | None = None, resize: Sequence[int] = (), known: Preprocessing | None = None,
 ) -> Preprocessing | None:  # fmt: skip
-    """Return the preprocessing for an input of ``shape``; None if nothing is known about it, or it is no image.
+    """Return the preprocessing for a net's images; None if nothing is known about it, or its input is no image.
 
-    The arguments override the data layer's ``transform``: the mean of each channel, or the path of a mean image
-    (.binaryproto), the scale, and height and width before the crop.
+    The arguments override what the net's data layer does, or ``known``: the mean of each channel, or the path of a mean
+    image (.binaryproto), the scale, and height and width before the crop.
     """
+    shape, transform, given = used.inputs.get(used.images, ()), used.transform, bool(mean) or mean_file is not None
     if len(shape) != 4:
-        if mean or mean_file or scale is not None or resize:
+        if given or scale is not None or resize:
             raise UserError(f"the net's input is {list(shape)}: not images, so it has no mean, scale or size")
         return None
-    if transform is None and not mean and not mean_file and scale is None and not resize:
+    if transform is None and known is None and not given and scale is None and not resize:
         return None
     transform = TransformationParameter() if transform is None else transform
     channels, crop = shape[1], (shape[2], shape[3])
-    if not mean and mean_file is None:
+    if not given:
         mean, mean_file = list(transform.mean_value), transform.mean_file or None
-    image = None
-    if mean_file is not None:
-        if not os.path.exists(mean_file):
-            raise UserError(f"{os.fspath(mean_file)}: no such mean image; give one, or the mean of each channel")
-        image = read_mean(mean_file)
-        resize = resize or image.shape[1:]
-    size = (resize[0], resize[1]) if resize else crop
+    image = _mean_image(mean_file) if mean_file is not None else None
+    sides: Sequence[int] | None = resize or (image.shape[1:] if image is not None else None)
+    if sides is None:
+        sides = (known.size if known.sized else None) if known is not None else used.whole
+    sized = sides is not None or (known is None and not transform.crop_size)
+    size = (sides[0], sides[1]) if sides is not None else crop
     if min(size) < 1 or size[0] < crop[0] or size[1] < crop[1]:
         raise UserError(
             f"images of {size[0]} x {size[1]} pixels are smaller than the net's input, {crop[0]} x {crop[1]}"
         )
-    made = Preprocessing(channels, size, crop, None, transform.scale if scale is None else scale)
+    if scale is None:
+        scale = known.scale if known is not None else transform.scale
+    made = Preprocessing(channels, size, crop, None, scale, sized)
     if image is not None:
         if image.shape != (channels, *size):
             raise UserError(
@@ -162,5 +175,11 @@ def preprocessing_of(
             raise UserError(f"{len(mean)} means are given for {channels} channels")
         values = np.broadcast_to(np.asarray(mean, np.float32), (channels,)).reshape(-1, 1, 1).copy()
     else:
-        values = None
-    return Preprocessing(channels, size, crop, values, made.scale)
+        values = known.mean if known is not None and not given else None
+    return replace(made, mean=values)
+
+
+def _mean_image(path: str | os.PathLike[str]) -> np.ndarray:
+    if not os.path.exists(path):
+        raise UserError(f"{os.fspath(path)}: no such mean image; give one, or the mean of each channel")
+    return read_mean(path)

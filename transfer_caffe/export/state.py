@@ -6,6 +6,8 @@ blobs_of(layer.param, tensors, sums)    Caffe's blobs, in Caffe's order
 
 from __future__ import annotations
 
+import keyword
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -79,8 +81,9 @@ def module_names(layers: Sequence[Layer], reserved: Collection[str] = ()) -> lis
     """
     names: list[str] = []
     for layer in layers:
-        name = layer.key.replace(".", "_") or "layer"
-        while name in reserved or name in names:
+        # torch.fx writes names into Python code
+        name = re.sub(r"""[."'\\\x00-\x1f]""", "_", layer.key) or "layer"
+        while name in reserved or name in names or keyword.iskeyword(name):
             name += "_"
         names.append(name)
     return names

@@ -21,14 +21,15 @@ import numpy as np
 
 from transfer_caffe.engine.layers import Layer
 from transfer_caffe.export.inference import Inference, load
-from transfer_caffe.export.module import RESERVED
+from transfer_caffe.export.module import RESERVED, require_binary
 from transfer_caffe.export.preprocessing import Preprocessing
 from transfer_caffe.export.state import blobs_of, module_names, tensors_of
+from transfer_caffe.formats.hdf5 import is_hdf5
 from transfer_caffe.formats.proto import array_to_blob, blob_to_array, parse_text, read_binary, to_text, write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
-from transfer_caffe.utils.files import sha256, whole_file
+from transfer_caffe.utils.files import sha256, write_bytes
 
 MOST_METADATA = 90 << 20
 """The format limits its header to 100 MB."""
@@ -44,10 +45,14 @@ def write_safetensors(
 
     ``net`` is the net as it was given, ``weights`` the file that its weights are from; None if they are in ``net``.
     """
-    from safetensors.numpy import save_file  # pyright: ignore[reportMissingImports]
+    from safetensors.numpy import save  # pyright: ignore[reportMissingImports]
 
     by_module = modules_of(used)
+    names: set[str] = set()
     for layer in by_module.values():
+        if layer.blobs and layer.name in names:
+            raise layer.error("has the name of an earlier layer; rename one of them in the net and its weights")
+        names |= {layer.name} if layer.blobs else set()
         if any(blob.owner is not None for blob in layer.blobs):
             raise layer.error("shares weights in another shape, which a safetensors file cannot store")
     tensors = {
@@ -68,8 +73,7 @@ def write_safetensors(
         raise UserError(
             f"{os.fspath(weights or path)}: most of its layers are not in the net; give the net they are of"
         )
-    with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_bytes(path, save(tensors, metadata))  # its save_file reports no errors of the system
     return len(tensors)
 
 
@@ -90,7 +94,7 @@ def _text(net: NetParameter) -> str:
 
 def _original(used: Inference, by_module: Mapping[str, Layer], weights: str | os.PathLike[str] | None) -> NetParameter:
     """Return the message of the weights file, without the values that the tensors give back."""
-    if weights is None or os.fspath(weights).endswith(".h5"):
+    if weights is None or is_hdf5(weights):
         message = used.net.to_proto()
     else:
         message = upgrade_net(read_binary(weights, NetParameter()), os.fspath(weights))
@@ -114,6 +118,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict
     """Return the metadata and the tensors of a file that `write_safetensors` wrote; UserError for another one."""
     from safetensors import SafetensorError, safe_open  # pyright: ignore[reportMissingImports]
 
+    with open(path, "rb"):  # what cannot be read is not named by the package
+        pass
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = dict(file.metadata() or {})
@@ -150,6 +156,7 @@ def write_original(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
 
     The tensors may have been changed. UserError for a tensor that is missing or has another shape.
     """
+    require_binary(out)
     metadata, tensors = read_safetensors(path)
     where = os.fspath(path)
     try:
@@ -169,9 +176,12 @@ def write_original(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
 
 def _restore(stored: LayerParameter, layer: Layer, tensors: Tensors) -> None:
     """Put the values of tensors into the blobs of a layer."""
-    sums = [blob_to_array(blob, "") for blob in stored.blobs if blob.data]
+    sums = [blob_to_array(blob, "") for blob in stored.blobs if blob.data or blob.double_data]
     for blob, array in zip(stored.blobs, blobs_of(layer.param, tensors, sums), strict=True):
+        if sums and np.array_equal(blob_to_array(blob, ""), array):
+            continue
         blob.ClearField("data")
+        blob.ClearField("double_data")
         # only the values: the file's own shape, which may be of the format before 2015, stays
         values = array_to_blob(array)
         values.ClearField("shape")

@@ -23,6 +23,14 @@ Arrays = dict[str, dict[int, np.ndarray]]
 _SEALED = "sealed"
 
 
+def is_hdf5(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file of weights is HDF5: by its first bytes, as in Caffe, or if its name ends in .h5."""
+    if os.fspath(path).endswith(".h5"):
+        return True
+    with open(path, "rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
 @contextlib.contextmanager
 def _new(path: str) -> Iterator[Any]:
     """Yield a new HDF5 file that is written atomically and sealed."""

@@ -15,7 +15,7 @@ from transfer_caffe.utils.errors import UserError
 
 def read_weights(path: Path) -> dict[str, list[np.ndarray]]:
     """Return the blobs of each layer that has any, by layer name. Raise UserError if one is damaged or not finite."""
-    if path.suffix == ".h5":
+    if hdf5.is_hdf5(path):
         stored = {
             name: [blobs[index] for index in sorted(blobs)] for name, blobs in hdf5.read_weights(path).items() if blobs
         }

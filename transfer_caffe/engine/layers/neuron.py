@@ -84,12 +84,12 @@ class BNLL(Neuron):
 
 
 class Clip(Neuron):
-    """x clamped to the range from clip_param.min to clip_param.max."""
+    """max(min, min(x, max)); with one call, PyTorch would take the smaller end if they are the wrong way round."""
 
     keeps_slope_in_place = False
 
     def value(self, x: Tensor) -> Tensor:
-        return x.clamp(self.param.clip_param.min, self.param.clip_param.max)
+        return x.clamp(max=self.param.clip_param.max).clamp(min=self.param.clip_param.min)
 
     def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
         param = self.param.clip_param
