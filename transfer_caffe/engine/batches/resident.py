@@ -35,7 +35,7 @@ CHUNK_BYTES = 8 << 20
 """Records are decoded and copied in chunks of about this size, each by one thread."""
 SECONDS_BETWEEN_LINES = 10.0
 LEAST_PART = 8
-"""Records are divided between a GPU and the host if at least this fraction of them, as 1 / LEAST_PART, fits on the GPU."""
+"""Records are divided between a GPU and the host if at least an eighth of them fits on the GPU."""
 _PLACE = "data_layer.cpp:45"
 
 
