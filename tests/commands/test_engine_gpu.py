@@ -1,16 +1,25 @@
-"""Compare the engine on a GPU with the engine on the CPU. Without a GPU only the CPU runs, which checks the tests.
+"""Compare the engine on a GPU with the engine on the CPU.
 
 python -m pytest tests/commands/test_engine_gpu.py        # on a machine with a GPU
+
+Without a GPU the tests themselves are checked, by the CPU and by a stand-in: a CPU that takes the GPU's path through
+the engine, with a `Tape` instead of a CUDA graph and without Triton's kernels.
 """
+
+from unittest import mock
 
 import lmdb
 import numpy as np
 import pytest
 import torch
 from support.gpu import never_waiting
+from support.tape import Tape
 
+from transfer_caffe.engine.iteration.graph import Pass
+from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.precision import use_precision
+from transfer_caffe.engine.solver.device_update import DeviceUpdate
 from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.experiment.read import load_recipe
@@ -19,7 +28,8 @@ from transfer_caffe.formats.proto.caffe_pb2 import DataParameter, SolverParamete
 from transfer_caffe.sweep.measure import synthetic
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+DEVICES = ["cpu", "stand-in", pytest.param("cuda", marks=needs_gpu)]
+CPU, STAND_IN = torch.device("cpu"), torch.device("cpu", 0)
 RECIPES = {"mini": "demo", "caffenet": "paper"}
 
 BOUNDS = {"mini": {"": 1e-3}, "caffenet": {"conv": 2e-2, "fc": 1e-4}}
@@ -34,8 +44,8 @@ pooling, and each of them carries a complete gradient. `mini` has few units, and
 @pytest.fixture(params=DEVICES)
 def device(request):
     """Each device; on a GPU with a separate stream, as in the engine's commands."""
-    if request.param == "cpu":
-        yield torch.device("cpu")
+    if request.param != "cuda":
+        yield {"cpu": CPU, "stand-in": STAND_IN}[request.param]
         return
     device = torch.device("cuda", 0)
     with torch.cuda.stream(torch.cuda.Stream(device)):
@@ -69,7 +79,21 @@ def solver(net, device, frozen=0, precision="fp32", batch=8, **settings):
     data.transform_param.crop_size, data.transform_param.mirror, data.transform_param.scale = crop, True, 0.01
     data.data_param.source = "db32" if net == "mini" else "db256"
     data.data_param.batch_size, data.data_param.backend = batch, DataParameter.LMDB
-    return Solver(param, device, dtype=use_precision(precision, True, device))
+    dtype = use_precision(precision, True, device)
+    if device != STAND_IN:
+        # on a GPU as in `engine train`: with CUDA graphs
+        return Solver(param, device, dtype=dtype, own_process=device.type == "cuda")
+    both = ("cuda", "cpu")
+    with mock.patch.object(Images, "_made_by_device", both), mock.patch.object(DeviceUpdate, "devices", both):
+        made = Solver(param, device, dtype=dtype)
+    made._pass = Pass(made.net, lambda: Tape(made.net, made.history), update=made._update_on_device)
+    return made
+
+
+def first_loss(made):
+    """Return the loss of the first batch, and leave its gradients in the blobs, without an update."""
+    made._pass._update = None
+    return made._pass(0)[0]
 
 
 def relative(one, two):
@@ -81,7 +105,7 @@ def relative(one, two):
 @pytest.mark.parametrize("frozen", [0, 5])
 def test_losses_and_gradients_are_the_cpus_to_rounding(device, net, frozen, monkeypatch):
     """All layers except Dropout, which samples different numbers on a GPU. Without a GPU two CPU libraries compare."""
-    made = [solver(net, each, frozen, batch=4) for each in (device, torch.device("cpu"))]
+    made = [solver(net, each, frozen, batch=4) for each in (device, CPU)]
     losses = []
     for index, each in enumerate(made):
         for layer in each.net.layers:
@@ -90,7 +114,7 @@ def test_losses_and_gradients_are_the_cpus_to_rounding(device, net, frozen, monk
         for there, here in zip(each.net.learnable, made[1].net.learnable, strict=True):
             there.data.detach().copy_(here.data.detach())
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", index == 1)  # the other CPU library, without a GPU
-        losses.append(each._pass(0)[0])
+        losses.append(first_loss(each))
     assert relative(*losses) < 1e-3
     for here_layer, there_layer in zip(made[1].net.layers, made[0].net.layers, strict=True):
         for here, there in zip(here_layer.blobs, there_layer.blobs, strict=True):
@@ -108,7 +132,7 @@ def test_a_graph_changes_nothing(device, frozen):
         if not graph:
             made._pass._make = None
         made.solve(Signals())
-        assert made._pass.recorded == (graph and device.type == "cuda")
+        assert made._pass.recorded == (graph and device != CPU)
         results.append([blob.data.detach().cpu().numpy().tobytes() for blob in made.net.learnable])
     assert results[0] == results[1]
 
@@ -138,7 +162,7 @@ def test_the_host_does_not_wait_within_an_iteration(device):
 def loss_in(device, precision):
     """Return the loss of the first batch, and whether products used TF32 when it was computed."""
     made = solver("mini", device, precision=precision)  # sets the precision for the whole process
-    return made._pass(0)[0], torch.backends.cudnn.allow_tf32
+    return first_loss(made), torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_gpu)])

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("logged")
 
 COUNT, SIZE, CROP, BATCH = 10, (8, 9), 5, 4
 GIB = 1 << 30
-DEVICE, HOST, NOWHERE = "device", "host", "nowhere"
-TIERS = [DEVICE, HOST, NOWHERE]
+DEVICE, HOST, NOWHERE, SPLIT = "device", "host", "nowhere", "split"
+TIERS = [DEVICE, HOST, NOWHERE, SPLIT]
 MEANS = ["", 'mean_file: "mean{}.binaryproto"', "mean_value: 100.3", "VALUES"]
 
 
@@ -62,8 +62,11 @@ def tier(monkeypatch):
 
     def choose(where: str) -> None:
         monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
-        monkeypatch.setattr(resident, "device_memory", lambda _: (80 * GIB * (where == DEVICE), 80 * GIB))
-        monkeypatch.setattr(resident, "available_memory", lambda: 80 * GIB * (where == HOST))
+        # for the split: room for 7 records of 3 channels
+        some = resident.reserve(80 * GIB) + 7 * SIZE[0] * SIZE[1] * 3
+        free = {DEVICE: 80 * GIB, SPLIT: some}.get(where, 0)
+        monkeypatch.setattr(resident, "device_memory", lambda _: (free, 80 * GIB))
+        monkeypatch.setattr(resident, "available_memory", lambda: 80 * GIB * (where in (HOST, SPLIT)))
 
     return choose
 
@@ -101,11 +104,14 @@ def test_all_transformations_give_the_bits_of_the_host(tier, where, channels, tr
         cases.append(f"{crop} {mirror} {mean.format(channels).replace('VALUES', values)} scale: {scale}")
     expected = [batches(layer(case, f"db{channels}", training), numbers) for case in cases]
     tier(where)
+    whole = DEVICE if where == SPLIT and channels == 1 else where  # there is room for all of them
     for case, host in zip(cases, expected, strict=True):
         made = layer(case, f"db{channels}", training)
-        assert made.resident is (where == DEVICE)
+        assert made.resident is (whole == DEVICE)
         assert made.keeps_records is (where == HOST)
+        assert (made._copy is not None and made._copy.split == resident.Split(7, COUNT)) is (whole == SPLIT)
         require_same(batches(made, numbers), host)
+        del made
 
 
 @pytest.mark.parametrize("where", TIERS)
@@ -153,7 +159,7 @@ def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
         made.forward([], 1)
 
 
-def test_images_that_a_list_names_are_kept_too(tier, tmp_path):
+def test_images_that_a_list_names_are_kept_too(tier, tmp_path, monkeypatch):
     import cv2
 
     for index in range(5):
@@ -172,6 +178,15 @@ def test_images_that_a_list_names_are_kept_too(tier, tmp_path):
     ours = made()
     assert ours.resident
     require_same(batches(ours, range(4)), expected)
+    del ours
+    ImageData._order.cache_clear()  # holds the layer
+    gc.collect()
+    monkeypatch.setattr(resident, "device_memory", lambda _: (4 * 6 * 6 * 3, 0))
+    monkeypatch.setattr(resident, "available_memory", lambda: GIB)
+    ours = made()  # in a random order a batch may have any number of records from the host
+    ours.prepare(0)
+    assert ours._copy is not None and ours._copy.split == resident.Split(4, 5)
+    require_same(batches(ours, range(4)), expected)
 
 
 def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_are_read_anew(monkeypatch, capfd):
@@ -181,9 +196,10 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
     # 15% of the total, at most 8 GiB, is reserved
     for free, total, host, expected in [
         (bytes_needed + 150, 1000, 0, (True, False)),
-        (bytes_needed + 149, 1000, GIB, (False, True)),
+        (bytes_needed + 149, 1000, bytes_needed // 5, (False, False)),  # one of them does not fit
+        (bytes_needed // 10 + 150, 1000, GIB, (False, True)),  # one in ten is too few for a split
         (bytes_needed + 8 * GIB, 100 * GIB, 0, (True, False)),
-        (bytes_needed + 8 * GIB - 1, 100 * GIB, bytes_needed * 2, (False, True)),
+        (bytes_needed + 8 * GIB - 1, 100 * GIB, 100, (False, False)),  # nor is there room for it on the host
         (0, 1000, bytes_needed, (False, False)),
     ]:
         monkeypatch.setattr(resident, "device_memory", lambda _, numbers=(free, total): numbers)
@@ -192,9 +208,25 @@ def test_records_lie_on_the_device_where_it_has_room_else_on_the_host_else_they_
         assert (made.resident, made.keeps_records) == expected
         del made  # otherwise the next one would share its records
     said = [line.split("] ")[1] for line in capfd.readouterr().err.splitlines() if "decoded in" not in line]
-    assert said[2] == "db3: 10 records of 8x9x3, 0.0 GiB decoded, are kept on cpu, which has room for 0.0 GiB"
-    assert said[3].endswith("they are kept in the host's memory, which has room for 0.0 GiB")
-    assert "the host's memory for 0.0 GiB; the records are decoded again for each batch, by " in said[4]
+    assert said[0] == "db3: 10 records of 8x9x3, 0.0 GiB decoded, are kept on cpu, which has room for 0.0 GiB"
+    more = "9 of them are kept there, the others in the host's memory, which has room for 0.0 GiB"
+    assert said[1].endswith(f"decoded: cpu has room for 0.0 GiB; {more}")
+    assert said[2].endswith("they are kept in the host's memory, which has room for 0.9 GiB")
+    for line in said[4:]:
+        assert "the host's memory for 0.0 GiB; the records are decoded again for each batch, by " in line
+
+
+@pytest.mark.parametrize(("first", "count"), [(1, 10), (7, 10), (9, 10), (3, 40), (640_000, 1_281_167)])
+def test_the_parts_of_a_split_are_evenly_spread_and_each_record_has_a_place_of_its_own(first, count):
+    split = resident.Split(first, count)
+    places = np.arange(min(count, 2000))
+    in_first, slots = split.slots(places)
+    for part in (in_first, ~in_first):
+        assert slots[part].tolist() == list(range(part.sum()))
+    assert split.before(count) == first
+    shares = [int((~in_first)[begin : begin + 5].sum()) for begin in range(len(places) - 4)]
+    assert max(shares) <= 5 - split.before(5)  # as many windows as there is memory for
+    assert max(shares) - min(shares) <= 1
 
 
 def test_training_and_test_net_share_one_copy_and_the_test_nets_own_comes_second(monkeypatch, capfd):
@@ -222,7 +254,9 @@ def test_make_gives_what_was_prepared_from_tensors_that_stay_where_they_are(tier
     made = layer(transform)
     made.prepare(0)
     device = made._batches()
-    places = [tensor.data_ptr() for tensor in (device.drawn, device._pixels, device._labels)]
+    fixed = [device.drawn, device._pixels, device._labels]
+    fixed += [] if device._windows is None else [device._windows, device._slots]
+    places = [tensor.data_ptr() for tensor in fixed]
     made.prepares = False  # as if a graph had captured `make`
     got = []
     for number in (0, 1, 2, 7, 8, 3):
@@ -230,7 +264,7 @@ def test_make_gives_what_was_prepared_from_tensors_that_stay_where_they_are(tier
         got.append(made.forward([], 99))
     require_same(got, [expected[number] for number in (0, 1, 2, 7, 8, 3)])  # earlier tops are not overwritten
     require_same([made.make()], [expected[3]])
-    assert places == [tensor.data_ptr() for tensor in (device.drawn, device._pixels, device._labels)]
+    assert places == [tensor.data_ptr() for tensor in fixed]
 
 
 @pytest.mark.parametrize("where", TIERS)
@@ -253,6 +287,7 @@ def test_nothing_on_the_device_looks_at_a_value():
     records = torch.empty((COUNT, *SIZE, 3), dtype=torch.uint8, device=meta)
     assert made.cut(records, drawn[0], drawn).shape == (6, 3, CROP, CROP)
     assert made.finish(records[:6, :CROP, :CROP], drawn).shape == (6, 3, CROP, CROP)
+    assert made.mix(records, records[:2, :CROP, :CROP], drawn[0], drawn).shape == (6, 3, CROP, CROP)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -330,7 +365,7 @@ def test_damaged_records_and_wrong_labels_are_the_same_errors_everywhere(tier, w
     made = layer(source="damaged")
     with pytest.raises(UserError, match=r"damaged: record '00000005_x': damaged: it does not parse as a Datum"):
         batches(made, range(2))
-    assert not made._copy or not made._copy.promised
+    assert not made._copy or not any(made._copy.promised)
 
 
 def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd):

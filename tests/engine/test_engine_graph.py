@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.tape import Tape
 
+from transfer_caffe.engine import net as net_module
 from transfer_caffe.engine.iteration import graph
 from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
 from transfer_caffe.engine.layers.data import Images
@@ -164,7 +165,7 @@ def test_what_cannot_be_recorded_runs_without_a_graph(capfd):
     ("more", "why"),
     [
         ("force_backward: true", "force_backward is set"),
-        ('layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }', "layer 'b' (BatchNorm) reads values"),
+        ('layer { name: "b" type: "ArgMax" bottom: "f" top: "b" }', "layer 'b' (ArgMax) reads values"),
         (
             'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } '
             'data_filler { type: "uniform" } } }',
@@ -227,7 +228,9 @@ def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_d
     assert state(made) == state(eager)
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2}])
+@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2},
+                                      {"clip_gradients": 0.3}, {"clip_gradients": 0.3, "iter_size": 2},
+                                      {"clip_gradients": 1e6}, {"clip_gradients": 0.3, "rate": "0"}])  # fmt: skip
 def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
     plain = solver(**settings)
     plain.iteration = 5  # after the first step of the learning rate
@@ -238,8 +241,10 @@ def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypa
     made.step(1)
     pairs = list(zip(map(values, made.net.learnable), map(values, plain.net.learnable), strict=True))
     for one, other in [*pairs, *zip(made.history, plain.history, strict=True)]:
-        # a step of the history has 5 roundings in each of both, and the weight one
-        assert torch.allclose(one, other, rtol=12 * 2**-24, atol=12 * 2**-24 * float(other.abs().max()))
+        # a step of the history has 5 roundings in each of both, and the weight one; with clipping there are those of
+        # the norm, a sum of 400 squares
+        most = (12 + 400 * ("clip_gradients" in settings)) * 2**-24
+        assert torch.allclose(one, other, rtol=most, atol=most * float(other.abs().max()))
 
 
 def values(blob):
@@ -257,7 +262,7 @@ def test_momentum_and_decay_act_on_a_blob_without_gradient_as_in_caffe(on_device
 
 @pytest.mark.parametrize(
     ("settings", "fits"),
-    [({}, True), ({"clip_gradients": 3.0}, False), ({"regularization_type": "L1"}, False), ({"type": "Adam"}, False)],
+    [({}, True), ({"clip_gradients": 3.0}, True), ({"regularization_type": "L1"}, False), ({"type": "Adam"}, False)],
 )
 def test_only_updates_that_need_no_host_run_on_the_device(settings, fits, on_device):
     assert solver(**settings)._on_device is fits
@@ -363,3 +368,97 @@ def test_weights_that_are_used_twice_have_no_copies():
     names = {layer.name: layer.blobs[0] for layer in made.net.layers if layer.blobs}
     assert blobs_with_copies(made.net.layers, torch.bfloat16) == [names["conv1"], names["fc"]]
     assert blobs_with_copies(made.net.layers, torch.float32) == []
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("how", ["set", "restored"])
+def test_a_test_after_weights_were_loaded_scores_these_weights(how, graph, on_device):
+    solver(max_iter=5, dtype=torch.bfloat16).solve(Signals())
+    made = solver(dtype=torch.bfloat16, test_iter=[2], test_interval=3)
+    if graph:
+        with_graph(made)
+    made.step(6)
+    made.score()
+    made.score()  # recorded by now
+    if how == "set":
+        made.net.copy_from("net_iter_5.caffemodel")
+    else:
+        made.restore("net_iter_5.solverstate", read_state("net_iter_5.solverstate"))
+    fresh = solver(dtype=torch.bfloat16, test_iter=[2], test_interval=3)
+    fresh.net.copy_from("net_iter_5.caffemodel")
+    assert made.score() == fresh.score()
+
+
+def test_a_test_pass_recorded_before_training_is_recorded_anew_with_the_copies_of_the_weights(on_device):
+    made = solver(dtype=torch.bfloat16, test_iter=[6], test_interval=3)
+    tapes = with_graph(made)
+    made.score()
+    made.step(1)
+    made.score()
+    assert [len(tape.seeds) for tape in tapes] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "converted"), [("", True), ('layer { name: "s" type: "Silence" bottom: "data" }', False)]
+)
+def test_images_are_made_in_bf16_where_only_convolutions_read_them_and_that_changes_no_bit(
+    more, converted, monkeypatch
+):
+    made = solver(more, dtype=torch.bfloat16)
+    images = made.net.layers[0]
+    assert isinstance(images, Images) and (images.image_type == torch.bfloat16) is converted
+    made.step(3)
+    assert images.forward([], 0)[0].dtype == images.image_type
+    monkeypatch.setattr(net_module.passes, "images_to_convert", lambda *_: [])
+    plain = solver(more, dtype=torch.bfloat16)
+    plain.step(3)
+    assert plain.net.layers[0].forward([], 0)[0].dtype == torch.float32
+    assert state(made) == state(plain)
+    assert solver(more).net.layers[0].forward([], 0)[0].dtype == torch.float32
+
+
+def test_clipping_within_the_graph_is_clipping_without_one_and_is_logged_where_iterations_are_displayed(
+    on_device, capfd
+):
+    settings = {"clip_gradients": 0.3, "display": 2}
+    eager, made = solver(**settings), solver(**settings)
+    with_graph(made)
+    eager.solve(Signals())
+    capfd.readouterr()
+    made.solve(Signals())
+    assert state(made) == state(eager) != state(unclipped())
+    assert capfd.readouterr().err.count("Gradient clipping: scaling down gradients (L2 norm ") == 5  # 0, 2, 4, 6, 8
+
+
+def unclipped():
+    made = solver()
+    made.solve(Signals())
+    return made
+
+
+WITH_MEMORY = {
+    "BatchNorm": """layer { name: "b" type: "BatchNorm" bottom: "f" top: "b" }
+      layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss2" }""",
+    "LSTM": """layer { name: "cont" type: "DummyData" top: "cont" dummy_data_param { shape { dim: 4 dim: 1 }
+      data_filler { type: "constant" value: 1 } } }
+      layer { name: "r" type: "Reshape" bottom: "f" top: "r" reshape_param { shape { dim: 4 dim: 1 dim: 5 } } }
+      layer { name: "lstm" type: "LSTM" bottom: "r" bottom: "cont" top: "h"
+        recurrent_param { num_output: 5 weight_filler { type: "xavier" } } }
+      layer { name: "s" type: "Reshape" bottom: "h" top: "s" reshape_param { shape { dim: 4 dim: 5 } } }
+      layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "s" bottom: "label" top: "loss2" }""",
+}
+
+
+@pytest.mark.parametrize("kind", WITH_MEMORY)
+def test_what_layers_keep_from_batch_to_batch_is_the_same_with_a_graph(kind):
+    eager, made = solver(WITH_MEMORY[kind]), solver(WITH_MEMORY[kind])
+
+    def kept(one):
+        return [state for layer in one.net.layers for state in getattr(layer, "hidden", [])]
+
+    made._pass = Pass(made.net, lambda: Tape(made.net, [*made.history, *kept(made)]))
+    eager.solve(Signals())
+    made.solve(Signals())
+    assert made._pass.recorded and state(made) == state(eager)
+    assert all(torch.equal(one, other) for one, other in zip(kept(made), kept(eager), strict=True))
+    assert len(kept(made)) == (2 if kind == "LSTM" else 0)

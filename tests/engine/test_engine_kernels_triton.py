@@ -107,14 +107,17 @@ for channels, crop, mean, scale, dtype in itertools.product(
     size = transformer.out_shape[1:]
     plain = on_device.cut(pixels, image, drawn)
     rest = (drawn, on_device.mean, on_device.mean_file, on_device.scale, size, dtype)
-    fused = batch_triton.make(pixels, image, *rest)
+    fused = batch_triton.make(pixels, None, image, *rest)
     assert fused.is_contiguous(memory_format=torch.channels_last) and fused.shape == plain.shape
     # the interpreter truncates to bfloat16; a GPU rounds, as PyTorch does
     to = (lambda x: x) if dtype == torch.float32 else truncated
     assert torch.equal(fused, to(plain)), (channels, crop, mean, scale, dtype)
     windows = torch.from_numpy(np.ascontiguousarray(transformer.cut(pixels.numpy(), image.numpy(), drawn.numpy())))
     for given in (windows, windows.float()):
-        assert torch.equal(batch_triton.make(given, None, *rest), to(on_device.finish(given, drawn)))
+        assert torch.equal(batch_triton.make(None, given, None, *rest), to(on_device.finish(given, drawn)))
+    mixed = torch.tensor([5, -1, -2, 3])  # the second and the third image are windows from the host
+    assert torch.equal(on_device.mix(pixels, windows[1:3], mixed, drawn), plain)
+    assert torch.equal(batch_triton.make(pixels, windows[1:3].clone(), mixed, *rest), to(plain))
 print("same")
 """
 

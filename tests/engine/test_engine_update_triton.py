@@ -18,8 +18,8 @@ from transfer_caffe.engine.solver import update_triton
 from transfer_caffe.engine.solver.device_update import plain
 
 update_triton.BLOCK = 64
-for count, momentum, decay, factor, dtype in itertools.product(
-    (1, 64, 200), (0.0, 0.9), (0.0, 0.01), (1.0, 0.25), (torch.float32, torch.bfloat16)
+for count, momentum, decay, factor, dtype, scale in itertools.product(
+    (1, 64, 200), (0.0, 0.9), (0.0, 0.01), (1.0, 0.25), (torch.float32, torch.bfloat16), (None, torch.tensor(0.3))
 ):
     torch.manual_seed(count)
     rates = torch.tensor([7.0, 0.1, 9.0])
@@ -29,7 +29,7 @@ for count, momentum, decay, factor, dtype in itertools.product(
         gradient = torch.randn(count, generator=torch.Generator().manual_seed(2)).to(dtype)
         before = gradient.clone()
         low = weight.to(dtype) if dtype == torch.bfloat16 else None
-        function(weight, gradient, history, rates, 1, momentum, decay, factor, low)
+        function(weight, gradient, history, rates, 1, momentum, decay, factor, low, scale)
         # the interpreter truncates, so up to one unit in the last place
         assert low is None or torch.allclose(low.float(), weight, rtol=2**-7, atol=0)
         assert torch.equal(gradient, before)

@@ -1,4 +1,4 @@
-"""Ways to compute convolutions in groups: they agree, the clearly fastest is chosen, and a run keeps its ways."""
+"""Ways to compute convolutions: they agree, the clearly fastest is chosen, and a run keeps its ways."""
 
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from transfer_caffe.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("logged")
 CPU = torch.device("cpu")
+GROUPED = WAYS[:3]
 NET = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 6 dim: 7 dim: 5 } } }
 layer { name: "conv" type: "Convolution" bottom: "x" top: "y" convolution_param {
@@ -33,9 +34,9 @@ def net(more=""):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_ways_compute_the_same_up_to_rounding(more, dtype):
     results = {}
-    for way in WAYS:
+    for way in GROUPED:
         layer = net(more).layers[1]
-        assert isinstance(layer, Convolution)
+        assert isinstance(layer, Convolution) and layer.ways == GROUPED
         layer.way = way
         x = torch.randn(2, 6, 7, 5, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
         (top,) = layer.forward([x], 0)
@@ -43,24 +44,112 @@ def test_all_ways_compute_the_same_up_to_rounding(more, dtype):
         results[way] = [top.detach(), x.grad, *(blob.data.grad for blob in layer.blobs)]
     # sums of at most 27 products (or 24 positions of a weight), and in bf16 some roundings of the results
     unit = 2**-24 * 60 if dtype == torch.float32 else 2**-8 * 4
-    for way in WAYS[1:]:
+    for way in GROUPED[1:]:
         for one, other in zip(results[way], results["native"], strict=True):
             assert one.shape == other.shape and one.dtype == other.dtype
             assert torch.allclose(one.float(), other.float(), rtol=0, atol=unit * float(other.abs().max()))
 
 
+def strided(channels, stride, kernel, pad=(0, 0), sides=(23, 18), more=""):
+    """Return a Convolution of images with few channels and a stride."""
+    settings = f"stride_h: {stride[0]} stride_w: {stride[1]} kernel_h: {kernel[0]} kernel_w: {kernel[1]} "
+    settings += f"pad_h: {pad[0]} pad_w: {pad[1]} {more}"
+    text = f"""
+    layer {{ name: "in" type: "Input" top: "x"
+      input_param {{ shape {{ dim: 2 dim: {channels} dim: {sides[0]} dim: {sides[1]} }} }} }}
+    layer {{ name: "conv" type: "Convolution" bottom: "x" top: "y" convolution_param {{ num_output: 5 {settings}
+      weight_filler {{ type: "xavier" }} bias_filler {{ type: "gaussian" std: 1 }} }} }}
+    """
+    made = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)
+    assert isinstance(made.layers[1], Convolution)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "kernel", "pad", "sides"),
+    [
+        (3, (4, 4), (11, 11), (0, 0), (227 // 4, 227 // 4)),  # conv1 of a CaffeNet, on a smaller image
+        (3, (4, 4), (11, 11), (2, 2), (31, 30)),
+        (3, (2, 2), (7, 7), (3, 3), (23, 18)),
+        (1, (2, 3), (5, 4), (1, 0), (23, 18)),  # every axis different
+        (4, (3, 2), (3, 2), (0, 1), (20, 17)),  # the kernel is one block; rows that no window reaches
+        (3, (4, 4), (2, 3), (0, 0), (23, 18)),  # a kernel smaller than the stride
+        (3, (4, 4), (11, 11), (0, 0), (11, 14)),  # one window
+        (3, (1, 2), (3, 3), (1, 1), (9, 9)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("more", ["", "bias_term: false"])
+def test_a_stride_over_pixels_is_the_same_as_none_over_blocks(channels, stride, kernel, pad, sides, dtype, more):
+    results = []
+    for way in ("native", "blocks"):
+        layer = strided(channels, stride, kernel, pad, sides, more).layers[1]
+        assert isinstance(layer, Convolution) and layer.ways == ("native", "blocks")
+        layer.way, layer.method = way, None  # without a CPU's own ways
+        x = torch.randn(2, channels, *sides, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        (top,) = layer.forward([x], 0)
+        top.backward(torch.randn(top.shape, generator=torch.Generator().manual_seed(2)).to(dtype))
+        results.append([top.detach(), x.grad, *(blob.data.grad for blob in layer.blobs)])
+    # sums of at most 363 products, or 2 * 216 positions of a weight, relative to the largest; weights' gradients are
+    # float32, and in bf16 some roundings of the results
+    unit = {torch.float64: 2**-23, torch.float32: 2**-24 * 60, torch.bfloat16: 2**-8 * 4}[dtype]
+    for one, other in zip(*results, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert torch.allclose(one.double(), other.double(), rtol=0, atol=unit * float(other.abs().max()))
+    if dtype == torch.float64:
+        assert torch.allclose(results[0][0], results[1][0], rtol=0, atol=1e-12)
+        assert torch.allclose(results[0][1], results[1][1], rtol=0, atol=1e-12)
+
+
+def test_only_strides_over_few_channels_without_dilation_are_tried_over_blocks():
+    for made in (
+        strided(3, (1, 1), (3, 3)), strided(8, (2, 2), (3, 3)), strided(3, (2, 2), (3, 3), more="dilation: 2"),
+    ):  # fmt: skip
+        assert isinstance(made.layers[1], Convolution) and made.layers[1].ways == ("native",)
+
+
+def test_a_stride_over_blocks_is_chosen_where_it_is_faster(monkeypatch, capfd):
+    monkeypatch.setattr(ways.Devices, "types", ("cpu",))
+    monkeypatch.setattr(ways, "milliseconds", lambda layer, way, *_: {"native": 0.9, "blocks": 0.4}[way])
+    made = strided(3, (4, 4), (11, 11))
+    assert ways.choose(made) == {"conv": "blocks"}
+    assert "conv: stride 4 is computed by blocks (native 0.9 ms, blocks 0.4 ms)" in capfd.readouterr().err
+    ways.use([made], {"conv": "blocks"})
+    assert isinstance(made.layers[1], Convolution) and made.layers[1].way == "blocks"
+    ways.use([made], {"conv": "halves"})  # the net has changed since
+    assert made.layers[1].way == "native"
+
+
+def test_the_gradient_of_the_bottom_is_measured_only_where_training_computes_it(monkeypatch):
+    monkeypatch.setattr(ways.Devices, "types", ("cpu",))
+    measured = {}
+    monkeypatch.setattr(
+        ways, "milliseconds", lambda layer, way, shape, dtype, below: measured.update({layer.name: below}) or 1.0
+    )
+    second = """layer { name: "conv2" type: "Convolution" bottom: "y" top: "z" convolution_param {
+      num_output: 9 kernel_size: 3 group: 3 } }"""
+    for rate, expected in (("1", True), ("0", False)):
+        text = NET.replace(
+            "convolution_param", f"param {{ lr_mult: {rate} }} param {{ lr_mult: {rate} }} convolution_param"
+        )
+        param = parse_text(text.replace("MORE", "") + second, NetParameter(), "")
+        ways.choose(Net(param, NetState(phase=TRAIN), 1, CPU))
+        assert measured == {"conv": False, "conv2": expected}
+
+
+@pytest.mark.parametrize("below", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_what_is_measured_runs_for_learning_and_for_frozen_layers_and_leaves_no_gradients(frozen, monkeypatch):
+def test_what_is_measured_runs_for_learning_and_for_frozen_layers_and_leaves_no_gradients(frozen, below, monkeypatch):
     text = NET.replace("convolution_param", "param { lr_mult: 0 } convolution_param" if frozen else "convolution_param")
     made = Net(parse_text(text.replace("MORE", ""), NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)
     layer, backward = made.layers[1], []
     assert isinstance(layer, Convolution)
     grad = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *given: backward.append(grad(*given)))
-    for way in WAYS:
+    for way in layer.ways:
         layer.way = way
-        ways.passes(layer, torch.randn(2, 6, 7, 5))
-    assert len(backward) == (0 if frozen else 3)
+        ways.passes(layer, torch.randn(2, 6, 7, 5), below)
+    assert [len(each) for each in backward] == [below + (not frozen)] * (3 if below or not frozen else 0)
     assert all(blob.data.grad is None for blob in layer.blobs)
 
 
@@ -82,20 +171,20 @@ def test_weights_of_other_groups_are_zero():
 )
 def test_a_way_that_is_clearly_faster_is_chosen_and_logged(times, chosen, monkeypatch, capfd):
     monkeypatch.setattr(ways.Devices, "types", ("cpu",))
-    monkeypatch.setattr(ways, "milliseconds", lambda layer, way, shape, dtype: dict(zip(WAYS, times, strict=True))[way])
+    monkeypatch.setattr(ways, "milliseconds", lambda layer, way, *_: dict(zip(GROUPED, times, strict=True))[way])
     assert ways.choose(net()) == chosen
     line = f"conv: 3 groups are computed by {chosen.get('conv', 'native')} (native {times[0]:.3g} ms, halves"
     assert line in capfd.readouterr().err
 
 
-def test_nothing_is_chosen_on_a_cpu_or_without_groups(monkeypatch):
+def test_nothing_is_measured_on_a_cpu_or_where_there_is_one_way(monkeypatch):
     def never(*_):
         raise AssertionError
 
     monkeypatch.setattr(ways, "milliseconds", never)
     assert ways.choose(net()) == {}
     monkeypatch.setattr(ways.Devices, "types", ("cpu",))
-    text = NET.replace("group: 3", "").replace("MORE", "")
+    text = NET.replace("group: 3", "").replace("stride: 2", "").replace("MORE", "")
     assert ways.choose(Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)) == {}
 
 

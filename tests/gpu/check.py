@@ -23,6 +23,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,13 +32,17 @@ ROOT = TESTS.parent
 WHEELS, UNPACKED = ROOT / "wheels", ROOT / ".wheels"
 
 STEPS = {
-    "data": 40, "rates": 20, "smoke": 60, "kernels": 40, "layers": 60, "batches": 40, "graphs": 60, "resume": 90,
-    "gpu_tests": 90, "speed": 150, "tests_and_snapshots": 100, "convolutions": 60, "parts": 40, "profile": 40,
-    "sharing": 90, "by_mps": 50, "large": 40, "memory": 30, "paper": 20,
+    "data": 24, "rates": 9, "smoke": 28, "kernels": 12, "layers": 25, "batches": 22, "graphs": 30, "resume": 30,
+    "gpu_tests": 38, "speed": 78, "tests_and_snapshots": 43, "convolutions": 20, "parts": 10, "profile": 10,
+    "sharing": 42, "by_mps": 20, "large": 10, "memory": 8, "cudnn": 9, "paper": 6,
 }  # fmt: skip
-"""The steps in order of value, and the time limit of each in seconds."""
-TOTAL = 470
-"""Seconds after which no step runs any more; the limits of the last steps are shortened accordingly."""
+"""The steps in order of value, and the share of each of the time, in seconds, about twice what it is expected to take.
+
+A step may also use what the steps before it have left of their shares, but nothing of the shares of those after it: no
+step is cut off because another one hangs.
+"""
+TOTAL = 474
+"""Seconds of all steps together. If only some of them run, the first one may use what the others would have had."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,34 +59,45 @@ def main(argv: list[str] | None = None) -> int:
     return run_all(args)
 
 
-def run_all(args: argparse.Namespace, limits: dict[str, int] = STEPS, total: float = TOTAL) -> int:
-    """Run the chosen steps, each in a process with a time limit; see the module's docstring."""
+def run_all(
+    args: argparse.Namespace, shares: dict[str, int] = STEPS, total: float = TOTAL, start: Start | None = None
+) -> int:
+    """Run the chosen steps, each in a process with a time limit; see the module's docstring.
+
+    ``start`` starts the processes; by default they are forks of this one.
+    """
     args.out.mkdir(parents=True, exist_ok=True)
     unpack_wheels()
     for name in ("log.txt", "results.jsonl", "results.json"):
         (args.out / name).unlink(missing_ok=True)
+    chosen = {name: share for name, share in shares.items() if name == "data" or re.search(args.only, name)}
+    start = start or start_by_fork
     began, steps = time.monotonic(), []
+    end = began + total - sum(chosen.values())
     with tempfile.TemporaryDirectory() as data:
-        for name, limit in limits.items():
-            if name != "data" and not re.search(args.only, name):
-                continue
-            left = total - (time.monotonic() - began)
-            steps.append(run_in_process(args, name, min(limit, left), Path(data)))
-            one = steps[-1]
+        for name, share in chosen.items():
+            end += share
+            one = run_in_process(args, name, end - time.monotonic(), Path(data), start)
+            if one["state"] != "done" and start is start_by_fork and name in list(chosen)[1:2] and not args.dry_run:
+                # the first step on the device: perhaps it cannot be used in a forked process
+                print(f"{name}: {one['state']}; from here on each step imports PyTorch anew", flush=True)
+                start = start_anew
+                one = run_in_process(args, name, end - time.monotonic(), Path(data), start)
+            steps.append(one)
             print(f"{name}: {one['state']}, {one['seconds']:.1f} s", flush=True)
     return summarise(args.out, steps, time.monotonic() - began)
 
 
-def run_in_process(args: argparse.Namespace, name: str, limit: float, data: Path) -> dict[str, Any]:
+def run_in_process(args: argparse.Namespace, name: str, limit: float, data: Path, start: Start) -> dict[str, Any]:
     """Run one step in a process group of its own, which is ended after ``limit`` seconds; return how it ended."""
-    if limit < 2:
+    if limit < 1:
         return {"step": name, "state": "not run: no time was left", "seconds": 0.0}
     since = time.monotonic()
     with open(args.out / "log.txt", "a", encoding="utf-8") as log:
         log.write(f"\n== {name} ==\n")
         log.flush()
-        start = start_by_fork if args.dry_run else start_anew
-        process = start(["--step", name, "--out", str(args.out.resolve()), "--data", str(data)], log.fileno(), data)
+        argv = ["--step", name, "--out", str(args.out.resolve()), "--data", str(data)]
+        process = start(argv + ["--dry-run"] * args.dry_run, log.fileno(), data)
         try:
             code = process.wait(limit)
             state = "done" if code == 0 else f"failed with exit code {code}"
@@ -113,7 +129,10 @@ def start_anew(argv: list[str], output: int, folder: Path) -> Running:
 
 
 def start_by_fork(argv: list[str], output: int, folder: Path) -> Running:
-    """Do the same on a CPU, by a fork of this process: importing PyTorch for each step would take most of the time."""
+    """Do the same by a fork of this process: importing PyTorch for each step would take a minute of the eight.
+
+    A GPU can be used in a forked process if the process before the fork has not used it, and this one never does.
+    """
     import_all()
     pid = os.fork()
     if pid:
@@ -125,13 +144,17 @@ def start_by_fork(argv: list[str], output: int, folder: Path) -> Running:
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(environment())
-        code = main([*argv, "--dry-run"])
+        code = main(argv)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+Start = Callable[[list[str], int, Path], Running]
+"""Starts a step: arguments, the file of its output, and its folder."""
 
 
 class _Fork:

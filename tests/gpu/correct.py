@@ -35,24 +35,26 @@ TRANSFORMS = ("", 'mean_file: "{mean}"', "mean_value: 100.3", "mean_value: 104 m
 def batches(world: World) -> None:
     """Batches made on the GPU have the bits of those that NumPy makes, from records there and in the host's memory."""
     size, crop = (32, 28) if world.tiny else (256, 227)
-    for place in ("device", "host"):
-        for mean in TRANSFORMS:
+    for place in ("device", "host", "both"):
+        for mean in TRANSFORMS if place != "both" else TRANSFORMS[1:2]:
             for more in ("mirror: true", "scale: 0.017 mirror: true"):
                 transform = f"crop_size: {crop} {more} {mean.format(mean=world.data / f'mean{size}.binaryproto')}"
                 text = f'name: "d" type: "Data" top: "data" top: "label" transform_param {{ {transform} }} '
                 text += f'data_param {{ source: "{world.data}/raw{size}" batch_size: {world.batch} backend: LMDB }}'
                 param = parse_text(text, LayerParameter(), "")
-                with records_in(place):
+                with records_in(place, world.tiny):
                     there, here = (Data(param, Context(1, device, True)) for device in (world.device, _cpu()))
                     there.setup([])
                     here.setup([])
                     here.by_device = False
                     same = there.resident == (place == "device")
+                    same &= (there._copy is not None and there._copy.split is not None) == (place == "both")
                     for batch in (0, 5):
                         for one, two in zip(there.forward([], batch), here.forward([], batch), strict=True):
                             same &= one.cpu().numpy().tobytes() == two.numpy().tobytes()
                 del there, here  # so that their copy of the records is freed
-                world.check(f"batches from records in the {place}: {mean.partition(':')[0] or 'no mean'}, {more}", same)
+                where = "both memories" if place == "both" else f"the {place}"
+                world.check(f"batches from records in {where}: {mean.partition(':')[0] or 'no mean'}, {more}", same)
 
 
 def _cpu() -> torch.device:
@@ -95,7 +97,9 @@ def kernels(world: World) -> None:
         gradient, settings = random(batch, 96, 27, 27), ((3, 3), (2, 2), (0, 0), (27, 27), True)
         if pool is not None:
             own, plain = (_passes(function, [x, bias], gradient, *settings) for function in (pool, PlainPool))
-            world.check(f"pooling in {dtype}: same top", torch.equal(own[0], plain[0]))
+            same = torch.equal(own[0], plain[0])
+            same &= torch.equal(own[0], F.max_pool2d(x + bias[None, :, None, None], 3, 2, ceil_mode=True).relu())
+            world.check(f"pooling in {dtype}: same top", same)
             ratios = [_difference(a, b) for a, b in zip(own[1:], plain[1:], strict=True)]
             # 4 gradients per element; a bias's gradient is a sum over all images and positions
             good = ratios[0] < 8 * unit and ratios[1] < batch * 27 * 27 * 2**-24 + 4 * unit
@@ -112,7 +116,7 @@ def kernels(world: World) -> None:
                 weight, history = (torch.ones(1_000_003, device=world.device) * each for each in (0.3, 0.2))
                 rates = torch.tensor([9.0, 0.01], device=world.device)
                 above = random(1_000_003, draw=torch.Generator().manual_seed(2))
-                function(weight, above, history, rates, 1, 0.9, 5e-4, 0.5, None)
+                function(weight, above, history, rates, 1, 0.9, 5e-4, 0.5, None, None)
                 results.append((weight, history))
             worst = max(_difference(a, b) for a, b in zip(*results, strict=True))
             world.check(f"update with gradients in {dtype}: to rounding", worst < 12 * 2**-24, f"{worst:.3g}")
@@ -127,7 +131,9 @@ class PlainPool(torch.autograd.Function):
 
     @staticmethod
     def apply(x, bias, kernel, stride, pad, size, relu):
-        y = F.max_pool2d(x + bias[None, :, None, None], kernel, stride, pad, ceil_mode=True)
+        # in this order as in the kernel: rounding x + bias makes other maxima equal, and then another element gets the
+        # gradient (in bf16, 2,715 of 4.6 million)
+        y = F.max_pool2d(x, kernel, stride, pad, ceil_mode=True) + bias[None, :, None, None]
         return y.relu() if relu else y
 
 
@@ -166,19 +172,22 @@ def graphs(world: World) -> None:
 
 def resume(world: World) -> None:
     """Training that was stopped at iteration 7 of 12 and resumed gives the bits of an uninterrupted one."""
-    for precision, part in ((("fp32"), 1), ("bf16", 1), ("fp32", 2)):
-        settings = {"precision": precision, "batch": 4 if world.tiny else 64, "iter_size": part}
-        settings |= {"snapshot_after_train": True, "test_interval": 0}
+    # writing and reading the snapshots of a CaffeNet takes most of the time
+    for precision, net, part in (("bf16", world.net, 1), ("fp32", "mini", 1), ("fp32", "mini", 2)):
+        settings = {"precision": precision, "net": net, "batch": 4 if world.tiny else 64, "iter_size": part}
+        settings |= {"test_interval": 0, "snapshot_after_train": False}
         with tempfile.TemporaryDirectory() as folder:
             prefix = f"{folder}/net"
             whole = world.solver(max_iter=12, snapshot_prefix=f"{folder}/whole", **settings)
             whole.solve(Signals("none", "none"))
-            world.solver(max_iter=7, snapshot_prefix=prefix, **settings).solve(Signals("none", "none"))
+            first = world.solver(max_iter=7, snapshot_prefix=prefix, **{**settings, "snapshot_after_train": True})
+            first.solve(Signals("none", "none"))
             second = world.solver(max_iter=12, snapshot_prefix=f"{folder}/second", **settings)
             second.restore(f"{prefix}_iter_7.solverstate", read_state(f"{prefix}_iter_7.solverstate"))
             second.solve(Signals("none", "none"))
-            same = Path(f"{folder}/whole_iter_12.solverstate").stat().st_size > 0 and bits(whole) == bits(second)
-        world.check(f"{precision}, iter_size {part}: a run resumed at 7 of 12 ends with the same bits", same)
+            same = whole.iteration == second.iteration == 12 and bits(whole) == bits(second)
+        what = f"{net}, {precision}, iter_size {part}"
+        world.check(f"{what}: a run resumed at 7 of 12 ends with the same bits", same)
 
 
 def large(world: World) -> None:
@@ -244,12 +253,23 @@ def sharing(world: World) -> None:
         alone = start_engine(world, folder, "alone.log", "--precision", "bf16")
         world.check("an engine alone ends with code 0", alone.wait() == 0)
         logs = two_networks(world, folder, "turns", {})
-        found = [losses(log) for log in ((folder / "alone.log").read_text(), *logs)]
-        world.check("their losses are those of one alone", bool(found[0]) and found[0] == found[1] == found[2])
+        first = (folder / "alone.log").read_text()
+        found = [losses(log) for log in (first, *logs)]
+        # each engine has measured how to compute its convolutions, and two at a time disturb each other
+        chosen = [re.findall(r"(\S+: .* computed by \S+) \(", log) for log in (first, *logs)]
+        most = 0.0 if chosen[0] == chosen[1] == chosen[2] else 0.02
+        same = all(near(found[0], each, most) for each in found[1:])
+        world.check("their losses are those of one alone", bool(found[0]) and same, f"{found}")
         shares = [log for log in logs if "shares the records" in log]
         world.check("one of them uses the records of the other's holder", len(shares) == 1)
         if world.device.type == "cuda":  # on a CPU the memory outlives the holder
             _kill_holder(world, folder, {processes.SHARED_RECORDS: f"2:{folder}/killed"})
+
+
+def near(one: list[str], other: list[str], most: float) -> bool:
+    """Return whether two lists of losses differ by at most a fraction ``most``."""
+    pairs = zip(map(float, one), map(float, other), strict=False)
+    return len(one) == len(other) and all(abs(a - b) <= most * abs(b) for a, b in pairs)
 
 
 def two_networks(world: World, folder: Path, word: str, environment: dict[str, str]) -> list[str]:
@@ -269,7 +289,7 @@ def two_networks(world: World, folder: Path, word: str, environment: dict[str, s
 def _kill_holder(world: World, folder: Path, share: dict[str, str]) -> None:
     write_solver(world, folder, max_iter=100000, display=10)
     both = [start_engine(world, folder, f"k{i}.log", "--precision", "bf16", **share) for i in range(2)]
-    end = time.monotonic() + 40
+    end = time.monotonic() + 15
     holder = None
     while time.monotonic() < end and (holder is None or not all(losses(_text(folder, i)) for i in range(2))):
         time.sleep(0.2)

@@ -64,11 +64,13 @@ def speed(world: World) -> None:
     cases = [(p, n, "device", True) for p in reversed(world.precisions) for n in FROZEN]
     cases += [(p, 0, "device", False) for p in reversed(world.precisions)]
     cases += [(p, n, "host", True) for p in reversed(world.precisions) for n in FROZEN]
-    for precision, n, place, deterministic in cases[:2] + cases[-1:] if world.tiny else cases:
-        with records_in(place):
+    cases += [("bf16", 0, "both", True)]
+    for precision, n, place, deterministic in cases[:2] + cases[-2:] if world.tiny else cases:
+        with records_in(place, world.tiny):
             made = world.solver(precision, frozen=n, deterministic=deterministic)
             ms = world.iteration_ms(made)
-        what = f"{precision}, n = {n}, records in the {place}{'' if deterministic else ', fastest algorithms'}"
+        where = "both memories" if place == "both" else f"the {place}"
+        what = f"{precision}, n = {n}, records in {where}{'' if deterministic else ', fastest algorithms'}"
         world.measure(what, ms, "ms")
         world.check(f"{what}: one graph", made._pass.recorded)
         if place == "device" and deterministic and found:
@@ -176,6 +178,8 @@ def convolutions(world: World) -> None:
                 ways["block-diagonal"] = lambda x, w, s=stride, p=pad, g=groups: F.conv2d(
                     x, _block_diagonal(w, g), None, s, p
                 )
+            if stride > 1:
+                ways["blocks"] = lambda x, w, s=stride, p=pad: vision.by_blocks(x, w, None, (s, s), (p, p))
             for way, function in ways.items():
                 for form, memory in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
                     x = torch.randn(batch, channels, side, side, device=world.device, dtype=dtype)
@@ -267,6 +271,17 @@ class _First:
 
     def record(self, index: int) -> tuple[np.ndarray, int]:
         return self._records.record(index)
+
+
+def cudnn(world: World) -> None:
+    """An iteration with cuDNN's other heuristic, and with the fastest of all its algorithms, not of the first ten."""
+    os.environ["TORCH_CUDNN_USE_HEURISTIC_MODE_B"] = "1"  # read once, when this process first computes a convolution
+    if world.device.type == "cuda":
+        torch.backends.cudnn.benchmark_limit = 0
+    for deterministic, what in ((True, "heuristic mode B"), (False, "fastest of all algorithms")):
+        world.measure(
+            f"bf16, n = 0, {what}", world.iteration_ms(world.solver("bf16", deterministic=deterministic)), "ms"
+        )
 
 
 def paper(world: World) -> None:

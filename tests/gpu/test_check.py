@@ -18,6 +18,7 @@ from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
 from transfer_caffe.engine.precision import use_precision
+from transfer_caffe.engine.solver.device_update import DeviceUpdate
 
 
 def test_a_dry_run_of_all_steps_finds_everything_in_order(tmp_path):
@@ -60,17 +61,23 @@ def steps(monkeypatch, tmp_path):
     return replace
 
 
+def run_anew(tmp_path, shares, total, **given):
+    """Run the steps that the replaced script has, which a fork would not run."""
+    return check.run_all(options(tmp_path, **given), shares, total, check.start_anew)
+
+
 GOOD = "report(check='it works', holds=True, detail='')\n"
 
 
 def test_a_step_that_takes_too_long_is_ended_with_its_children_and_keeps_what_it_found(tmp_path, steps, capsys):
     endless = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\ntime.sleep(600)\n"
     steps(GOOD + f"if step == 'rates':\n    {endless.replace(chr(10), chr(10) + '    ')}\n")
-    assert check.run_all(options(tmp_path), {"data": 20, "rates": 3, "smoke": 20}) == 1
+    assert run_anew(tmp_path, {"data": 2, "rates": 3, "smoke": 20}, 25) == 1
     found = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [each["state"] for each in found["steps"]] == ["done", "ended after its limit of 3 s", "done"]
+    states = [each["state"] for each in found["steps"]]
+    assert states == ["done", "ended after its limit of 5 s", "done"]
     assert [each["step"] for each in found["checks"]] == ["data", "rates", "smoke"] and not found["good"]
-    assert "STEP rates: ended after its limit of 3 s" in capsys.readouterr().out
+    assert "STEP rates: ended after its limit of 5 s" in capsys.readouterr().out
     assert "output of rates" in (tmp_path / "out" / "log.txt").read_text()
 
 
@@ -84,27 +91,78 @@ def test_a_step_that_takes_too_long_is_ended_with_its_children_and_keeps_what_it
 )
 def test_whatever_fails_makes_the_check_fail(tmp_path, steps, capsys, code, line):
     steps(code)
-    assert check.run_all(options(tmp_path), {"rates": 20}) == 1
+    assert run_anew(tmp_path, {"rates": 20}, 20) == 1
     assert line in capsys.readouterr().out
 
 
 def test_no_step_starts_when_no_time_is_left(tmp_path, steps, capsys):
     steps(GOOD)
-    assert check.run_all(options(tmp_path), {"rates": 20, "smoke": 20}, total=1) == 1
+    assert run_anew(tmp_path, {"rates": 20, "smoke": 20}, 1) == 1
     assert "STEP smoke: not run: no time was left" in capsys.readouterr().out
 
 
 def test_a_chosen_step_alone_is_enough(tmp_path, steps):
     steps(GOOD)
-    assert check.run_all(options(tmp_path, only="^smoke$"), {"data": 20, "rates": 20, "smoke": 20}) == 0
+    assert run_anew(tmp_path, {"data": 20, "rates": 20, "smoke": 20}, 60, only="^smoke$") == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [each["step"] for each in found["steps"]] == ["data", "smoke"]
+
+
+def test_the_shares_of_the_steps_leave_time_for_the_table_within_eight_minutes():
+    assert sum(check.STEPS.values()) <= check.TOTAL <= 8 * 60 - 5
+
+
+def test_a_step_may_use_what_earlier_ones_have_left_but_not_what_later_ones_need(tmp_path, steps):
+    steps(GOOD + "time.sleep({'data': 0, 'rates': 3, 'smoke': 600, 'kernels': 2}[step])\n")
+    assert run_anew(tmp_path, {"data": 5, "rates": 1, "smoke": 1, "kernels": 5}, 12) == 1
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    states = [each["state"] for each in found["steps"]]
+    assert states[:2] == ["done", "done"] and states[2].startswith("ended after") and states[3] == "done"
+    assert found["seconds"] < 13
+
+
+def test_if_a_forked_process_cannot_use_the_device_all_steps_run_in_processes_of_their_own(
+    tmp_path, steps, monkeypatch
+):
+    steps(GOOD)
+    anew = []
+
+    def fork(argv, output, folder):
+        if "data" in argv:
+            return check.start_anew(argv, output, folder)
+        return subprocess.Popen(["false"], start_new_session=True)
+
+    start_anew = check.start_anew
+    monkeypatch.setattr(check, "start_by_fork", fork)
+    monkeypatch.setattr(check, "start_anew", lambda argv, *rest: anew.append(argv[1]) or start_anew(argv, *rest))
+    assert check.run_all(options(tmp_path), {"data": 9, "rates": 9, "smoke": 9}, 30) == 0
+    assert anew == ["data", "rates", "smoke"]
+
+
+def test_what_the_steps_import_does_not_use_the_gpu():
+    """A process that was forked after CUDA had been used could not use it."""
+    code = """if True:
+        import sys, torch
+        def never(*_):
+            raise AssertionError("the GPU was used")
+        for name in ("is_available", "device_count", "_lazy_init"):
+            setattr(torch.cuda, name, never)
+        from gpu import check
+        check.import_all()
+        assert not torch.cuda.is_initialized()
+    """
+    tests = str(Path(check.__file__).parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=check.environment(), cwd=tests, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
 def net(tmp_path, monkeypatch):
     """The net of the demo in a precision, as the check builds it."""
     monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
+    monkeypatch.setattr(DeviceUpdate, "devices", DeviceUpdate.devices)
     monkeypatch.chdir(tmp_path)
     speed.make_data(tmp_path, 1 / 50)
 

@@ -127,6 +127,8 @@ class Net:
             raise UserError(f"net {self.name!r} has no layers in phase {phase}")
         self.shapes = shapes
         passes.keep_overwritten(self.layers)
+        for layer in passes.images_to_convert(self.layers, shapes.keys() - unused):
+            layer.image_type = dtype
         self.cuts = {} if param.force_backward else passes.find_cuts(self.layers)
         # Caffe keeps these in a std::set, so outputs are sorted by name
         self.outputs = sorted(unused)

@@ -5,9 +5,10 @@ Caffe computes in place, and its backward pass reads what later layers have left
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from transfer_caffe.engine.layers import Buffer, Layer
+from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Neuron, ReLU
 from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
 
@@ -21,6 +22,20 @@ def keep_overwritten(layers: Sequence[Layer]) -> None:
             or (isinstance(layer, Neuron) and layer.in_place and not layer.keeps_slope_in_place)
         ):
             layer.buffer = Buffer()
+
+
+def images_to_convert(layers: Sequence[Layer], used: Set[str]) -> list[Images]:
+    """Find the layers whose images, of the blobs in ``used``, only layers in the net's own precision read.
+
+    A device then makes them in that precision, in which they take half of the memory traffic.
+    """
+    found = []
+    for layer in layers:
+        if isinstance(layer, Images) and layer.by_device and layer.top[0] in used and not layer.param.loss_weight:
+            users = [other for other in layers if layer.top[0] in other.param.bottom]
+            if all(user.precision == "low" for user in users):
+                found.append(layer)
+    return found
 
 
 def relus_to_postpone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from transfer_caffe.engine.batches.transform import Transformer
 from transfer_caffe.utils.errors import UserError
@@ -33,10 +34,17 @@ class ImageSource(Protocol):
     batch_size: int
     source: str
     transformer: Transformer
+    image_type: torch.dtype
+    """The type of the images that a device makes."""
 
     @property
     def keeps_records(self) -> bool:
         """Whether all records are kept decoded in the host's memory."""
+        ...
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether the records of a batch are not consecutive."""
         ...
 
     def plan(self, batch: int) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""Keep all records of a source decoded, as bytes: on the GPU if they fit, otherwise in the host's memory.
+"""Keep all records of a source decoded, as bytes: on the GPU as far as they fit, otherwise in the host's memory.
 
     copy = copy_of(records, key, "random0/A/train_lmdb", device)      # logs whether and where they are kept
     if copy and copy.ready():                                         # decodes them the first time
         copy.pixels, copy.labels
 
-Half of ImageNet at 256 x 256 is 118 GiB. Records that fit nowhere are read and decoded again for each batch. Layers
-with the same source (in a training net and a test net) share one copy; it is freed together with the last of them.
+Half of ImageNet at 256 x 256 is 118 GiB, more than most GPUs have: then a part of the records is on the GPU, and the
+rest on the host. The parts alternate (`Split`), so each batch takes about the same share from both. Records that fit
+nowhere are read and decoded again for each batch. Layers with the same source (in a training net and a test net) share
+one copy; it is freed together with the last of them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,6 +34,8 @@ MOST_THREADS = 16
 CHUNK_BYTES = 8 << 20
 """Records are decoded and copied in chunks of about this size, each by one thread."""
 SECONDS_BETWEEN_LINES = 10.0
+LEAST_PART = 8
+"""Records are divided between a GPU and the host if at least an eighth of them fits on the GPU."""
 _PLACE = "data_layer.cpp:45"
 
 
@@ -48,16 +53,39 @@ class Unlike(Exception):
     """Raised if a record's shape differs from the first one's, or if it holds floats."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """``first`` of ``count`` records are in one place, evenly spread among the others, which are in another place."""
+
+    first: int
+    count: int
+
+    def before(self, index: int) -> int:
+        """Return how many of the records before ``index`` are in the first place."""
+        return index * self.first // self.count
+
+    def slots(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for some records, whether they are in the first place, and their index among the records there."""
+        before = places * self.first // self.count
+        in_first = (places + 1) * self.first // self.count > before
+        return in_first, np.where(in_first, before, places - before)
+
+
 class Copy:
     """The decoded records of a source. Memory is only promised at first; `ready` decodes the records."""
 
-    def __init__(self, source: str, on_device: bool, promised: int, fetch: Fetch) -> None:
-        """``on_device``: whether they are on the net's device; ``promised``: the bytes that ``fetch`` will allocate."""
+    def __init__(self, source: str, on_device: bool, promised: tuple[int, int], fetch: Fetch) -> None:
+        """``on_device``: whether all of them, or a part if there is a `rest`, are on the net's device.
+
+        ``promised``: the bytes that ``fetch`` will allocate on the device and in the host's memory.
+        """
         self.on_device = on_device
         self.promised = promised
         """Bytes that will be allocated, but still count as free memory."""
         self.pixels: Tensor | None = None
         """uint8, (records, height, width, channels)."""
+        self.rest: Tensor | None = None
+        """The same for the records in the host's memory, if `pixels` holds a part of them; see `split`."""
         self.labels: np.ndarray | None = None
         """float32, on the host."""
         self._source = source
@@ -71,16 +99,23 @@ class Copy:
         if self._fetch is not None:
             fetch, self._fetch = self._fetch, None
             try:
-                self.pixels, self.labels = fetch()
+                self.pixels, self.rest, self.labels = fetch()
             except (Unlike, torch.OutOfMemoryError) as error:
                 why = error if isinstance(error, Unlike) else "there is not enough free memory any more"
                 say(f"{self._source}: not kept in memory: {why}; the records are decoded again for each batch")
             finally:
-                self.promised = 0
+                self.promised = 0, 0
         return self.pixels is not None
 
+    @property
+    def split(self) -> Split | None:
+        """Which records are on the device, if a part of them is."""
+        if self.pixels is None or self.rest is None:
+            return None
+        return Split(len(self.pixels), len(self.pixels) + len(self.rest))
 
-Fetch = Callable[[], tuple[Tensor, np.ndarray]]
+
+Fetch = Callable[[], tuple[Tensor, Tensor | None, np.ndarray]]
 _copies: weakref.WeakValueDictionary[Hashable, Copy] = weakref.WeakValueDictionary()
 
 
@@ -99,20 +134,25 @@ def copy_of(records: Records, key: Hashable, source: str, device: torch.device) 
         copy = _shared(share, key, records, source, device)
     else:
         place = _place(records, source, device)
-        copy = None if place is None else _private(records, source, place, place is device)
+        copy = None if place is None else _private(records, source, device, place)
     if copy is not None:
         _copies[device, key] = copy
     return copy
 
 
-def _private(records: Records, source: str, place: torch.device, on_device: bool) -> Copy:
-    shape = shape_of(records)
+def _private(records: Records, source: str, device: torch.device, on_device: int) -> Copy:
+    count, *one = shape_of(records)
 
-    def fetch() -> tuple[Tensor, np.ndarray]:
-        pixels = torch.empty(shape, dtype=torch.uint8, device=place)
-        return pixels, load(records, pixels, source, say)
+    def fetch() -> tuple[Tensor, Tensor | None, np.ndarray]:
+        host = torch.empty((count - on_device, *one), dtype=torch.uint8)
+        if not on_device:
+            return host, None, load(records, host, source, say)
+        pixels = torch.empty((on_device, *one), dtype=torch.uint8, device=device)
+        rest = host if len(host) else None
+        return pixels, rest, load(records, pixels, source, say, rest)
 
-    return Copy(source, on_device, math.prod(shape), fetch)
+    size = math.prod(one)
+    return Copy(source, on_device > 0, (on_device * size, (count - on_device) * size), fetch)
 
 
 def _shared(
@@ -125,7 +165,7 @@ def _shared(
             place = _place(records, source, device, share.networks)
             if place is None:
                 return None
-            user = share.start(key, place, place is device)
+            user = share.start(key, device if place else torch.device("cpu"), place > 0)
         else:
             say(f"{source}: shares the records kept by process {user.pid}")
     if not user.room:
@@ -136,13 +176,14 @@ def _shared(
         user.give_up()
         return None
 
-    def fetch() -> tuple[Tensor, np.ndarray]:
+    def fetch() -> tuple[Tensor, None, np.ndarray]:
         received = user.receive()
         if isinstance(received, str):
             raise Unlike(received)
-        return received
+        pixels, labels = received
+        return pixels, None, labels
 
-    copy = Copy(source, user.on_device, 0, fetch)
+    copy = Copy(source, user.on_device, (0, 0), fetch)
     weakref.finalize(copy, user.give_up)
     return copy
 
@@ -153,10 +194,11 @@ def shape_of(records: Records) -> tuple[int, int, int, int]:
     return len(records), height, width, channels
 
 
-def _place(records: Records, source: str, device: torch.device, networks: int = 1) -> torch.device | None:
-    """Return where all records fit: ``device``, the CPU (the host's memory), or None; log the decision.
+def _place(records: Records, source: str, device: torch.device, networks: int = 1) -> int | None:
+    """Return how many records are kept on ``device``, the others in the host's memory; log the decision.
 
-    ``networks`` is the number of networks on the device, each with its own weights and activations.
+    Return None if they do not fit in both together. ``networks`` is the number of networks on the device, each with its
+    own weights and activations; several of them share records that are all in one place.
     """
     shape = shape_of(records)
     size = math.prod(shape)
@@ -165,13 +207,20 @@ def _place(records: Records, source: str, device: torch.device, networks: int = 
     what = f"{source}: {len(records)} records of {'x'.join(map(str, shape[1:]))}, {_size(size)} decoded"
     if size <= room:
         say(f"{what}, are kept on {device}, which has room for {_size(room)}")
-        return device
+        return len(records)
     available = available_memory()
     host = available - reserve(available) - _promised(False)
     why = f"{device} has room for {_size(room)}"
+    part = max(room, 0) // math.prod(shape[1:]) if networks == 1 else 0
+    if part * LEAST_PART >= len(records) and size - part * math.prod(shape[1:]) <= host:
+        say(
+            f"{what}: {why}; {part} of them are kept there, the others in the host's memory, which has room for "
+            f"{_size(host)}"
+        )
+        return part
     if size <= host:
         say(f"{what}: {why}; they are kept in the host's memory, which has room for {_size(host)}")
-        return torch.device("cpu")
+        return 0
     say(
         f"{what}: {why}, the host's memory for {_size(host)}; the records are decoded again for each batch, by "
         f"{threads()} threads"
@@ -193,48 +242,56 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def _promised(on_device: bool) -> int:
-    return sum(copy.promised for copy in _copies.values() if copy.on_device is on_device)
+    return sum(copy.promised[0 if on_device else 1] for copy in _copies.values())
 
 
 def _size(count: int) -> str:
     return f"{max(count, 0) / 2**30:.1f} GiB"
 
 
-def load(records: Records, pixels: Tensor, source: str, say: Callable[[str], None]) -> np.ndarray:
+def load(
+    records: Records, pixels: Tensor, source: str, say: Callable[[str], None], rest: Tensor | None = None
+) -> np.ndarray:
     """Decode all ``records`` into ``pixels`` in several threads and return their labels; report progress with ``say``.
 
-    Raise UserError for a record that is damaged; if there are several, for the first one.
+    With ``rest``, in the host's memory, a part of the records goes there (`Split`). Raise UserError for a record that
+    is damaged; if there are several, for the first one.
     """
     count, size = len(records), math.prod(pixels.shape[1:])
+    split = Split(len(pixels), count)
+    others = np.empty((0, *pixels.shape[1:]), np.uint8) if rest is None else rest.numpy()
     labels = np.empty(count, np.float32)
     chunk = min(count, max(1, CHUNK_BYTES // size))
     workers = threads()
     # a tensor on a GPU is filled through a ring of pinned buffers, one on the host directly
     buffers = deque(Buffer([pixels[:chunk]]) for _ in range(workers + 2)) if pixels.is_cuda else None
-    pending: deque[tuple[int, Buffer | None, Future[None]]] = deque()
+    pending: deque[tuple[int, Tensor, Buffer | None, Future[None]]] = deque()
     progress = _Progress(source, count, say)
 
     def finish() -> None:
-        first, buffer, made = pending.popleft()
+        last, target, buffer, made = pending.popleft()
         made.result()
         if buffer is not None and buffers is not None:
-            buffer.send([pixels[first : first + chunk]])
+            buffer.send([target])
             buffers.append(buffer)
-        progress.at(min(first + chunk, count))
+        progress.at(last)
 
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for first in range(0, count, chunk):
                 if len(pending) > workers:
                     finish()
+                last = min(first + chunk, count)
+                target = pixels[split.before(first) : split.before(last)]
                 if buffers is None:
-                    buffer, out = None, pixels[first : first + chunk].numpy()
+                    buffer, out = None, target.numpy()
                 else:
                     buffer = buffers.popleft()
                     buffer.wait()
-                    out = buffer.arrays[0][: count - first]
-                part = labels[first : first + chunk]
-                pending.append((first, buffer, pool.submit(_decode, records, first, out, part)))
+                    out = buffer.arrays[0][: len(target)]
+                host = others[first - split.before(first) : last - split.before(last)]
+                made = pool.submit(_decode, records, first, split, out, host, labels[first:last])
+                pending.append((last, target, buffer, made))
             while pending:
                 finish()
         except BaseException:
@@ -247,14 +304,22 @@ def load(records: Records, pixels: Tensor, source: str, say: Callable[[str], Non
     return labels
 
 
-def _decode(records: Records, first: int, pixels: np.ndarray, labels: np.ndarray) -> None:
+def _decode(
+    records: Records, first: int, split: Split, pixels: np.ndarray, others: np.ndarray, labels: np.ndarray
+) -> None:  # fmt: skip
+    """Decode records from ``first`` on into two arrays, those of the first and those of the second place of a split."""
+    in_first, slots = split.slots(first + np.arange(len(labels)))
+    begin = split.before(first)
     for index in range(len(labels)):
         image, labels[index] = records.record(first + index)
         if image.dtype != np.uint8:
             raise Unlike(f"record {first + index} holds floats")
         if image.shape[1:] != pixels.shape[1:3] or image.shape[0] != pixels.shape[3]:
             raise Unlike(f"record {first + index} is {list(image.shape)}, not the shape of the first record")
-        pixels[index] = image.transpose(1, 2, 0)
+        if in_first[index]:
+            pixels[slots[index] - begin] = image.transpose(1, 2, 0)
+        else:
+            others[slots[index] - (first - begin)] = image.transpose(1, 2, 0)
 
 
 class _Progress:

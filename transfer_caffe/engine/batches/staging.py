@@ -72,6 +72,8 @@ class CudaLane:
 
     def copy(self, buffer: Buffer, targets: Sequence[Tensor]) -> None:
         """See `Lane.copy`."""
+        for target in targets:
+            target.record_stream(self._stream)  # its memory is not given to others while a copy may still be under way
         with torch.cuda.stream(self._stream):
             buffer.send(targets)
 

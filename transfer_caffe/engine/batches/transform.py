@@ -160,7 +160,11 @@ class OnDevice:
     Nothing here makes the host wait or depends on values on the host, so a CUDA graph can capture it.
     """
 
-    def __init__(self, transformer: Transformer, device: torch.device) -> None:
+    def __init__(
+        self, transformer: Transformer, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:  # fmt: skip
+        """``dtype`` is the type of the batches: float32, or what that is rounded to."""
+        self._dtype = dtype
         _, height, width = transformer.out_shape
         self.scale = transformer.scale
         self.mean = None if transformer.mean is None else torch.from_numpy(transformer.mean).to(device)
@@ -174,23 +178,36 @@ class OnDevice:
     def cut(self, pixels: Tensor, image: Tensor, drawn: Tensor) -> Tensor:
         """Build a batch from complete records (records, height, width, channels); ``image`` holds record indices."""
         if self._fused is not None:
-            return self._by_kernel(pixels, image, drawn)
+            return self._by_kernel(pixels, None, image, drawn)
         rows, columns = self._places(drawn)
         return self._numbers(pixels[image[:, None, None], rows, columns], rows, columns)
 
     def finish(self, windows: Tensor, drawn: Tensor) -> Tensor:
         """Build a batch from windows that the host has cut, (batch, height, width, channels)."""
         if self._fused is not None:
-            return self._by_kernel(windows, None, drawn)
+            return self._by_kernel(None, windows, None, drawn)
         rows, columns = self._places(drawn)
         image = torch.arange(len(windows), device=windows.device)
         # the mirrored columns, relative to the window
         turned = columns - drawn[1][:, None, None]
         return self._numbers(windows[image[:, None, None], self.rows, turned], rows, columns)
 
-    def _by_kernel(self, pixels: Tensor, image: Tensor | None, drawn: Tensor) -> Tensor:
+    def mix(self, pixels: Tensor, windows: Tensor, image: Tensor, drawn: Tensor) -> Tensor:
+        """Build a batch from records and windows; ``image`` holds record indices, or -1 - the index of a window."""
+        if self._fused is not None:
+            return self._by_kernel(pixels, windows, image, drawn)
+        rows, columns = self._places(drawn)
+        image = image[:, None, None]
+        turned = columns - drawn[1][:, None, None]
+        of_records = pixels[image.clamp(min=0), rows, columns]
+        of_windows = windows[(-1 - image).clamp(min=0), self.rows, turned]
+        return self._numbers(torch.where(image[..., None] >= 0, of_records, of_windows), rows, columns)
+
+    def _by_kernel(self, pixels: Tensor | None, windows: Tensor | None, image: Tensor | None, drawn: Tensor) -> Tensor:
         assert self._fused is not None
-        return self._fused(pixels, image, drawn, self.mean, self.mean_file, self.scale, self._size, torch.float32)
+        return self._fused(
+            pixels, windows, image, drawn, self.mean, self.mean_file, self.scale, self._size, self._dtype
+        )
 
     def _places(self, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows (batch, height, 1) and columns (batch, 1, width) of the records that the batch shows."""
@@ -206,7 +223,7 @@ class OnDevice:
             out = pixels - (self.mean[rows, columns] if self.mean_file else self.mean)
         if self.scale != 1:
             out *= self.scale
-        return out.permute(0, 3, 1, 2)
+        return out.to(self._dtype).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=1)
@@ -217,7 +234,7 @@ def _fused_batches() -> Callable[..., Tensor] | None:
 
         pixels = torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device="cuda")
         drawn = torch.zeros((3, 1), dtype=torch.int64, device="cuda")
-        make(pixels, drawn[0], drawn, None, False, 1.0, (1, 1), torch.float32)
+        make(pixels, None, drawn[0], drawn, None, False, 1.0, (1, 1), torch.float32)
     except Exception as error:  # whatever the reason, there is another implementation
         glog.info("data_layer.cpp:0", f"Batches are made without their Triton kernel: {str(error).splitlines()[:1]}")
         return None

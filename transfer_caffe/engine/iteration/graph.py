@@ -28,18 +28,23 @@ from torch import Tensor
 from transfer_caffe.engine import glog
 from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.iteration.direct import Direct, Result
-from transfer_caffe.engine.layers import common, loss, shaping, vision
+from transfer_caffe.engine.layers import common, loss, recurrent, shaping, vision
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout, Neuron
 from transfer_caffe.engine.layers.sources import DummyData
 from transfer_caffe.engine.net import Net
 
 CAPTURABLE = (
-    common.Bias, common.Eltwise, common.InnerProduct, common.Scale, common.Softmax, loss.Accuracy, loss.SoftmaxWithLoss,
-    shaping.Concat, shaping.Flatten, shaping.Reshape, shaping.Silence, shaping.Slice, shaping.Split,
-    vision.Convolution, vision.LRN, vision.Pooling, Dropout, Neuron,
+    common.BatchNorm, common.Bias, common.Eltwise, common.InnerProduct, common.Scale, common.Softmax, loss.Accuracy,
+    loss.SoftmaxWithLoss, recurrent.LSTM, recurrent.LSTMUnit, recurrent.RNN, shaping.Concat, shaping.Flatten,
+    shaping.Reshape, shaping.Silence, shaping.Slice, shaping.Split, vision.Convolution, vision.LRN, vision.Pooling,
+    Dropout, Neuron,
 )  # fmt: skip
-"""Layers that neither read values nor sample random numbers on the host in each batch."""
+"""Layers that neither read values nor sample random numbers on the host in each batch.
+
+What BatchNorm and recurrent layers keep from batch to batch, statistics and hidden states, is changed in place on the
+device, where the replays find it.
+"""
 
 WARM_UP = 3
 """Number of iterations before capture, in which libraries allocate memory and choose algorithms."""

@@ -1,10 +1,11 @@
-"""Choose, by a measurement, how a GPU computes each convolution in groups.
+"""Choose, by a measurement, how a GPU computes each convolution in groups, and that of images with a stride.
 
     chosen = choose(nets)           # {"conv2": "halves"}; logged
     use(nets, chosen)               # a resumed run uses the ways that its .solverstate records
 
-cuDNN's own convolutions in groups have been many times slower than others in some versions and memory formats. The ways
-(`layers.vision.WAYS`) compute the same up to rounding, so a run keeps its ways: they are recorded in its solver states.
+cuDNN's own convolutions in groups have been many times slower than others in some versions and memory formats, and an
+image's three channels use a part of the matrix units. The ways (`layers.vision.WAYS`) compute the same up to rounding,
+so a run keeps its ways: they are recorded in its solver states.
 A way replaces the native one only if it is clearly faster, so that two runs on one machine choose the same.
 """
 
@@ -35,25 +36,28 @@ class Devices:
 
 
 def choose(net: Net) -> dict[str, str]:
-    """Return the way of each convolution in groups that should not be computed natively, by layer name."""
+    """Return the way of each convolution that should not be computed natively, by layer name."""
     context = net.layers[0].context
     if context.device.type not in Devices.types:
         return {}
     chosen = {}
+    below = False
     for layer in net.layers:
-        if isinstance(layer, Convolution) and layer.can_choose:
+        if isinstance(layer, Convolution) and len(layer.ways) > 1:
             shape = net.shapes[layer.param.bottom[0]]
-            times = {way: milliseconds(layer, way, shape, context.dtype) for way in WAYS}
-            fastest = min(WAYS, key=lambda way: times[way])
+            times = {way: milliseconds(layer, way, shape, context.dtype, below) for way in layer.ways}
+            fastest = min(times, key=lambda way: times[way])
             way = fastest if times["native"] > CLEARLY * times[fastest] else "native"
-            told = ", ".join(f"{each} {times[each]:.3g} ms" for each in WAYS)
-            glog.info(_PLACE, f"{layer.name}: {layer.group} groups are computed by {way} ({told})")
+            told = ", ".join(f"{each} {time:.3g} ms" for each, time in times.items())
+            what = f"{layer.group} groups are" if layer.group > 1 else f"stride {max(layer.stride)} is"
+            glog.info(_PLACE, f"{layer.name}: {what} computed by {way} ({told})")
             if way != "native":
                 chosen[layer.name] = way
+        below = below or any(blob.learned for blob in layer.blobs)
     return chosen
 
 
-def milliseconds(layer: Convolution, way: str, shape: Sequence[int], dtype: torch.dtype) -> float:
+def milliseconds(layer: Convolution, way: str, shape: Sequence[int], dtype: torch.dtype, below: bool) -> float:
     """Return the median milliseconds of a convolution's `passes` on its device, on random numbers."""
     device = layer.context.device
     images = torch.randn(tuple(shape), device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -63,7 +67,7 @@ def milliseconds(layer: Convolution, way: str, shape: Sequence[int], dtype: torc
         for _ in range(8):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record(torch.cuda.current_stream(device))
-            passes(layer, images)
+            passes(layer, images, below)
             end.record(torch.cuda.current_stream(device))
             end.synchronize()
             times.append(start.elapsed_time(end))
@@ -72,14 +76,17 @@ def milliseconds(layer: Convolution, way: str, shape: Sequence[int], dtype: torc
         layer.way = before
 
 
-def passes(layer: Convolution, images: Tensor) -> None:
-    """Run a convolution's forward pass and, unless it is frozen, its backward pass."""
-    weight = layer.blobs[0].data
-    with torch.set_grad_enabled(weight.requires_grad):
-        leaf = images.detach().requires_grad_(weight.requires_grad)
+def passes(layer: Convolution, images: Tensor, below: bool) -> None:
+    """Run a convolution's forward pass and the backward passes that training runs.
+
+    These are the passes to its weights, unless it is frozen, and to its bottom if a layer ``below`` learns.
+    """
+    leaf, weight = images.detach().requires_grad_(below), layer.blobs[0].data
+    wanted = [each for each in (leaf, weight) if each.requires_grad]
+    with torch.set_grad_enabled(bool(wanted)):
         top = layer.over_images(leaf)
-        if weight.requires_grad:
-            torch.autograd.grad(top, [leaf, weight], torch.ones_like(top))
+        if wanted:
+            torch.autograd.grad(top, wanted, torch.ones_like(top))
 
 
 def use(nets: Sequence[Net], chosen: Mapping[str, str]) -> None:
@@ -87,7 +94,8 @@ def use(nets: Sequence[Net], chosen: Mapping[str, str]) -> None:
     for net in nets:
         for layer in net.layers:
             if isinstance(layer, Convolution):
-                layer.way = chosen.get(layer.name, "native") if layer.can_choose else "native"
+                way = chosen.get(layer.name, "native")
+                layer.way = way if way in layer.ways else "native"
 
 
 def to_text(chosen: Mapping[str, str]) -> str:

@@ -4,8 +4,8 @@ Batch b of a net holds batch_size records from b * batch_size on, modulo the num
 sampled from (seed, layer, phase, b), so no state has to be saved to resume at any iteration.
 
 On the CPU, NumPy builds a batch. For a GPU, the host samples crops and flips and reads records if necessary
-(`Images.prepare`); the GPU does the rest (`Images.make`). The records are either in the GPU's memory
-(`batches.resident`), or the host copies the windows that it has cut to the GPU (`batches.staging`).
+(`Images.prepare`); the GPU does the rest (`Images.make`). The records are in the GPU's memory as far as they fit
+(`batches.resident`); of the others the host copies the windows that it has cut to the GPU (`batches.staging`).
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Images(Layer):
 
     bottoms = (0, 0)
     tops = (1, 2)
+    image_type = torch.float32
+    """The type of the images that a device makes: the net's, if all layers that read them would convert them to it."""
     _made_by_device: ClassVar[tuple[str, ...]] = ("cuda",)
     """Types of devices on which batches are built with `make`; tests add the CPU."""
 
@@ -101,6 +103,11 @@ class Images(Layer):
     def keeps_records(self) -> bool:
         """Whether all records are kept decoded in the host's memory."""
         return self._kept is not None
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether the records of a batch are not consecutive."""
+        return False
 
     @property
     def resident(self) -> bool:

@@ -274,8 +274,12 @@ class ImageData(Images):
         size = param.new_height, param.new_width
         return Path(param.source).resolve(), param.root_folder, size, param.is_color
 
+    @property
+    def shuffles(self) -> bool:
+        return self.param.image_data_param.shuffle
+
     def places(self, batch: int) -> np.ndarray:
-        if not self.param.image_data_param.shuffle:
+        if not self.shuffles:
             return super().places(batch)
         size = len(self.records)
         first = self.skip + batch * self.batch_size

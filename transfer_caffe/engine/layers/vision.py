@@ -18,9 +18,12 @@ from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 from transfer_caffe.formats.shapes import convolution_blobs, convolution_sides, pooled_side
 
-WAYS = ("native", "halves", "dense")
-"""How a convolution in groups is computed: by the library's own operation, as one convolution per group, or as one
-without groups whose other weights are zero. `iteration.ways` chooses on a GPU."""
+WAYS = ("native", "halves", "dense", "blocks")
+"""How a convolution is computed: by the library's own operation; in groups, as one convolution per group, or as one
+without groups whose other weights are zero; with a stride, without one over blocks of pixels (`by_blocks`).
+`iteration.ways` chooses on a GPU."""
+FEW = 8
+"""A GPU's matrix units multiply at least this number of channels at once: with fewer, as in images, most are idle."""
 
 
 class Convolution(Layer):
@@ -110,12 +113,43 @@ class Convolution(Layer):
             return torch.cat(parts, 1)
         if self.way == "dense":
             return function(images, block_diagonal(weight, self.group), bias, *settings)
+        if self.way == "blocks":
+            return by_blocks(images, weight, bias, self.stride, self.pad)
         return function(images, weight, bias, *settings, self.group)
 
     @property
-    def can_choose(self) -> bool:
-        """Whether this is a convolution of images in groups, for which there are several `WAYS`."""
-        return type(self) is Convolution and self.group > 1 and len(self.kernel) == 2
+    def ways(self) -> tuple[str, ...]:
+        """The `WAYS` in which this convolution can be computed, native first; there are several for images only."""
+        if type(self) is not Convolution or len(self.kernel) != 2:
+            return WAYS[:1]
+        if self.group > 1:
+            return WAYS[:3]
+        few = self.blobs[0].data.shape[1] < FEW and self.dilation == (1, 1)
+        return ("native", "blocks") if few and max(self.stride) > 1 else WAYS[:1]
+
+
+def by_blocks(
+    images: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], pad: Sequence[int]
+) -> Tensor:  # fmt: skip
+    """Convolve with a stride by a convolution without one: each block of stride x stride pixels becomes one pixel.
+
+    The pixels of a block are channels then (space to depth), and the kernel, filled up with zeros to whole blocks, is
+    rearranged alike: for a CaffeNet's conv1, 11 x 11 over 3 channels with stride 4 becomes 3 x 3 over 48 channels. The
+    results are the same up to rounding.
+    """
+    (batch, channels, *sides), (filters, _, *kernel) = images.shape, weight.shape
+    spans = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]  # of the kernel, in blocks
+    tops = [(side + 2 * p - k) // s + 1 for side, k, s, p in zip(sides, kernel, stride, pad, strict=True)]
+    rows, columns = (top + span - 1 for top, span in zip(tops, spans, strict=True))
+    # pixels that no window reaches are cut off
+    ends = [count * s - side - p for count, s, side, p in zip((rows, columns), stride, sides, pad, strict=True)]
+    x = F.pad(images, (pad[1], ends[1], pad[0], ends[0])).permute(0, 2, 3, 1)
+    x = x.reshape(batch, rows, stride[0], columns, stride[1], channels).permute(0, 1, 3, 2, 4, 5)
+    x = x.reshape(batch, rows, columns, stride[0] * stride[1] * channels).permute(0, 3, 1, 2)
+    more = [span * s - k for span, s, k in zip(spans, stride, kernel, strict=True)]
+    w = F.pad(weight, (0, more[1], 0, more[0])).reshape(filters, channels, spans[0], stride[0], spans[1], stride[1])
+    w = w.permute(0, 3, 5, 1, 2, 4).reshape(filters, -1, *spans)
+    return F.conv2d(x, w.contiguous(memory_format=torch.channels_last), bias)
 
 
 def block_diagonal(weight: Tensor, groups: int) -> Tensor:

@@ -10,6 +10,9 @@ gradient and history and writes weight and history; the host only launches, or w
 
 In bf16, layers would convert all weights in each iteration, and their gradients back to float32. Instead, the update
 keeps a copy of the weights in bf16 (`Blob.low`), whose gradient, in bf16, it reads. The results are the same.
+
+With clip_gradients, the norm of all gradients is computed on the device, too, and each blob's gradient is scaled as it
+is read. The host reads the norm only to log it.
 """
 
 from __future__ import annotations
@@ -27,9 +30,10 @@ from transfer_caffe.engine.batches.staging import Staging
 from transfer_caffe.engine.layers.base import Blob, Layer
 from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, float, float, Tensor | None], None]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, float, float, Tensor | None, Tensor | None], None]
 """Updates a weight and its history: weight, gradient, history, rates, the blob's index among the rates, momentum,
-decay, a factor of the gradient, and a copy of the weight in another type, or None."""
+decay, a factor of the gradient, a copy of the weight in another type, or None, and another factor, on the device, or
+None."""
 
 
 class DeviceUpdate:
@@ -40,9 +44,8 @@ class DeviceUpdate:
 
     @classmethod
     def fits(cls, param: SolverParameter, device: torch.device) -> bool:
-        """Return whether a solver's updates can run like this: SGD with L2 decay, without clipping, on a GPU."""
-        plain = param.type == "SGD" and param.regularization_type == "L2" and param.clip_gradients < 0
-        return plain and device.type in cls.devices
+        """Return whether a solver's updates can run like this: SGD with L2 decay, on a GPU."""
+        return param.type == "SGD" and param.regularization_type == "L2" and device.type in cls.devices
 
     def __init__(
         self, param: SolverParameter, blobs: Sequence[Blob], histories: Sequence[Tensor], low: Sequence[Blob] = (),
@@ -68,17 +71,24 @@ class DeviceUpdate:
         self._rate: float | None = None
         self._staging = Staging([self._rates], self._fill, ahead=0)
         self._zeros: dict[Blob, Tensor] = {}
+        self._limit = param.clip_gradients
+        self.norm = torch.zeros((), device=device)
+        """With clip_gradients, the L2 norm of the gradients at the last update."""
         self._kernel = (_fused_update() if device.type == "cuda" else None) or plain
 
     def set_rate(self, rate: float) -> None:
         """Set the learning rate of the next updates, before lr_mult; renew copies of weights that were replaced."""
+        self.renew_copies()
+        if rate != self._rate:
+            self._rate = rate
+            self._staging.send(0)
+
+    def renew_copies(self) -> None:
+        """Renew copies of weights that something else than an update has changed (a file that was loaded)."""
         for blob, version in self._versions.items():
             if blob.data._version != version and blob.low is not None:
                 blob.low.detach().copy_(blob.data.detach())
                 self._versions[blob] = blob.data._version
-        if rate != self._rate:
-            self._rate = rate
-            self._staging.send(0)
 
     def _fill(self, arrays: list[np.ndarray], _: int) -> None:
         assert self._rate is not None
@@ -87,6 +97,7 @@ class DeviceUpdate:
     @torch.no_grad()
     def __call__(self) -> None:
         """Update all weights and histories with the blobs' gradients, with device operations only."""
+        scale = self._scale() if self._limit >= 0 else None
         for index, (blob, history, decay) in enumerate(zip(self._blobs, self._histories, self._decays, strict=True)):
             gradient = blob.leaf.grad
             if gradient is None:  # no loss depends on the blob, but weight decay still applies to it
@@ -95,7 +106,14 @@ class DeviceUpdate:
                 gradient = self._zeros[blob]
             low = None if blob.low is None else blob.low.detach()
             settings = (self._momentum, decay, self._factor)
-            self._kernel(blob.data, gradient.contiguous(), history, self._rates, index, *settings, low)
+            self._kernel(blob.data, gradient.contiguous(), history, self._rates, index, *settings, low, scale)
+
+    def _scale(self) -> Tensor:
+        """Return the factor by which all gradients are clipped, at most 1, as SGDSolver::ClipGradients computes it."""
+        gradients = [blob.leaf.grad for blob in self._blobs if blob.leaf.grad is not None]
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        self.norm.copy_(torch.linalg.vector_norm(torch.stack(norms)) if norms else self.norm.new_zeros(()))
+        return (self._limit / self.norm).clamp(max=1)
 
 
 def blobs_with_copies(layers: Sequence[Layer], dtype: torch.dtype) -> list[Blob]:
@@ -116,10 +134,12 @@ def blobs_with_copies(layers: Sequence[Layer], dtype: torch.dtype) -> list[Blob]
 
 def plain(
     weight: Tensor, gradient: Tensor, history: Tensor, rates: Tensor, index: int, momentum: float, decay: float,
-    factor: float, low: Tensor | None = None,
+    factor: float, low: Tensor | None = None, scale: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Update a blob with PyTorch's operations."""
     step = gradient.to(torch.float32, copy=True).mul_(factor)
+    if scale is not None:
+        step.mul_(scale)
     if decay:
         step.add_(weight, alpha=decay)
     history.mul_(momentum).add_(step.mul_(rates[index]))
@@ -135,7 +155,7 @@ def _fused_update() -> Kernel | None:
         from transfer_caffe.engine.solver.update_triton import update
 
         weight, gradient, history, rates = (torch.ones(1, device="cuda") for _ in range(4))
-        update(weight, gradient, history, rates, 0, 0.5, 0.5, 0.5, None)
+        update(weight, gradient, history, rates, 0, 0.5, 0.5, 0.5, None, None)
     except Exception as error:  # whatever the reason, there is another implementation
         glog.info("sgd_solver.cpp:0", f"Updates run without their Triton kernel: {str(error).splitlines()[:1]}")
         return None

@@ -152,6 +152,8 @@ class Solver:
             each.forget()  # recorded graphs compute in the ways of before
         self.iteration, self._step = state.iteration, state.step
         self._idle = self._device_update = None
+        for blob in self.net.learnable:
+            blob.low = None  # a copy of the weights of before
 
     def save(self) -> None:
         """Write a snapshot of this iteration. Raise UserError, and write nothing, if any weight is not finite.
@@ -237,6 +239,7 @@ class Solver:
 
     def score(self, index: int = 0) -> dict[str, np.ndarray]:
         """Run test net ``index`` over its test_iter batches, from the first, and return the mean of each output."""
+        self._renew_copies()
         means = test_pass(self._test_passes[index], range(self.param.test_iter[index]))
         return {name: value.cpu().numpy() for name, value in means.items()}
 
@@ -311,6 +314,8 @@ class Solver:
         if self._on_device:
             if param.iter_size > 1:
                 self._update_on_device()
+            if show and param.clip_gradients >= 0 and self._device_update is not None:
+                self._log_clipping(float(self._device_update.norm))
             return {}
         if self._idle is None:
             self._idle = self._find_idle()
@@ -337,12 +342,19 @@ class Solver:
     def _set_device_rate(self) -> None:
         """Give this iteration's learning rate to the device, before the passes, which may contain the update."""
         if self._device_update is None:
-            self._pass.forget()  # a recorded graph would contain an older update
+            # a recorded graph would contain an older update; one of a test pass would convert the weights each time
+            for each in (self._pass, *self._test_passes):
+                each.forget()
             count = len(self.net.learnable)
             low = blobs_with_copies(self.net.layers, self.dtype) if self.param.iter_size == 1 else []
             self._device_update = DeviceUpdate(self.param, self.net.learnable, self.history[:count], low, self.dtype)
         step = rates.next_step(self.param, self.iteration, self._step)
         self._device_update.set_rate(rates.rate(self.param, self.iteration, step))
+
+    def _renew_copies(self) -> None:
+        """Renew the weights' copies in the net's precision before a test, which may follow a change of the weights."""
+        if self._device_update is not None:
+            self._device_update.renew_copies()
 
     def _update_on_device(self) -> None:
         assert self._device_update is not None
@@ -378,7 +390,13 @@ class Solver:
             return
         for gradient in gradients:
             gradient.mul_(limit / norm)
-        number = glog.number
+        self._log_clipping(norm)
+
+    def _log_clipping(self, norm: float) -> None:
+        """Log that gradients of this norm were clipped, if they were. On a GPU, only displayed iterations call this."""
+        limit, number = self.param.clip_gradients, glog.number
+        if norm <= limit:
+            return
         glog.info(
             "sgd_solver.cpp:99",
             f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
@@ -402,6 +420,7 @@ class Solver:
         """
         interval = self.param.test_interval
         passes = self.iteration // interval - (0 if self.param.test_initialization else 1)
+        self._renew_copies()
         for index, (net, count) in enumerate(zip(self.test_nets, self.param.test_iter, strict=True)):
             glog.info("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
             if not self._test(net, self._test_passes[index], range(passes * count, (passes + 1) * count), signals):
