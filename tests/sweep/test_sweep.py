@@ -176,7 +176,7 @@ def test_on_gpus_each_network_has_one_for_itself(monkeypatch, tmp_path, capsys):
     held: list[int] = []
     really_start = processes.start
 
-    def start(*args: Any, keep_open: tuple[int, ...], **more: Any) -> subprocess.Popen[bytes]:
+    def start(*args: Any, keep_open: tuple[int, ...], **more: Any) -> processes.Child:
         held.append(len(keep_open))
         return really_start(*args, keep_open=keep_open, **more)
 

@@ -2,7 +2,7 @@
 
 Neither ONNX's nor PyTorch's own recurrent operators know Caffe's indicators ``cont``, which say where in a batch a
 sequence starts, so the steps are written out; their number is fixed. A layer without ``expose_hidden`` starts from
-zeros at every run, where Caffe goes on from the end of the batch before: sequences have to start in the batch.
+zeros at every run, where Caffe continues from the end of the batch before: sequences have to start in the batch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ percent of the processor time. Every file of a report is written atomically.
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -38,7 +37,7 @@ SHARE = 15
 class _Child:
     """A report being written: its process, start time, and the number of networks that were done at that time."""
 
-    process: subprocess.Popen[bytes]
+    process: processes.Child
     output: IO[bytes]
     began: float
     done: int

@@ -137,7 +137,7 @@ def _fork(
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
-        with suppress(OSError):  # the child does the same; whoever comes first
+        with suppress(OSError):  # the child does the same, and one of them is first
             os.setpgid(pid, 0)
         return Forked(pid)
     _run(argv, output, folder, env, keep_open, prepare)
