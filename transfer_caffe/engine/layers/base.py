@@ -205,6 +205,42 @@ class Layer:
             raise self.error(f"needs {what} of the same shape, not {', '.join(str(list(shape)) for shape in shapes)}")
 
 
+class _WithBuffer(torch.autograd.Function):
+    """A layer whose backward pass reads a top's buffer that later layers have overwritten."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: ReadsTop, buffer: Buffer) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.buffer = layer, buffer
+        return layer.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.layer.gradient(grad_outputs[0], ctx.saved_tensors[0], ctx.buffer.content), None, None
+
+
+class ReadsTop(Layer):
+    """A layer whose backward pass, in Caffe, reads its top, so that its gradient depends on later in-place layers.
+
+    If ``buffer`` is None, no values are lost, and autograd's gradient equals Caffe's.
+    """
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the top."""
+        raise NotImplementedError
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        """Return the bottom's gradient for bottom ``x``; ``top`` is the content of the top's buffer."""
+        raise NotImplementedError
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        if self.buffer is None or not bottoms[0].requires_grad or not torch.is_grad_enabled():
+            return [self.value(bottoms[0])]
+        top = _WithBuffer.apply(bottoms[0], self, self.buffer)
+        assert isinstance(top, Tensor)
+        return [top]
+
+
 def spatial(layer: Layer, param: Any, name: str, default: int | None, axes: int = 2) -> tuple[int, ...]:
     """Return a spatial setting of a layer (`formats.shapes.spatial`); raise UserError if it is invalid."""
     try:
