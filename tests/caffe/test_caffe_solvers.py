@@ -185,3 +185,16 @@ def test_wrong_files_raise(write) -> None:
         solver = caffe.SGDSolver(write())
         solver.net.params["out"][0].data[...] = np.inf
         solver.step(2)
+
+
+def test_a_backward_pass_may_follow_an_update_without_a_forward_pass(write) -> None:
+    solver = caffe.get_solver(write())
+    net = caffe.Net("net.prototxt", caffe.TRAIN)
+    solver.share_weights(net)
+    net.forward()
+    for _ in range(2):
+        net.backward()
+        solver.net.forward()
+        solver.net.backward()
+        solver.apply_update()
+    assert np.isfinite(net.params["fc"][0].diff).all()

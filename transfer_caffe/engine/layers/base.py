@@ -64,6 +64,11 @@ class Blob:
         """The values; for a view of another blob, that blob's values in this blob's shape."""
         return self._data if self.owner is None else self.owner.data.view(self._data.shape)
 
+    @property
+    def values(self) -> Tensor:
+        """The values without their history: autograd does not notice writes, so that a graph may be used again."""
+        return self.data.data
+
     def move_to(self, memory: Tensor) -> None:
         """Move the values into another tensor of the same shape."""
         memory.copy_(self._data.detach())

@@ -335,7 +335,7 @@ class Solver:
             decays = [0.0] * len(blobs)
         rated = [rate * blob.lr_mult for blob in blobs]
         histories = [self.history[index::count] for index in places]
-        data = [blob.data for blob in blobs]
+        data = [blob.values for blob in blobs]
         done = updates.update(param, data, gradients, histories, rated, decays, self.iteration)
         return dict(zip(places, done, strict=True))
 
