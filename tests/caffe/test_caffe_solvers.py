@@ -188,7 +188,7 @@ def test_wrong_files_raise(write) -> None:
 
 
 def test_a_backward_pass_may_follow_an_update_without_a_forward_pass(write) -> None:
-    path = write()
+    path = write("momentum: 0")
     Path("net.prototxt").write_text(NET.replace("Dropout", "PReLU"))
     solver = caffe.get_solver(path)
     solver.net.forward()
