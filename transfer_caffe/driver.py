@@ -302,12 +302,10 @@ def run_engine(
             process.kill()
             process.wait()
         raise
-    return process.returncode
+    return process.wait()
 
 
-def _follow(
-    process: subprocess.Popen[bytes], path: Path, start: int, written: Callable[[list[int]], None], say: Say
-) -> None:
+def _follow(process: processes.Child, path: Path, start: int, written: Callable[[list[int]], None], say: Say) -> None:
     """Wait for the engine to end, and report each test result; the engine's log begins at byte ``start``."""
     parser, said, summed = LogParser(), None, 0
     with open(path, encoding="utf-8", errors="replace") as log:

@@ -9,7 +9,7 @@ from transfer_caffe.compare import build, draw_values
 from transfer_caffe.engine.iteration.direct import Direct
 from transfer_caffe.engine.iteration.steps import ConvolutionStep, SpecialConvolutionStep
 from transfer_caffe.engine.layers import convolve
-from transfer_caffe.engine.layers.convolve import Method
+from transfer_caffe.engine.layers.convolve import Method, channels_last
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 
@@ -141,3 +141,18 @@ def test_training_without_autograd_has_a_step_for_them_with_the_same_gradients(m
     for own, blob in zip(found, net.learnable, strict=True):
         right = gradient_of(blob)
         np.testing.assert_allclose(own, right, rtol=0, atol=ROUNDING * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_top_of_a_convolution_is_channels_last(channels):
+    """Pooling and the next convolution are quicker; of one channel, PyTorch would keep the top channels-first."""
+    images, weights = torch.randn(2, channels, 6, 5), torch.randn(4, channels, 3, 3)
+    given = channels_last(images)
+    assert torch.equal(given, images) and given.data_ptr() == (images if channels == 1 else given).data_ptr()
+    top = F.conv2d(given, weights)
+    assert top.is_contiguous(memory_format=torch.channels_last) and not top.is_contiguous()
+    torch.testing.assert_close(top, F.conv2d(images, weights))
+    images.requires_grad_()
+    channels_last(images).square().sum().backward()
+    assert images.grad is not None
+    torch.testing.assert_close(images.grad, 2 * images)

@@ -39,9 +39,8 @@ def feeds_of(used, values=()):
 
 def require_equal(module, used, feeds):
     """Compare the module's outputs with the engine's."""
-    used.net.feed(feeds)
+    used.compute(feeds)
     with torch.no_grad():
-        used.net.forward(0, keep=True)
         found = module(*[torch.from_numpy(feeds[name]) for name in used.inputs])
     outputs = used.net.outputs
     found = found if isinstance(found, dict) else {outputs[0]: found}
@@ -257,9 +256,8 @@ def test_features_by_torchvision(tmp_path, monkeypatch):
     used = load(net, weights)
     features = create_feature_extractor(tc.as_module(net, weights), {"relu7": "fc7", "pool5": "pool5"})
     feeds = feeds_of(used)
-    used.net.feed(feeds)
+    used.compute(feeds)
     with torch.no_grad():
-        used.net.forward(0, keep=True)
         found = features(torch.from_numpy(feeds["data"]))
     for name in ("fc7", "pool5"):
         np.testing.assert_allclose(

@@ -31,8 +31,8 @@ from transfer_caffe.formats.proto import parse_text, write_binary  # noqa: E402
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter  # noqa: E402
 from transfer_caffe.utils.errors import UserError  # noqa: E402
 
-NOT_EXPORTED = {"RNN", "LSTM", "LSTMUnit", "Python"}
-"""Layer types without an equivalent: recurrent layers with Caffe's markers of where a sequence goes on."""
+NOT_EXPORTED = {"Python"}
+"""Layer types without an equivalent: code in Python may do anything."""
 
 LOSSES = {name for name, layer in LAYERS.items() if layer.is_loss} | {"Accuracy"}
 SOURCES = {"Data", "ImageData", "HDF5Data", "MemoryData", "WindowData", "Input"}

@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 from conformance.layer_cases import LAYER_CASES
 from conformance.networks import NETWORKS
 from conformance.random_layers import random_cases
@@ -11,6 +10,8 @@ from conformance.suite import as_case
 from support.exporting import of_case, write_network
 
 from transfer_caffe.export.inference import load
+from transfer_caffe.formats.proto import parse_text
+from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
 from transfer_caffe.utils.errors import UserError
 
 pytest.importorskip("onnx", reason="needs transfer_caffe[export]")
@@ -33,9 +34,7 @@ def require_outputs(used, values=(), batch=None):
         name: np.asarray(given.get(f"blob/{name}", draw.standard_normal(shape)), np.float32)
         for name, shape in at_size.inputs.items()
     }
-    at_size.net.feed(feeds)
-    with torch.no_grad():
-        at_size.net.forward(0, keep=True)
+    at_size.compute(feeds)
     net = cv2.dnn.readNetFromONNX(np.frombuffer(model.proto.SerializeToString(), np.uint8))
     for name, array in feeds.items():
         net.setInput(array, name)
@@ -55,6 +54,18 @@ def test_all_settings_of_a_layer_type(kind):
             continue
         given = as_case(case, seed)
         require_outputs(of_case(given), given.values)
+
+
+@pytest.mark.parametrize("more", ["", "stride: 2", "group: 2", "axis: 2"])
+def test_padding_around_a_kernel_of_one(more):
+    """The last convolution of a SqueezeNet 1.0; OpenCV reads outside of the image if it has to pad here."""
+    settings = f"num_output: 4 kernel_size: 1 pad: 1 weight_filler {{ type: 'xavier' }} {more}"
+    param = parse_text(
+        'input: "x" input_shape { dim: 2 dim: 6 dim: 4 dim: 5 }'
+        f'layer {{ name: "l" type: "Convolution" bottom: "x" top: "y" convolution_param {{ {settings} }} }}',
+        NetParameter(), "net",
+    )  # fmt: skip
+    require_outputs(load(param, None))
 
 
 @pytest.mark.parametrize("seed", range(10, 12))

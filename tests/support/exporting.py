@@ -50,9 +50,7 @@ def exported(used: Inference, path: str | os.PathLike[str], values: Mapping[str,
     report = check(model, path)
     feeds = {name: np.asarray(values[f"blob/{name}"], np.float32) for name in used.inputs} if values else {}
     if feeds:
-        used.net.feed(feeds)
-        with torch.no_grad():
-            used.net.forward(0, keep=True)
+        used.compute(feeds)
         outputs = used.net.outputs
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         for name, found in zip(outputs, session.run([model.blobs[name] for name in outputs], feeds), strict=True):

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
 import onnxruntime  # pyright: ignore[reportMissingImports]
-import torch
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
 from transfer_caffe.engine.layers import Layer, Shape
@@ -37,6 +36,9 @@ DEEP = 50
 CANCELLED = 1e-2
 """A blob whose values are smaller than this fraction of the layer's bottoms is compared relative to that fraction: with
 `TOLERANCE` that is one unit in the last place of the bottoms, of which nothing remains where terms cancel out."""
+
+INDICATORS = {"RNN": 1, "LSTM": 1, "LSTMUnit": 2}
+"""The bottom of a recurrent layer that holds 0 and 1: whether a sequence starts or continues."""
 
 BATCHES = (1, 3)
 MOST_BYTES = 512 << 20
@@ -160,7 +162,9 @@ def _integers(used: Inference, kind: str, bottoms: Sequence[str], index: int, bl
         return blobs[0].data.shape[0]
     if kind == "BatchReindex" and index == 1:
         return used.net.shapes[bottoms[0]][0]
-    return 2 if kind == "Filter" and index == len(bottoms) - 1 else 0
+    if kind == "Filter" and index == len(bottoms) - 1:
+        return 2
+    return 2 if kind in INDICATORS and index == INDICATORS[kind] else 0
 
 
 def _as_bgr(pixels: np.ndarray) -> np.ndarray:
@@ -192,9 +196,7 @@ def _compare(
 ) -> tuple[float, str]:
     """Run the engine and compare all blobs; return the largest difference and its blob. Raise Differs."""
     net = used.net
-    net.feed(values)
-    with torch.no_grad():
-        net.forward(0, keep=True)
+    used.compute(values)
     arrays = {name: blob.detach().numpy() for name, blob in net.blobs.items()}
     computed = sum(layer.type != "Input" for layer in net.layers)
     tolerance = DEEP_TOLERANCE if computed > DEEP else TOLERANCE

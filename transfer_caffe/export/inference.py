@@ -10,13 +10,15 @@ SoftmaxWithLoss becomes a Softmax named `prob`. A deploy.prototxt is not changed
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from google.protobuf.message import Message
 
 from transfer_caffe.engine.layers import LAYERS, Shape
+from transfer_caffe.engine.layers.recurrent import LSTM, RNN
 from transfer_caffe.engine.net import Net
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import read_mean
@@ -78,6 +80,16 @@ class Inference:
         if size not in self._at_sizes:
             self._at_sizes[size] = self._built(size) if self.batch else None
         return self._at_sizes[size]
+
+    def compute(self, values: Mapping[str, np.ndarray]) -> None:
+        """Compute all blobs from values of the inputs; recurrent layers start from zeros, as in exported files."""
+        for layer in self.net.layers:
+            if isinstance(layer, (RNN, LSTM)):
+                for state in layer.hidden:
+                    state.zero_()
+        self.net.feed(values)
+        with torch.no_grad():
+            self.net.forward(0, keep=True)
 
     def _built(self, size: int) -> Inference | None:
         param = NetParameter()

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from transfer_caffe.engine.layers import Layer, Shape
 from transfer_caffe.export import modules as own
+from transfer_caffe.export import recurrent
 from transfer_caffe.export.inference import load
 from transfer_caffe.export.state import blobs_of, module_names, tensor_names, tensors_of
 from transfer_caffe.formats.proto import array_to_blob, write_binary
@@ -460,12 +461,15 @@ MODULES: dict[str, Callable[[Call], Made]] = {
     "Im2col": _im2col,
     "InnerProduct": _inner_product,
     "LRN": _lrn,
+    "LSTM": _plain(lambda layer: recurrent.LSTM(layer.steps, 2, layer.size, layer.static, layer.exposed)),
+    "LSTMUnit": _plain(lambda _: recurrent.LSTMUnit()),
     "Log": _log,
     "MVN": _mvn,
     "PReLU": _prelu,
     "Parameter": _constant,
     "Pooling": _pooling,
     "Power": _power,
+    "RNN": _plain(lambda layer: recurrent.RNN(layer.steps, 1, layer.size, layer.static, layer.exposed)),
     "ReLU": _relu,
     "Reduction": _reduction,
     "Reshape": lambda call: (own.Reshape(call.top_shapes[0]), None),

@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer_caffe.engine.layers import Blob, Layer, Shape
 from transfer_caffe.export.graph import Graph
+from transfer_caffe.export.recurrent import add_lstm_unit, add_recurrent
 from transfer_caffe.export.state import statistics
 from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, LRNParameter, ReductionParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
@@ -97,14 +98,22 @@ def _convolution(place: Place) -> None:
     if not axes:  # one place, so that it is an ordinary convolution
         settings = {"kernel_shape": [1], "group": layer.group}
         weights[0] = place.weight(0, (*layer.blobs[0].data.shape, 1))
+    operator = "ConvTranspose" if transposed else "Conv"
+    # OpenCV 5.0 reads outside of the image if a convolution with a kernel of 1 and stride 1 pads
+    apart = operator == "Conv" and any(layer.pad) and max(layer.kernel) == 1
+    if apart:
+        settings["pads"] = [0] * (2 * axes)
     for bottom, shape, top, top_shape in zip(place.bottoms, place.shapes, place.tops, place.top_shapes, strict=True):
-        operator = "ConvTranspose" if transposed else "Conv"
-        if axis == 1 and axes:
-            place.node(operator, [bottom, *weights], top, **settings)
-            continue
+        plain = axis == 1 and axes > 0
         # all axes before the channels are a batch
-        images = place.reshaped(bottom, (math.prod(shape[:axis]), *shape[axis:], *(() if axes else (1,))))
-        place.reshaped(place.node(operator, [images, *weights], **settings), top_shape, top)
+        rows = (math.prod(shape[:axis]), *shape[axis:], *(() if axes else (1,)))
+        images = bottom if plain else place.reshaped(bottom, rows)
+        if apart:
+            widths = np.array([0, 0, *layer.pad, 0, 0, *layer.pad], np.int64)
+            images = place.node("Pad", [images, place.constant(widths, "pads")])
+        found = place.node(operator, [images, *weights], top if plain else None, **settings)
+        if not plain:
+            place.reshaped(found, top_shape, top)
 
 
 def _im2col(place: Place) -> None:
@@ -546,10 +555,10 @@ OPERATORS: dict[str, Callable[[Place], None]] = {
     "AbsVal": _plain("Abs"), "ArgMax": _argmax, "BNLL": _bnll, "BatchNorm": _batch_norm,
     "BatchReindex": _batch_reindex, "Bias": _scale, "Clip": _clip, "Concat": _concat, "Convolution": _convolution,
     "Crop": _crop, "Deconvolution": _convolution, "Dropout": _dropout, "DummyData": _dummy_data, "ELU": _elu,
-    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Im2col": _im2col, "SPP": _spp,
-    "Flatten": _flatten,
-    "InnerProduct": _inner_product, "LRN": _lrn, "Log": _log, "MVN": _mvn, "PReLU": _prelu, "Parameter": _parameter,
-    "Pooling": _pooling, "Power": _power, "ReLU": _relu, "Reduction": _reduction, "Reshape": _reshape, "Scale": _scale,
+    "Eltwise": _eltwise, "Embed": _embed, "Exp": _exp, "Filter": _filter, "Flatten": _flatten, "Im2col": _im2col,
+    "InnerProduct": _inner_product, "LRN": _lrn, "LSTM": add_recurrent, "LSTMUnit": add_lstm_unit, "Log": _log,
+    "MVN": _mvn, "PReLU": _prelu, "Parameter": _parameter, "Pooling": _pooling, "Power": _power, "RNN": add_recurrent,
+    "ReLU": _relu, "Reduction": _reduction, "Reshape": _reshape, "SPP": _spp, "Scale": _scale,
     "Sigmoid": _plain("Sigmoid"), "Slice": _slice, "Softmax": _softmax, "Split": _copies, "Swish": _swish,
     "TanH": _plain("Tanh"), "Threshold": _threshold, "Tile": _tile,
 }  # fmt: skip

@@ -13,6 +13,9 @@ import numpy as np
 from transfer_caffe.engine.layers import Layer
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
 
+RECURRENT = ("weight_ih", "bias_ih", "weight_static", "weight_hh", "weight_ho", "bias_ho")
+"""Blobs of recurrent layers: ``weight_static`` for an input that is the same in all steps, the last two for RNN."""
+
 BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
 """Caffe stores sums of means and variances, and the sum of their weights; PyTorch means, variances and a count."""
 
@@ -21,6 +24,9 @@ def tensor_names(param: LayerParameter, blobs: int) -> tuple[str, ...]:
     """Return the names of a layer's blobs, in Caffe's order; ``blobs`` is their number."""
     if param.type == "BatchNorm":
         return BATCH_NORM
+    if param.type in ("RNN", "LSTM"):
+        names = RECURRENT if param.type == "RNN" else RECURRENT[:4]
+        return tuple(name for name in names if name != "weight_static" or blobs == len(names))
     if param.type == "Bias" or (param.type == "Scale" and len(param.bottom) > 1):
         return ("bias",)[:blobs]
     return ("weight", "bias")[:blobs]
@@ -58,7 +64,7 @@ def blobs_of(
         if sums and all(map(np.array_equal, statistics(sums), (mean, variance))):
             return list(sums)
         return [mean, variance, np.ones(1, np.float32)]
-    arrays = [tensors[name] for name in ("weight", "bias") if name in tensors]
+    arrays = [tensors[name] for name in ("weight", "bias", *RECURRENT) if name in tensors]
     if param.type == "InnerProduct" and param.inner_product_param.transpose:
         arrays[0] = arrays[0].T
     if param.type == "PReLU" and param.prelu_param.channel_shared:

@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import functools
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from transfer_caffe.formats.log import LogParser
 from transfer_caffe.results.table import write_results
 from transfer_caffe.run.engines import Engine
 from transfer_caffe.run.folder import LOG, arguments_of, read_done
+from transfer_caffe.run.provenance import code
 from transfer_caffe.run.watch import remarks_of
 from transfer_caffe.sweep import mps
 from transfer_caffe.sweep.display import Display, Running, State, duration, open_display
@@ -113,7 +113,8 @@ def main(args: argparse.Namespace) -> int:
             if args.report is not None:
                 folder, results = args.runs / recipe.name, functools.partial(write_results, recipe, args.runs)
                 reports = Reports(selection.networks, folder, args.report, results, display.event)
-            sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going, reports)
+            forks = engine.name == "embedded" and isinstance(slots, CpuSlots)
+            sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going, reports, forks)
             try:
                 sweep.run()
             except KeyboardInterrupt:
@@ -168,7 +169,7 @@ class Job:
     """A network in training."""
 
     network: Network
-    process: subprocess.Popen[bytes]
+    process: processes.Child
     slot: Slot
     output: IO[bytes]
     """The output of its driver, which gives the reason of a failure."""
@@ -214,9 +215,10 @@ class Job:
         for line in reversed(lines):
             if ": error: " in line:
                 return line.split(": error: ", 1)[1].removeprefix(f"{self.network.name}: ")
-        if self.process.returncode < 0:
-            return f"its driver was terminated by {signal.Signals(-self.process.returncode).name}"
-        return lines[-1] if lines else f"its driver ended with exit code {self.process.returncode}"
+        code = self.process.wait()
+        if code < 0:
+            return f"its driver was terminated by {signal.Signals(-code).name}"
+        return lines[-1] if lines else f"its driver ended with exit code {code}"
 
 
 def _data_of(network: Network) -> tuple[str, str]:
@@ -229,12 +231,14 @@ class Sweep:
 
     def __init__(
         self, selection: Selection, runs: Path, data: Path, options: Sequence[str], slots: Slots, display: Display,
-        keep_going: bool = True, reports: Reports | None = None,
+        keep_going: bool = True, reports: Reports | None = None, forks: bool = False,
     ) -> None:  # fmt: skip
         """``options`` are the driver's options shared by all networks; ``slots`` is where they are trained.
 
         Without ``keep_going`` no further network is started once one has failed. ``reports`` writes the report.
+        With ``forks``, PyTorch is imported here, and drivers and engines are forked (`processes.preload`).
         """
+        self.forks = forks
         self.runs, self.data, self.keep_going = runs, data, keep_going
         self.options, self.slots, self.display = options, slots, display
         self.networks = selection.networks
@@ -257,6 +261,9 @@ class Sweep:
                 self._fail(network, f"{state.words(network)}; undo the change, or retrain the network: {again}")
             else:  # the driver rebuilds a damaged record
                 self.waiting.append(network)
+        if self.forks and len(self.waiting) > 1:
+            code()  # the version that is about to be imported is the one to record
+            processes.preload("transfer_caffe.driver", "transfer_caffe.engine")
         if self.done and self.waiting:
             self.display.event(f"{len(self.done)} of {len(self.networks)} networks are already done")
         while True:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transfer_caffe.engine.layers import Blob, Layer, common, loss, neuron, python_layer, vision
+from transfer_caffe.engine.layers.convolve import channels_last
 from transfer_caffe.formats.proto.caffe_pb2 import LossParameter, LRNParameter
 from transfer_caffe.formats.proto.caffe_pb2 import PoolingParameter as Pool
 
@@ -194,7 +195,7 @@ class ConvolutionStep(Unary):
         self.outputs = [layer.param.convolution_param.num_output]
 
     def up(self, x: Tensor, batch: int) -> Tensor:
-        self.saved = x = x.contiguous(memory_format=torch.channels_last)
+        self.saved = x = channels_last(x)
         return aten.convolution(x, self.values[0], self.bias, *self.places)
 
     def down(self, gradient: Tensor) -> Tensor | None:

@@ -47,6 +47,19 @@ Found = tuple[Tensor | None, Tensor | None, Tensor | None]
 """The gradients of bottom, weights and bias; None for those that were not wanted."""
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (num, channels, height, width) in the memory format channels-last.
+
+    With one channel both formats are the same memory, and PyTorch takes it as channels-first, unless the strides are
+    those of channels-last; the top of a convolution has its format. A LeNet's first pooling then takes 0.6 ms, not 4.2.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    num, channels, height, width = images.shape
+    if channels == 1 and images.device.type == "cpu":
+        return images.view(num, height, width, 1).permute(0, 3, 1, 2)
+    return images
+
+
 class Method:
     """How a 2-D convolution is computed on a CPU; ``special`` is False if PyTorch's own operation is the best one.
 
@@ -83,7 +96,7 @@ class Method:
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the top for a `padded` bottom."""
         if not self.by_product:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
             return torch.ops.aten.convolution(x, weight, bias, *self.settings)
         rows, sides = weight.flatten(1), self.sides(x)
         parts = [product(part, rows, bias) for part in self._unfolded(x)]
@@ -104,7 +117,7 @@ class Method:
         mine = (self.by_product, self.gradient_by_product, self.gradient_by_product)
         rest = [want and not own for want, own in zip(wanted, mine, strict=True)]
         if any(rest):
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = channels_last(x)
             outputs = [self.outputs] if rest[2] else None
             found = torch.ops.aten.convolution_backward(gradient, x, weight, outputs, *self.settings, rest)
             below, by_weight, by_bias = (
