@@ -185,3 +185,14 @@ def test_wrong_files_raise(write) -> None:
         solver = caffe.SGDSolver(write())
         solver.net.params["out"][0].data[...] = np.inf
         solver.step(2)
+
+
+def test_a_backward_pass_may_follow_an_update_without_a_forward_pass(write) -> None:
+    path = write("momentum: 0")
+    Path("net.prototxt").write_text(NET.replace("Dropout", "PReLU"))
+    solver = caffe.get_solver(path)
+    solver.net.forward()
+    for _ in range(3):
+        solver.net.backward()
+        solver.apply_update()
+    assert np.isfinite(solver.net.params["fc"][0].diff).all()

@@ -56,6 +56,35 @@ def test_the_command_runs_an_unchanged_script(script: Path, tmp_path: Path) -> N
     assert "said" not in run(str(script), cwd=tmp_path, GLOG_minloglevel="2").stderr
 
 
+OLD = """
+import sys
+import unittest
+import numpy as np
+
+class Test(unittest.TestCase):
+    def test(self):
+        self.assertEquals(1, 1)
+        self.assertNotEquals(1, 2)
+        self.assertItemsEqual([1, 2], [2, 1])
+        self.assertRaisesRegexp(ValueError, "invalid", int, "x")
+        self.assertRegexpMatches("abc", "b")
+        self.assertEqual(np.zeros(2, np.float).dtype, np.float64)
+        self.assertTrue(np.array([True], np.bool)[0])
+        self.assertEqual(np.arange(3).astype(np.int).sum(), np.asscalar(np.array([3])))
+        self.assertEqual(np.Inf, np.inf)
+
+unittest.main()
+"""
+
+
+def test_a_script_finds_the_names_that_python_and_numpy_have_removed(tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(OLD)
+    result = run("old.py", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    check = "import numpy, transfer_caffe.caffe as caffe; caffe.install(); assert 'float' not in vars(numpy)"
+    assert program(check, tmp_path).returncode == 0
+
+
 def test_the_command_runs_an_unchanged_module(script: Path) -> None:
     result = run("-m", "script", "a", cwd=script.parent)
     assert result.returncode == 0, result.stderr

@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parent / "scripts"
 SCENARIOS = [
     "classification", "detection", "learning", "adam", "nesterov", "adagrad", "rmsprop", "adadelta", "callbacks",
     "logreg", "fine_tuning", "surgery", "deepdream", "style", "fcn", "merge_bn", "detector_layers", "siamese", "passes",
-    "batch_norm", "memory",
+    "between", "batch_norm", "memory",
 ]  # fmt: skip
 TOLERANCE = 1e-4
 """Relative to an array's largest value; most differ by 1e-6."""

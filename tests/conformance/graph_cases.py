@@ -159,6 +159,31 @@ add("a layer with a phase of its own", DATA, LABEL, conv("c", "data"),
 add("dropout of nothing", DATA, LABEL, conv("c", "data"),
     layer("drop", "Dropout", "c", "c", "dropout_param { dropout_ratio: 0 }"), fc("c"), LOSS)  # fmt: skip
 
+# in Caffe the gradient of these reads the top, which the next layer has overwritten
+OVERWRITTEN = {
+    "MVN": "",
+    "MVN across channels": "mvn_param { across_channels: true }",
+    "MVN of the mean only": "mvn_param { normalize_variance: false }",
+    "Power 2": "power_param { power: 2 scale: 0.5 shift: 1 }",
+    "Power 2 without shift": "power_param { power: 2 scale: 0.5 }",
+    "Power 3": "power_param { power: 3 scale: 0.5 shift: 1 }",
+    "Power 3 without shift": "power_param { power: 3 scale: 0.5 }",
+    "Power 1": "power_param { scale: 0.5 shift: 1 }",
+    "Sigmoid": "",
+    "Softmax": "",
+    "Swish": "swish_param { beta: 0.7 }",
+}
+for _name, _settings in OVERWRITTEN.items():
+    for _over in ("ReLU", "Scale"):
+        _more = 'scale_param { filler { type: "gaussian" std: 1 } }' if _over == "Scale" else ""
+        add(f"{_name}, then {_over} in place", DATA, LABEL, conv("c", "data"),
+            layer("l", _name.split()[0], "c", "d", _settings), layer("over", _over, "d", "d", _more), fc("d"),
+            LOSS)  # fmt: skip
+for _settings in ("", "stable_prod_grad: false"):
+    add(f"Eltwise PROD, then ReLU in place {_settings}".strip(), DATA, LABEL, conv("c", "data"), conv("d", "data"),
+        layer("l", "Eltwise", "c d", "e", f"eltwise_param {{ operation: PROD {_settings} }}"),
+        layer("over", "ReLU", "e", "e"), fc("e"), LOSS)  # fmt: skip
+
 REFUSED_BY_CAFFE = ("in place: AbsVal", "in place: Flatten", "in place: Reshape", "a loss with its softmax")
 """Nets that real Caffe rejects; the engine may accept or reject them."""
 

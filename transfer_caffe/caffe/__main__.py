@@ -13,7 +13,7 @@ import runpy
 import sys
 import traceback
 
-from transfer_caffe.caffe import install
+from transfer_caffe.caffe import install, old_names
 from transfer_caffe.utils.errors import UserError, command, require_file
 
 
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     if not as_module:
         require_file(program[0], "name a script to run, or a module after -m")
     install(prefer_real)
+    old_names.restore()
     try:
         run(program, as_module)
     except UserError:

@@ -19,8 +19,7 @@ from torch import Tensor
 from transfer_caffe.caffe import mode
 from transfer_caffe.caffe.errors import CaffeError, raises_caffe_errors, require_readable
 from transfer_caffe.caffe.runs import Computes, Run, run_of
-from transfer_caffe.caffe.splits import net_in_state
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import debug, glog
 from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.iteration.steps import root_of
 from transfer_caffe.engine.layers import Blob as Learnable
@@ -35,6 +34,7 @@ from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.nets import read_net, state_of
 from transfer_caffe.formats.proto import write_binary
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter, NetState
+from transfer_caffe.formats.splits import net_in_state
 
 Callback = Callable[[int], object]
 Arrays = dict[str, np.ndarray]
@@ -354,12 +354,16 @@ class Net:
 
     def _run_forward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_forward"], self._callbacks["after_forward"]
+        logs = debug.is_on(self._engine)
         if self._apart:
             self._send_params()
         for index in range(start, end + 1):
             for callback in before:
                 callback(index)
-            self._runs[index].forward()
+            run = self._runs[index]
+            run.forward()
+            if logs:
+                debug.log_forward(run.layer, [blob.read() for blob in run.tops], [blob.read() for blob in run.params])
             for callback in after:
                 callback(index)
 
@@ -382,6 +386,7 @@ class Net:
 
     def _run_backward(self, start: int, end: int) -> None:
         before, after = self._callbacks["before_backward"], self._callbacks["after_backward"]
+        logs = debug.is_on(self._engine)
         if self._apart:
             self._send_params()
         for index in range(start, end - 1, -1):
@@ -389,8 +394,19 @@ class Net:
                 callback(index)
             if self._runs[index].needed:
                 self._runs[index].backward()
+                if logs:
+                    self._log_backward(index)
             for callback in after:
                 callback(index)
+
+    def _log_backward(self, index: int) -> None:
+        run, names = self._runs[index], [self._blob_names[blob] for blob in self._ids[index][0]]
+        bottoms = zip(names, run.bottoms, run.needs, strict=True)
+        debug.log_backward(
+            run.layer,
+            [(name, blob.read_diff()) for name, blob, needs in bottoms if needs],
+            [(number, run.params[number].read_diff()) for number, learns in enumerate(run.learns) if learns],
+        )
 
     def _check_range(self, low: int, high: int) -> None:
         if low < 0 or high >= len(self._runs):

@@ -25,7 +25,7 @@ from transfer_caffe.engine.iteration.steps import (
     Step,
     Unary,
 )  # fmt: skip
-from transfer_caffe.engine.layers import Layer, common, neuron, shaping, sources
+from transfer_caffe.engine.layers import Layer, common, neuron, shaping, sources, vision
 from transfer_caffe.engine.layers.python_layer import Python
 from transfer_caffe.engine.layers.views import Blob
 
@@ -234,6 +234,10 @@ STEPS: tuple[type[Step], ...] = (
 )  # fmt: skip
 
 
+READ_BOTTOMS = common.InnerProduct, common.Scale, common.Eltwise, neuron.PReLU, vision.Convolution, vision.Deconvolution
+"""Layers whose backward pass, in Caffe, reads what the bottoms hold at that moment."""
+
+
 class Computes(Run):
     """Any other layer, as a `Step`."""
 
@@ -300,6 +304,8 @@ class Computes(Run):
             _run(step, [blob.read() for blob in self.bottoms], self.batch)
         elif isinstance(step, ConvolutionStep) and self.bottoms[0].exposed:
             step.saved = self.bottoms[0].read().contiguous(memory_format=torch.channels_last)
+        elif isinstance(step, KeepingGraph) and isinstance(self.layer, READ_BOTTOMS) and not step.overwrites:
+            self._renew(step.saved[0])
         if self.layer.buffer is not None:
             self.layer.buffer.content = self.tops[0].read()
         gradients: list[Tensor | None] = [blob.read_diff() for blob in self.tops]
@@ -312,6 +318,12 @@ class Computes(Run):
             below = step.backward(gradients)
         self.write_below(below)
         self.add_gradients(step.gradients)
+
+    def _renew(self, inputs: Sequence[Tensor]) -> None:
+        """Give the graph what a script has written into the bottoms since the forward pass."""
+        for blob, values in zip(self.bottoms, inputs, strict=True):
+            if blob.exposed and blob.read().data_ptr() != values.data_ptr():
+                values.data.copy_(blob.read())
 
 
 def _run(step: Step, bottoms: list[Tensor], batch: int) -> list[Tensor]:

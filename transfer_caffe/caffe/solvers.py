@@ -12,7 +12,7 @@ from torch import Tensor
 from transfer_caffe.caffe import mode
 from transfer_caffe.caffe.errors import CaffeError, raises_caffe_errors, require_readable
 from transfer_caffe.caffe.net import Net, engine_net
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import debug, glog
 from transfer_caffe.engine.iteration.direct import Result
 from transfer_caffe.engine.iteration.graph import Pass, TestPass
 from transfer_caffe.engine.layers.views import Vector
@@ -44,8 +44,11 @@ class _Passes:
 
     def __call__(self, batch: int) -> Result:
         """Run both passes and store the gradients in the engine's blobs."""
-        result = self.forward(batch)
-        self._net._run_backward(len(self._net._runs) - 1, 0)
+        result, net = self.forward(batch), self._net
+        net._run_backward(len(net._runs) - 1, 0)
+        if debug.is_on(net._engine):
+            blobs = [net._roots[id(blob)] for blob in net._engine.learnable]
+            debug.log_params([blob.read() for blob in blobs], [blob.read_diff() for blob in blobs])
         self.lend()
         return result
 

@@ -27,6 +27,11 @@ def logging() -> Iterator[None]:
         _logging = before
 
 
+def is_logging() -> bool:
+    """Return whether the log is written."""
+    return _logging
+
+
 def set_logging(on: bool) -> None:
     """Write the log to standard error from here on, or stop that."""
     global _logging
@@ -35,11 +40,20 @@ def set_logging(on: bool) -> None:
 
 def info(place: str, message: str) -> None:
     """Write one line at level I (INFO); ``place`` is the Caffe source file and line that logs the same message."""
+    _write("I", place, message)
+
+
+def error(place: str, message: str) -> None:
+    """Write one line at level E (ERROR), as `info`."""
+    _write("E", place, message)
+
+
+def _write(level: str, place: str, message: str) -> None:
     if not _logging:
         return
     now = time.time()
     stamp = time.strftime("%m%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1e6):06d}"
-    sys.stderr.write(f"I{stamp} {os.getpid():5d} {place}] {message}\n")
+    sys.stderr.write(f"{level}{stamp} {os.getpid():5d} {place}] {message}\n")
     sys.stderr.flush()
 
 

@@ -18,6 +18,7 @@ from transfer_caffe.engine.weights import array_of, copy_blob, copy_weights, to_
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, NetParameter, NetState, ParamSpec
+from transfer_caffe.formats.splits import net_in_state
 from transfer_caffe.formats.upgrade import upgrade_net
 from transfer_caffe.utils.errors import UserError
 
@@ -74,6 +75,12 @@ class Net:
     ) -> None:  # fmt: skip
         """Build all layers; ``dtype`` as in `Context`. Raise UserError, which names the layer, for invalid settings."""
         param = upgrade_net(param, f"net {param.name!r}")  # a net inside a solver prototxt is not upgraded yet
+        self.traced: bool = param.debug_info
+        """Whether the net is built for `debug_info`: with the Split layers that Caffe logs, and without fusing."""
+        self.debug_info: bool = param.debug_info
+        """Whether passes log each layer, if there is a log; a solver switches that (`engine.debug`)."""
+        if self.traced:
+            param = net_in_state(param, state)
         self.name: str = param.name
         self.state = state
         self.blobs: dict[str, Tensor] = {}
@@ -133,7 +140,7 @@ class Net:
         # Caffe keeps these in a std::set, so outputs are sorted by name
         self.outputs = sorted(unused)
         counts_in_loss = [bool(each) for each in self.loss_weights]
-        self.relu_after = passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
+        self.relu_after = {} if self.traced else passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
         self.postponed = set(self.relu_after.values())
         # on a GPU a pooling, its postponed ReLU and the bias before it are one operation
         pools = vision.fused_pool() if device.type in self.fused_devices and self.relu_after else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 
 from transfer_caffe.engine.layers import Buffer, Layer
+from transfer_caffe.engine.layers.base import ReadsTop
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Neuron, ReLU
 from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
@@ -17,7 +18,7 @@ def keep_overwritten(layers: Sequence[Layer]) -> None:
     """Give a `Buffer` to each layer whose backward pass, in Caffe, reads values that a later layer has overwritten."""
     last = {layer.top[0]: layer for layer in layers if layer.top}
     for layer in layers:
-        if isinstance(layer, Neuron | LRN) and (
+        if isinstance(layer, ReadsTop | LRN) and (
             last[layer.top[0]] is not layer
             or (isinstance(layer, Neuron) and layer.in_place and not layer.keeps_slope_in_place)
         ):

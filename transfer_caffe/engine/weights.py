@@ -134,7 +134,7 @@ def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
     if not torch.isfinite(weights).all():
         raise UserError(f"{where}: holds values that are not finite numbers; the file is damaged")
     with torch.no_grad():
-        blob.data.copy_(weights)
+        blob.values.copy_(weights)
 
 
 def to_message(

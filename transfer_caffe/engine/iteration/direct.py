@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from transfer_caffe.engine import debug
 from transfer_caffe.engine.iteration import crew
 from transfer_caffe.engine.iteration.crew import Crew
 from transfer_caffe.engine.iteration.steps import ByAutograd, Read, Shard, SoftmaxLossStep, Step, Unary, step_for
@@ -53,6 +54,41 @@ class Clock:
         return now
 
 
+class Trace:
+    """Log each layer after its pass, as Caffe does with `debug_info` (`engine.debug`)."""
+
+    def __init__(self, net: Net, add: bool) -> None:
+        """With ``add``, gradients are added to those that the learnable blobs already have."""
+        self._net = net
+        self._before = {blob: blob.data.grad for blob in net.learnable} if add else {}
+
+    def forward(self, step: Step, values: list[Tensor]) -> None:
+        """Log the tops and the learnable blobs of a step."""
+        tops = [values[number] for number in step.tops]
+        debug.log_forward(step.layer, tops, [blob.data for blob in step.layer.blobs])
+
+    def backward(self, step: Step, below: Sequence[Tensor | None], found: dict[Blob, Tensor]) -> None:
+        """Log the gradients of the bottoms and of the learnable blobs of a step."""
+        layer, forced = step.layer, self._net.force_backward
+        pairs = zip(layer.param.bottom, step.needs, below, strict=True)
+        bottoms = [
+            (name, NOTHING.new_zeros(1) if gradient is None else gradient)
+            for index, (name, need, gradient) in enumerate(pairs)
+            if need and index != layer.label_bottom
+        ]
+        learned = [index for index, blob in enumerate(layer.blobs) if blob.lr_mult != 0 or forced]
+        debug.log_backward(layer, bottoms, [(index, self._gradient(step.roots[index], found)) for index in learned])
+
+    def end(self, found: dict[Blob, Tensor]) -> None:
+        """Log the norms of all learnable blobs."""
+        blobs = self._net.learnable
+        debug.log_params([blob.data for blob in blobs], [self._gradient(blob, found) for blob in blobs])
+
+    def _gradient(self, blob: Blob, found: dict[Blob, Tensor]) -> Tensor:
+        parts = [each for each in (self._before.get(blob), found.get(blob)) if each is not None]
+        return torch.stack(parts).sum(0) if parts else torch.zeros_like(blob.data)
+
+
 class Direct:
     """The forward and backward pass of one net; see the module's docstring."""
 
@@ -69,6 +105,13 @@ class Direct:
         self._own = shares[0]
         self._crew = Crew(net, shares[1:]) if workers > 1 else None
 
+    @torch.no_grad()
+    def forward(self, batch: int, trace: Trace | None = None) -> Result:
+        """Return the loss and the outputs of a batch, of a net with one shard."""
+        part = self.parts[0]
+        part.forward(part.read(batch, None), batch, trace)
+        return part.loss, part.outputs
+
     @staticmethod
     def splits(net: Net) -> bool:
         """Return whether all layers treat images independently, batch sizes are equal and each output is a scalar."""
@@ -78,16 +121,17 @@ class Direct:
         return all(step.splits for step in part.steps) and len(sizes) == 1 and single
 
     @torch.no_grad()
-    def __call__(self, batch: int, add: bool = False, clock: Clock | None = None) -> Result:
+    def __call__(self, batch: int, add: bool = False, clock: Clock | None = None, trace: Trace | None = None) -> Result:
         """Return the loss and the outputs of a batch; store the gradients in the blobs, or with ``add`` add them there.
 
-        ``clock`` measures the layers, in the shards that this process computes.
+        ``clock`` measures the layers, in the shards that this process computes. ``trace`` logs them, in a net with
+        one shard.
         """
         read = self.parts[0].read(batch, clock)
         if self._crew is not None:
             self._crew.begin(read, batch)
         for part in self._own:
-            part.run(read, batch, clock)
+            part.run(read, batch, clock, trace)
         results: list[crew.Result | _Part] = list(self.parts)
         if self._crew is not None:
             shares = self._crew.end()
@@ -120,7 +164,9 @@ class _Part:
     def __init__(self, net: Net, shard: Shard) -> None:
         """Choose a step for each layer."""
         self.net, self.shard = net, shard
-        self._by_autograd: set[Layer] = set()
+        context = net.layers[0].context
+        plain = context.device.type == "cpu" and context.dtype == torch.float32
+        self._by_autograd: set[Layer] = set() if plain else set(net.layers)
         self._arrange()
         while wrong := self._unserved():  # replacing one layer's step can invalidate others
             self._by_autograd |= wrong
@@ -199,20 +245,25 @@ class _Part:
                 clock.add(clock.forward, step.layer, since)
         return found
 
-    def run(self, read: dict[int, Tensor], batch: int, clock: Clock | None = None) -> None:
+    def run(self, read: dict[int, Tensor], batch: int, clock: Clock | None = None, trace: Trace | None = None) -> None:
         """Run both passes and store the results in ``loss``, ``outputs`` and ``gradients``."""
+        self._backward(*self.forward(read, batch, trace, clock), clock, trace)
+
+    def forward(
+        self, read: dict[int, Tensor], batch: int, trace: Trace | None = None, clock: Clock | None = None
+    ) -> tuple[list[Tensor], list[bool]]:
+        """Run the forward pass; store ``loss`` and ``outputs``, and return the values and which need a gradient."""
         count = len(self._makers)
         values = [NOTHING] * count
         needs = [False] * count
         for number, whole in read.items():
-            values[number] = self.shard.of(whole)
-        self._forward(values, needs, batch, clock)
-        self._backward(values, needs, clock)
-
-    def _forward(self, values: list[Tensor], needs: list[bool], batch: int, clock: Clock | None) -> None:
+            values[number], needs[number] = self.shard.of(whole), self.net.force_backward
         loss: Tensor | None = None
         since = time.perf_counter() if clock else 0.0
-        for step in self.computed:
+        for step in self.steps if trace else self.computed:
+            if trace and isinstance(step, Read):
+                trace.forward(step, values)
+                continue
             bottoms = step.bottoms
             if step.unary:
                 assert isinstance(step, Unary)
@@ -233,13 +284,16 @@ class _Part:
                 loss = term if loss is None else loss + term
             if clock:
                 since = clock.add(clock.forward, step.layer, since)
+            if trace:
+                trace.forward(step, values)
         for buffer, step in self._buffered:
             assert buffer is not None
             buffer.content = values[self._current[step.layer.top[0]]]
-        self.loss = torch.zeros(()) if loss is None else loss
+        self.loss = torch.zeros((), device=self.net.layers[0].context.device) if loss is None else loss
         self.outputs = {name: values[self._current[name]].float() for name in self.net.outputs}
+        return values, needs
 
-    def _backward(self, values: list[Tensor], needs: list[bool], clock: Clock | None) -> None:
+    def _backward(self, values: list[Tensor], needs: list[bool], clock: Clock | None, trace: Trace | None) -> None:
         gradients: list[Tensor | None] = [None] * len(values)
         found: dict[Blob, Tensor] = {}
         since = time.perf_counter() if clock else 0.0
@@ -274,6 +328,10 @@ class _Part:
                     found[root] = found[root] + gradient if root in found else gradient
             if clock:
                 since = clock.add(clock.backward, step.layer, since)
+            if trace:
+                trace.backward(step, below if isinstance(below, list) else [below], found)
+        if trace:
+            trace.end(found)
         self.gradients = found
 
 

@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine import debug, glog
 from transfer_caffe.engine.iteration import threads
-from transfer_caffe.engine.iteration.direct import Direct, Result
+from transfer_caffe.engine.iteration.direct import Direct, Result, Trace
 from transfer_caffe.engine.layers import common, loss, recurrent, shaping, vision
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout, Neuron
@@ -107,20 +107,22 @@ def forward_backward(net: Net, batch: int) -> Result:
 
 
 def direct_of(net: Net, own_process: bool = True) -> Direct | None:
-    """Return a net's passes without autograd; None on a GPU, in bf16, or with force_backward.
+    """Return a net's passes without autograd; None on a GPU, in bf16, or with force_backward, unless it is traced.
 
     ``own_process`` says that this process only runs this net: `threads.plan` then sets the number of threads or
     processes. Otherwise the batch is computed as one shard with PyTorch's current threads.
     """
     context = net.layers[0].context
     if context.device.type != "cpu":
-        return None
+        return Direct(net) if net.traced else None
     shards = workers = 1
     if own_process:
         plan = threads.plan(net)
         torch.set_num_threads(plan.threads)
         glog.info("caffe.cpp:0", f"Computing with {plan}.")
         shards, workers = plan.shards, plan.workers
+    if net.traced:
+        return Direct(net)
     if net.force_backward or context.dtype != torch.float32:
         return None
     return Direct(net, shards, workers)
@@ -183,7 +185,7 @@ class Pass:
         """
         self._net = net
         device = net.layers[0].context.device
-        if recorder is None and device.type == "cuda" and own_process:
+        if recorder is None and device.type == "cuda" and own_process and not net.traced:
             recorder = CudaGraph
         self._direct = direct_of(net, own_process) if recorder is None else None
         self._make, self._update = recorder, update
@@ -207,7 +209,7 @@ class Pass:
     def add(self, batch: int) -> Result:
         """Like a call, but add the gradients to the blobs' existing gradients. There must be no update."""
         if self._direct is not None:
-            return self._direct(batch, add=True)
+            return self._direct(batch, add=True, trace=self._trace(True))
         if self.recorded and (graph := self._graph(True, batch)):
             return graph.replay(batch)
         return self._run(batch)
@@ -215,7 +217,7 @@ class Pass:
     def __call__(self, batch: int) -> Result:
         """Return the loss and the outputs of a batch; store the gradients in the blobs."""
         if self._direct is not None:
-            return self._direct(batch)
+            return self._direct(batch, trace=self._trace(False))
         graph = self._graph(False, batch)
         if graph is None:
             self._clear()
@@ -225,6 +227,14 @@ class Pass:
         for blob, gradient in zip(self._net.learnable, self._gradients, strict=True):
             blob.leaf.grad = gradient
         return result
+
+    def forward(self, batch: int) -> Result:
+        """Return the loss and the outputs of a batch, without gradients."""
+        trace = self._trace(False)
+        return self._direct.forward(batch, trace) if self._direct and trace else self._net.forward(batch)
+
+    def _trace(self, add: bool) -> Trace | None:
+        return Trace(self._net, add) if debug.is_on(self._net) else None
 
     def _run(self, batch: int) -> Result:
         result = forward_backward(self._net, batch)
@@ -264,9 +274,10 @@ class TestPass:
 
     def __init__(self, net: Net, recorder: Callable[[], Recorder] | None = None, own_process: bool = True) -> None:
         """``recorder`` and ``own_process`` as in `Pass`."""
-        if recorder is None and net.layers[0].context.device.type == "cuda" and own_process:
+        if recorder is None and net.layers[0].context.device.type == "cuda" and own_process and not net.traced:
             recorder = CudaGraph
         self._net = net
+        self._direct = Direct(net) if net.traced else None
         self._make = None if uncapturable(net) else recorder
         self.forget()
 
@@ -277,6 +288,8 @@ class TestPass:
     @torch.no_grad()
     def __call__(self, batch: int) -> Result:
         """Return the loss and the outputs of a batch; the outputs are overwritten by the next call."""
+        if self._direct is not None:
+            return self._direct.forward(batch, Trace(self._net, False) if debug.is_on(self._net) else None)
         if self._graph is None and self._make is not None:
             self._runs += 1
             if self._runs > WARM_UP:

@@ -203,7 +203,8 @@ class ConvolutionStep(Unary):
         below, *found = aten.convolution_backward(
             gradient, self.saved, self.values[0], self.outputs, *self.places, wanted
         )
-        self.gradients = found[: len(self.learned)]
+        # oneDNN also returns the gradient of a frozen weight if that of the bias is wanted
+        self.gradients = [each if learns else None for each, learns in zip(found, self.learned, strict=False)]
         return below
 
 

@@ -64,6 +64,11 @@ class Blob:
         """The values; for a view of another blob, that blob's values in this blob's shape."""
         return self._data if self.owner is None else self.owner.data.view(self._data.shape)
 
+    @property
+    def values(self) -> Tensor:
+        """The values without their history: autograd does not notice writes, so that a graph may be used again."""
+        return self.data.data
+
     def move_to(self, memory: Tensor) -> None:
         """Move the values into another tensor of the same shape."""
         memory.copy_(self._data.detach())
@@ -203,6 +208,42 @@ class Layer:
         """Raise UserError unless all shapes are the same."""
         if any(shape != shapes[0] for shape in shapes):
             raise self.error(f"needs {what} of the same shape, not {', '.join(str(list(shape)) for shape in shapes)}")
+
+
+class _WithBuffer(torch.autograd.Function):
+    """A layer whose backward pass reads a top's buffer that later layers have overwritten."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: ReadsTop, buffer: Buffer) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer, ctx.buffer = layer, buffer
+        return layer.value(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.layer.gradient(grad_outputs[0], ctx.saved_tensors[0], ctx.buffer.content), None, None
+
+
+class ReadsTop(Layer):
+    """A layer whose backward pass, in Caffe, reads its top, so that its gradient depends on later in-place layers.
+
+    If ``buffer`` is None, no values are lost, and autograd's gradient equals Caffe's.
+    """
+
+    def value(self, x: Tensor) -> Tensor:
+        """Return the top."""
+        raise NotImplementedError
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        """Return the bottom's gradient for bottom ``x``; ``top`` is the content of the top's buffer."""
+        raise NotImplementedError
+
+    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
+        if self.buffer is None or not bottoms[0].requires_grad or not torch.is_grad_enabled():
+            return [self.value(bottoms[0])]
+        top = _WithBuffer.apply(bottoms[0], self, self.buffer)
+        assert isinstance(top, Tensor)
+        return [top]
 
 
 def spatial(layer: Layer, param: Any, name: str, default: int | None, axes: int = 2) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transfer_caffe.engine.layers.base import Layer, Shape, default_filler
+from transfer_caffe.engine.layers.base import Layer, ReadsTop, Shape, default_filler
 from transfer_caffe.formats.proto.caffe_pb2 import EltwiseParameter, FillerParameter
 from transfer_caffe.formats.shapes import inner_product_blobs
 
@@ -217,20 +217,26 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, eps: float) -> Tensor:
-        centred = rows - rows.mean(-1, keepdim=True)
-        deviation = centred.square().mean(-1, keepdim=True).sqrt() + eps
-        y = centred / deviation
+        deviation = _deviation(rows, eps)
+        y = (rows - rows.mean(-1, keepdim=True)) / deviation
         ctx.save_for_backward(y, deviation)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (y, deviation) = grad_outputs, ctx.saved_tensors
-        along = (gradient * y).mean(-1, keepdim=True)
-        return (gradient - gradient.mean(-1, keepdim=True) - y * along) / deviation, None
+        return _normalised_gradient(grad_outputs[0], *ctx.saved_tensors), None
 
 
-class MVN(Layer):
+def _deviation(rows: Tensor, eps: float) -> Tensor:
+    return (rows - rows.mean(-1, keepdim=True)).square().mean(-1, keepdim=True).sqrt() + eps
+
+
+def _normalised_gradient(gradient: Tensor, y: Tensor, deviation: Tensor) -> Tensor:
+    along = (gradient * y).mean(-1, keepdim=True)
+    return (gradient - gradient.mean(-1, keepdim=True) - y * along) / deviation
+
+
+class MVN(ReadsTop):
     """Normalise each image, or each of its channels, to mean 0 and variance 1 (caffe/layers/mvn_layer.cpp).
 
     The top always has four axes; missing ones are appended with size 1.
@@ -240,18 +246,32 @@ class MVN(Layer):
         if len(shapes[0]) > 4:
             raise self.error(f"needs a bottom of at most 4 axes, not {list(shapes[0])}")
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        param = self.param.mvn_param
-        x = bottoms[0].reshape(*bottoms[0].shape, *(1,) * (4 - bottoms[0].ndim))
-        rows = x.flatten(1)[:, None] if param.across_channels else x.flatten(2)
+    def value(self, x: Tensor) -> Tensor:
+        param, rows = self.param.mvn_param, self._rows(x)
         if not param.normalize_variance:
-            return [(rows - rows.mean(-1, keepdim=True)).reshape(x.shape)]
+            return (rows - rows.mean(-1, keepdim=True)).reshape(_four_axes(x))
         y = _Normalised.apply(rows, param.eps)
         assert isinstance(y, Tensor)
-        return [y.reshape(x.shape)]
+        return y.reshape(_four_axes(x))
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        rows, param = self._rows(above), self.param.mvn_param
+        if param.normalize_variance:
+            below = _normalised_gradient(rows, self._rows(top), _deviation(self._rows(x), param.eps))
+        else:
+            below = rows - rows.mean(-1, keepdim=True)
+        return below.reshape(x.shape)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        x = x.reshape(_four_axes(x))
+        return x.flatten(1)[:, None] if self.param.mvn_param.across_channels else x.flatten(2)
 
 
-class Softmax(Layer):
+def _four_axes(x: Tensor) -> Shape:
+    return (*x.shape, *(1,) * (4 - x.ndim))
+
+
+class Softmax(ReadsTop):
     """Softmax over softmax_param.axis."""
 
     ignores_propagate_down = True
@@ -259,8 +279,11 @@ class Softmax(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         self.over = self.axis(self.param.softmax_param.axis, shapes[0])
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [F.softmax(bottoms[0], self.over)]
+    def value(self, x: Tensor) -> Tensor:
+        return F.softmax(x, self.over)
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        return (above - (above * top).sum(self.over, keepdim=True)) * top
 
 
 class ArgMax(Layer):

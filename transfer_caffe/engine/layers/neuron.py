@@ -4,60 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from transfer_caffe.engine import rng
-from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, default_filler
+from transfer_caffe.engine.layers.base import Layer, ReadsTop, Shape, default_filler
 
 
-class _WithBuffer(torch.autograd.Function):
-    """A neuron layer whose backward pass reads buffers that later layers have overwritten."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Neuron, buffer: Buffer) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.layer, ctx.buffer = layer, buffer
-        return layer.value(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        top = ctx.buffer.content
-        bottom = top if ctx.layer.in_place else ctx.saved_tensors[0]
-        return grad_outputs[0] * ctx.layer.slope(bottom, top), None, None
-
-
-class Neuron(Layer):
+class Neuron(ReadsTop):
     """An elementwise function, `value`, with the derivative, `slope`, that Caffe's backward pass computes from buffers.
 
     When a layer works in place, the old values in its buffer are lost, and Caffe computes the gradient from the new
-    ones. This happens, for example, with Sigmoid followed by in-place Dropout, and with in-place BNLL. If ``buffer`` is
-    None, no values are lost, and autograd's gradient equals Caffe's.
+    ones. This happens, for example, with Sigmoid followed by in-place Dropout, and with in-place BNLL.
     """
 
     keeps_slope_in_place = True
     """Whether the gradient in place, with no in-place layer after it, is the same as with a separate top."""
 
-    def value(self, x: Tensor) -> Tensor:
-        """Return the value of the function."""
-        raise NotImplementedError
-
     def slope(self, bottom: Tensor, top: Tensor) -> Tensor:
         """Return the derivative, computed from the content of the bottom's and top's buffers in the backward pass."""
         raise NotImplementedError
 
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        return above * self.slope(top if self.in_place else x, top)
+
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [shapes[0]]
-
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        if self.buffer is None or not bottoms[0].requires_grad or not torch.is_grad_enabled():
-            return [self.value(bottoms[0])]
-        top = _WithBuffer.apply(bottoms[0], self, self.buffer)
-        assert isinstance(top, Tensor)
-        return [top]
 
 
 class AbsVal(Layer):
@@ -166,16 +140,23 @@ class Log(Layer):
         return [torch.log(bottoms[0] * param.scale + param.shift) / self.log_base]
 
 
-class Power(Layer):
+class Power(ReadsTop):
     """(shift + scale * x) ^ power (caffe/layers/power_layer.cpp)."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        param, x = self.param.power_param, bottoms[0]
+    def value(self, x: Tensor) -> Tensor:
+        param = self.param.power_param
         if param.power * param.scale == 0:
             # a constant, independent of x, with gradient 0
-            return [x * 0 + (1.0 if param.power == 0 else torch.tensor(param.shift).pow(param.power).item())]
+            return x * 0 + (1.0 if param.power == 0 else torch.tensor(param.shift).pow(param.power).item())
         inner = x * param.scale + param.shift
-        return [inner if param.power == 1 else inner.pow(param.power)]
+        return inner if param.power == 1 else inner.pow(param.power)
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        param = self.param.power_param
+        inner, factor = x * param.scale + param.shift, param.power * param.scale
+        if factor == 0 or param.power == 1:
+            return above * factor
+        return above * factor * (inner if param.power == 2 else top / inner)
 
 
 class PReLU(Layer):
@@ -218,11 +199,15 @@ class Sigmoid(Neuron):
         return top * (1 - top)
 
 
-class Swish(Layer):
+class Swish(ReadsTop):
     """x * sigmoid(beta * x)."""
 
-    def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [bottoms[0] * torch.sigmoid(bottoms[0] * self.param.swish_param.beta)]
+    def value(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x * self.param.swish_param.beta)
+
+    def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
+        beta = self.param.swish_param.beta
+        return above * (beta * top + torch.sigmoid(x * beta) * (1 - beta * top))
 
 
 class TanH(Neuron):

@@ -154,7 +154,7 @@ class LearnableArray(Array):
             self._take(blob.data.detach().view(-1))
 
     def read(self, shape: Shape) -> Tensor:
-        data = self._blob.data.detach()
+        data = self._blob.values
         if self._apart:
             if self._at_host and self._host is not None:
                 data.copy_(self._host.view(data.shape))

@@ -98,7 +98,7 @@ class Solver:
         self.iteration = 0
         self._ways = ways.choose(self.net) if own_process else {}
         ways.use([self.net, *self.test_nets], self._ways)
-        self._on_device = self._may_update_on_device and DeviceUpdate.fits(param, device)
+        self._on_device = self._may_update_on_device and not self.net.traced and DeviceUpdate.fits(param, device)
         """Whether the device updates the weights without the host; with iter_size 1 the passes contain the update."""
         self._device_update: DeviceUpdate | None = None
         self._pass = self._build_pass(own_process)
@@ -121,6 +121,10 @@ class Solver:
         return self._build_net(net_param, state, self.net)
 
     def _build_net(self, param: NetParameter, state: NetState, share: Net | None = None) -> Net:
+        if param.debug_info != self.param.debug_info:  # the solver's counts, as in Caffe
+            given, param = param, NetParameter()
+            param.CopyFrom(given)
+            param.debug_info = self.param.debug_info
         return Net(param, state, self.seed, self.device, share, self.dtype)
 
     def _build_pass(self, own_process: bool) -> Pass:
@@ -245,7 +249,7 @@ class Solver:
 
     @torch.no_grad()
     def _loss_of(self, batch: int) -> Tensor:
-        return self.net.forward(batch)[0]
+        return self._pass.forward(batch)[0]
 
     def _steps(self, signals: Signals, until: int) -> bool:
         """Train until iteration ``until``, with tests and snapshots; return whether a signal stopped it."""
@@ -259,6 +263,7 @@ class Solver:
             ):
                 return True
             show = bool(param.display) and self.iteration % param.display == 0
+            self.net.debug_info = show and param.debug_info
             outputs = self._forward_backward()
             if show:
                 now = time.perf_counter()
@@ -335,7 +340,7 @@ class Solver:
             decays = [0.0] * len(blobs)
         rated = [rate * blob.lr_mult for blob in blobs]
         histories = [self.history[index::count] for index in places]
-        data = [blob.data for blob in blobs]
+        data = [blob.values for blob in blobs]
         done = updates.update(param, data, gradients, histories, rated, decays, self.iteration)
         return dict(zip(places, done, strict=True))
 
@@ -429,6 +434,7 @@ class Solver:
 
     def _test(self, net: Net, run: TestPass, batches: Iterable[int], signals: Signals) -> bool:
         losses: list[Tensor] = []
+        net.debug_info = self.param.debug_info
 
         def each(_: int, loss: Tensor, __: dict[str, Tensor]) -> None:
             if self.param.test_compute_loss:
