@@ -135,6 +135,8 @@ def copy_blob(blob: Blob, values: np.ndarray, old: bool, where: str) -> None:
         raise UserError(f"{where}: holds values that are not finite numbers; the file is damaged")
     with torch.no_grad():
         blob.values.copy_(weights)
+        if blob.low is not None:
+            blob.low.detach().copy_(blob.values)
 
 
 def to_message(
