@@ -7,6 +7,7 @@ Arrays are named as in scripts/run_net.py: data/BLOB, diff/BLOB, grad/LAYER/INDE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,6 +35,8 @@ SMALLEST = 1e-18
 SPREAD = 4
 """How many times real Caffe's own spread is accepted: each layer of the other engine rounds again, not only the
 weights, and the largest of a few draws is less than the largest of all."""
+
+MOST_UNITS = 64
 
 KINDS = ("data", "diff", "grad", "param")
 
@@ -126,11 +129,25 @@ def nudged(values: Arrays, seed: int, units: int = 1) -> Arrays:
 
 
 def with_spread(rows: Sequence[Row], reference: Arrays, draws: Iterable[Arrays]) -> list[Row]:
-    """Return the rows with the largest difference of real Caffe's arrays in ``draws``, from nudged weights."""
-    spread = {f"{row.what}/{row.name}": 0.0 for row in rows if not row.only_in and row.what != "param"}
+    """Return the rows with the largest difference of real Caffe's arrays in ``draws``, from nudged weights.
+
+    Rows that have a spread already keep it if it is larger.
+    """
+    spread = {f"{row.what}/{row.name}": row.spread for row in rows if not row.only_in and row.what != "param"}
     for draw in draws:
         for key, before in spread.items():
             if key in draw:
                 apart = difference(draw[key], reference[key], noise_floor(key, reference))
                 spread[key] = max(before, apart)
     return [replace(row, spread=spread.get(f"{row.what}/{row.name}", 0.0)) for row in rows]
+
+
+def units_of(rows: Sequence[Row]) -> int:
+    """Return by how many units weights are nudged so that real Caffe's blobs move `SPREAD` times as far as the engines
+    differ.
+
+    ``rows`` have the spread for one unit. Near a tie of MAX pooling or a kink such as ReLU's, rounding decides where a
+    gradient goes, and smaller changes may not reach each of these places in a few draws.
+    """
+    apart = [row.difference / row.spread for row in rows if row.what == "data" and row.spread and row.agrees]
+    return min(MOST_UNITS, max(1, math.ceil(SPREAD * max(apart, default=1.0))))
