@@ -1,19 +1,22 @@
 """Images, messages and arrays, and the preparation of images for a net (python/caffe/io.py).
 
-Resizing gives the numbers of pycaffe with scikit-image 0.15 to 0.18 (Debian 11 has 0.18), which smooths an image before
-it makes it smaller.
+Linear resizing gives the numbers of pycaffe with scikit-image 0.15 to 0.18 (Debian 11 has 0.18), which smooths an image
+before it makes it smaller. The names that scripts take from this module because pycaffe's imports them, ``resize``,
+``skimage`` and ``zoom``, are there if their packages are.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from transfer_caffe.caffe.errors import CaffeError, require_readable
+from transfer_caffe.caffe.errors import CaffeError
 from transfer_caffe.formats.proto import caffe_pb2
 
 # messages and arrays
@@ -21,7 +24,7 @@ from transfer_caffe.formats.proto import caffe_pb2
 
 def blobproto_to_array(blob: caffe_pb2.BlobProto, return_diff: bool = False) -> np.ndarray:
     """Return the data, or with ``return_diff`` the gradient, of a BlobProto, in its shape."""
-    values = np.array(blob.diff if return_diff else blob.data)
+    values = np.array(blob.diff if return_diff else blob.data, float)
     if any(blob.HasField(name) for name in ("num", "channels", "height", "width")):
         return values.reshape(blob.num, blob.channels, blob.height, blob.width)
     return values.reshape(tuple(blob.shape.dim))
@@ -72,18 +75,49 @@ def datum_to_array(datum: caffe_pb2.Datum) -> np.ndarray:
 # images
 
 
-def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarray:
+class ImageError(CaffeError, OSError):
+    """An image that cannot be read: the errors of pycaffe's readers are OSErrors."""
+
+
+class MissingImageError(ImageError, FileNotFoundError):
+    """An image file that is not there."""
+
+
+def __getattr__(name: str) -> Any:
+    """Return what pycaffe's module has by its imports (see the module's docstring)."""
+    if name == "zoom":
+        return importlib.import_module("scipy.ndimage").zoom
+    if name in ("skimage", "resize"):
+        try:
+            importlib.import_module("skimage.io")
+            transform = importlib.import_module("skimage.transform")
+        except ImportError:
+            raise AttributeError(f"caffe.io.{name} is scikit-image's: pip install scikit-image") from None
+        return transform.resize if name == "resize" else importlib.import_module("skimage")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_image(filename: str | os.PathLike[str] | IO[bytes], color: bool = True) -> np.ndarray:
     """Return an image as float32 from 0 to 1: (height, width, 3) in RGB, or without ``color`` (height, width, 1).
 
-    Transparency is dropped. Raise RuntimeError for a file that is no image.
+    ``filename`` may be an open file. Transparency is dropped. Raise `ImageError` for a file that is no image.
     """
     import cv2  # imported here, since importing it takes a while
 
-    with open(require_readable(filename), "rb") as file:
-        content = np.frombuffer(file.read(), np.uint8)
+    if isinstance(filename, str | os.PathLike):
+        name = os.fspath(filename)
+        try:
+            data = Path(name).read_bytes()
+        except FileNotFoundError:
+            raise MissingImageError(f"Could not open file {name}: no such file") from None
+        except OSError as error:
+            raise ImageError(f"Could not open file {name}: {error.strerror}") from None
+    else:
+        name, data = str(getattr(filename, "name", "this file")), filename.read()
+    content = np.frombuffer(data, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
     if image is None:
-        raise CaffeError(f"{os.fspath(filename)}: cannot be read as an image")
+        raise ImageError(f"{name}: cannot be read as an image")
     if image.dtype not in (np.uint8, np.uint16):
         scaled = np.asarray(image, np.float64)
     else:
@@ -97,8 +131,13 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
 
 
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
-    """Return an image (height, width, channels) in another size, as float32; by default interpolated linearly."""
-    height, width = (int(size) for size in new_dims)
+    """Return an image (height, width, channels) in another size, as float32; by default interpolated linearly.
+
+    ``new_dims`` are height and width, and perhaps the channels, which stay as they are.
+    """
+    height, width = (int(size) for size in new_dims[:2])
+    if len(new_dims) > 3 or tuple(new_dims[2:]) not in ((), im.shape[2:]):
+        raise ValueError(f"resize_image: an image of shape {im.shape} cannot get the shape {tuple(new_dims)}")
     if im.shape[-1] not in (1, 3):
         from scipy.ndimage import zoom
 
@@ -228,7 +267,7 @@ class Transformer:
             if len(own) != 3:
                 raise ValueError(f"Mean shape invalid: {list(mean.shape)}.")
             if own != shape[1:]:
-                least, most = mean.min(), mean.max()
+                least, most = float(mean.min()), float(mean.max())
                 spread = (most - least) or 1.0
                 scaled = ((mean.reshape(own) - least) / spread).transpose(1, 2, 0)
                 mean = resize_image(scaled, shape[2:]).transpose(2, 0, 1) * spread + least

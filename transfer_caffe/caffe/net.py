@@ -48,6 +48,21 @@ class LayerOfNet:
         self.type, self.blobs = kind, blobs
 
 
+_is_forked = False
+"""Whether this process is a fork, as of multiprocessing: PyTorch's threads are missing in it, and it must not wait for
+them."""
+
+
+def _after_fork() -> None:
+    global _is_forked
+    _is_forked = True
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Net:
     """A net of a prototxt.
 
@@ -76,7 +91,7 @@ class Net:
             raise TypeError(f"Net: the phase must be caffe.TRAIN or caffe.TEST, not {phase!r}")
         if isinstance(stages, str):
             raise TypeError(f"Net: stages must be a list of names, not {stages!r}")
-        param = read_net(require_readable(network_file))
+        param = read_net(require_readable(os.fsdecode(network_file)))
         if weights is not None:
             weights = require_readable(weights)
         state = state_of(param, int(phase), level, stages or ())
@@ -346,6 +361,8 @@ class Net:
     def _threads(self) -> int:
         if self._device.type != "cpu":
             return torch.get_num_threads()
+        if _is_forked:
+            return 1
         if self._thread_count is None:
             # as much work as three times the forward pass
             flop = 6 * sum(threads.products(self._engine, layer) for layer in self._engine.layers)
@@ -491,7 +508,9 @@ class Net:
             raise CaffeError("data and labels must have the same first dimension")
         if len(data) % layer.size or not len(data):
             raise CaffeError("first dimensions of input arrays must be a multiple of batch size")
-        layer.values = [torch.from_numpy(array).to(self._device) for array in (data, labels)]
+        # PyTorch has no tensors that cannot be written, such as a file's pages in memory
+        arrays = [array if array.flags.writeable else array.copy() for array in (data, labels)]
+        layer.values = [torch.from_numpy(array).to(self._device) for array in arrays]
         self._runs[0].count = 0
 
     def before_forward(self, callback: Callback) -> None:

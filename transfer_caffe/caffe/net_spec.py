@@ -123,6 +123,12 @@ def to_proto(*tops: Top) -> NetParameter:
     return NetParameter(layer=layers.values())
 
 
+class _NoBlobError(AttributeError, KeyError):
+    """A blob that a NetSpec does not have; pycaffe raises KeyError, and hasattr needs AttributeError."""
+
+    __str__ = AttributeError.__str__
+
+
 class NetSpec:
     """A net whose blobs are its attributes (or items), named by them."""
 
@@ -139,7 +145,7 @@ class NetSpec:
     def __getattr__(self, name: str) -> Any:
         """Return a blob."""
         if name.startswith("__") or name not in self.tops:
-            raise AttributeError(f"this NetSpec has no blob {name!r}")
+            raise _NoBlobError(f"this NetSpec has no blob {name!r}")
         return self.tops[name]
 
     def __setitem__(self, name: str, value: Any) -> None:

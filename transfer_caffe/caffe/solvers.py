@@ -189,6 +189,7 @@ class Solver:
     def apply_update(self) -> None:
         """Update the weights with the gradients in their `diff` (Solver::ApplyUpdate)."""
         self._engine._update(show=False)
+        self._engine.iteration += 1
 
     def share_weights(self, net: Net) -> None:
         """Let another net use the weights of the training net."""

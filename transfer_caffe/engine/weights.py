@@ -88,12 +88,20 @@ def _read_hdf5(layers: Sequence[Layer], path: str) -> list[tuple[str, list[Store
 
 def _owned(layers: Sequence[Layer], layer: Layer) -> list[int]:
     """Return the indices of a layer's blobs that it does not share with an earlier layer."""
-    before = [blob for other in layers[: layers.index(layer)] for blob in other.blobs]
-    return [
-        index
-        for index, blob in enumerate(layer.blobs)
-        if blob.owner is None and not any(blob is other for other in before)
-    ]
+    # a blob's owner may belong to another net, with which this one shares its weights
+    before = [_root(blob) for other in layers[: layers.index(layer)] for blob in other.blobs]
+    found = []
+    for index, blob in enumerate(layer.blobs):
+        if not any(_root(blob) is other for other in before):
+            found.append(index)
+        before.append(_root(blob))
+    return found
+
+
+def _root(blob: Blob) -> Blob:
+    while blob.owner is not None:
+        blob = blob.owner
+    return blob
 
 
 def array_of(tensor: Tensor) -> np.ndarray:

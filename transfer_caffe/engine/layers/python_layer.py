@@ -17,7 +17,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,12 @@ def _failure(error: Exception, message: str) -> Exception:
     try:
         own = {"__str__": lambda self: message, "__module__": kind.__module__}
         both = type(kind.__name__, (_LayerFailed, kind), own)
-        return both.__new__(both, message)
+        made = both.__new__(both, message)
+        made.__dict__.update(error.__dict__)
+        for name in ("errno", "strerror", "filename", "filename2", "value"):  # of OSError and StopIteration
+            if hasattr(error, name):
+                setattr(made, name, getattr(error, name))
+        return made
     except TypeError:  # this class cannot have a second base
         return _LayerFailed(message)
 
@@ -181,21 +186,30 @@ class Python(Layer):
         tops = _ByPython.apply(self, len(bottoms), *bottoms, *(blob.data for blob in self.blobs))
         return list(tops)  # pyright: ignore[reportArgumentType]
 
-    @contextlib.contextmanager
-    def guarded(self, what: str) -> Iterator[None]:
+    def guarded(self, what: str) -> _Guard:
         """Add the names of this layer, file and line to an exception of the layer's code."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-            where = f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
-            if isinstance(error, SyntaxError):
-                where = f", {error.filename}, line {error.lineno}"
-            what = f"{type(error).__name__} in {what} of {self.code}{where}"
-            text = " ".join(str(error).split())
-            raise _failure(error, str(self.error(f"{what}: {text}" if text else what))) from error
+        return _Guard(self, what)
+
+
+class _Guard:
+    """A context; not a generator, in which StopIteration would not be an exception like others."""
+
+    def __init__(self, layer: Python, what: str) -> None:
+        self.layer, self.what = layer, what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, place: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, UserError):
+            return
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        where = f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+        if isinstance(error, SyntaxError):
+            where = f", {error.filename}, line {error.lineno}"
+        what = f"{type(error).__name__} in {self.what} of {self.layer.code}{where}"
+        text = " ".join(str(error).split())
+        raise _failure(error, str(self.layer.error(f"{what}: {text}" if text else what))) from error
 
 
 class _ByPython(torch.autograd.Function):

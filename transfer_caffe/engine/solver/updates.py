@@ -98,6 +98,9 @@ def update(
     return done
 
 
+SMALLEST_RATE = 1 / float(torch.finfo(torch.float32).max)
+
+
 def _sgd_at_once(
     momentum: float, weights: Sequence[Tensor], gradients: Sequence[Tensor], histories: Sequence[list[Tensor]],
     rates: Sequence[float], decays: Sequence[float],
@@ -112,7 +115,8 @@ def _sgd_at_once(
     for index, pair in enumerate(zip(rates, decays, strict=True)):
         groups.setdefault(pair, []).append(index)
     for (rate, decay), members in groups.items():
-        scale = torch.full((), 1 / rate if rate else math.inf, device=weights[members[0]].device)
+        # a rate so small that its inverse is no float32 changes nothing
+        scale = torch.full((), 1 / rate if rate > SMALLEST_RATE else math.inf, device=weights[members[0]].device)
         torch_sgd(
             [weights[index] for index in members],
             [gradients[index].contiguous() for index in members],  # the fused kernel ignores strides
