@@ -137,7 +137,7 @@ def test_apply_update_uses_the_gradients_in_diff(write) -> None:
     np.testing.assert_allclose(blob.data, -0.1, rtol=1e-6)
     solver.apply_update()  # diff now holds 0.1, the history too: 0.9 * 0.1 + 0.1 * 0.1
     np.testing.assert_allclose(blob.data, -0.2, rtol=1e-6)
-    assert solver.iter == 0
+    assert solver.iter == 2  # as in SGDSolver::ApplyUpdate
 
 
 def test_settings_callbacks_and_shared_weights(write) -> None:
