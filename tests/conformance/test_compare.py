@@ -1,10 +1,14 @@
 """The command `python -m transfer_caffe.compare`: its output and exit codes, with real Caffe."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conformance.suite import needs_real_caffe
 
+from transfer_caffe import compare
 from transfer_caffe.compare import main
+from transfer_caffe.real_caffe.differences import MOST_UNITS, Row, nudged, units_of, with_spread
 
 pytestmark = needs_real_caffe
 
@@ -92,6 +96,33 @@ def test_differences_that_rounding_explains_are_accepted_and_others_are_not(run,
     monkeypatch.setattr(compare, "run_ours", lambda *rest: {**run_ours(*rest), "data/a": np.ones((2, 2), np.float32)})
     code, text = run(INPUT, CANCELS)
     assert code == 1 and "not explained by rounding" in text
+
+
+def test_weights_are_moved_further_where_one_unit_explains_nothing(run, monkeypatch):
+    used = []
+
+    def recorded(values, draw, units=1):
+        used.append((draw, units))
+        return nudged(values, draw, units)
+
+    monkeypatch.setattr(compare, "nudged", recorded)
+    monkeypatch.setattr(compare, "units_of", lambda rows: 5)
+    code, _ = run("force_backward: true", INPUT, POWER_IN_PLACE)
+    assert code == 1
+    assert used == [(draw, units) for units in (1, 5) for draw in range(compare.DRAWS)]
+
+
+def test_units_follow_from_the_blobs_and_a_larger_spread_is_kept():
+    row = Row("data", "x", 1.0, 6e-7, spread=1e-7)
+    # a gradient that differs, and a blob that differs too much, say nothing about rounding
+    rows = [row, replace(row, what="diff", difference=0.1), replace(row, name="y", difference=0.1)]
+    assert units_of(rows) == 4 * 6
+    assert units_of([replace(row, difference=0.0)]) == 1
+    assert units_of([replace(row, difference=9e-5)]) == MOST_UNITS
+    reference = {"data/x": np.float32([1, 1])}
+    for moved, spread in ((3, 2.0), (1, 0.5)):
+        [found] = with_spread([replace(row, spread=0.5)], reference, [{"data/x": np.float32([1, moved])}])
+        assert found.spread == pytest.approx(spread)
 
 
 def test_arrays_that_one_engine_lacks_are_named(run, monkeypatch):
