@@ -12,6 +12,7 @@ import pytest
 import transfer_caffe.caffe as caffe
 from transfer_caffe.caffe import io
 from transfer_caffe.engine import Solver as EngineSolver
+from transfer_caffe.formats import hdf5
 from transfer_caffe.formats.proto import caffe_pb2
 from transfer_caffe.utils.processes import environment
 
@@ -108,6 +109,20 @@ def test_shared_weights_are_in_the_hdf5_file_of_each_net() -> None:
     assert (again.params["fc"][0].data == 7).all()
     again.load_hdf5("test.h5")
     np.testing.assert_array_equal(again.params["fc"][0].data, solver.net.params["fc"][0].data)
+
+
+def test_weights_that_one_layer_shares_with_itself_are_stored_once() -> None:
+    Path("one.prototxt").write_text(
+        'input: "data" input_shape { dim: 2 dim: 1 } layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" '
+        'param { name: "w" } param { name: "w" share_mode: PERMISSIVE } inner_product_param { num_output: 3 } }'
+    )
+    net = caffe.Net("one.prototxt", caffe.TEST)
+    net.params["fc"][0].data[...] = 5
+    net.save_hdf5("one.h5")
+    assert list(hdf5.read_weights("one.h5")["fc"]) == [0]
+    again = caffe.Net("one.prototxt", caffe.TEST)
+    again.load_hdf5("one.h5")
+    assert (again.params["fc"][1].data == 5).all()
 
 
 def test_images_are_read_from_open_files_and_errors_are_those_of_files() -> None:
