@@ -129,8 +129,6 @@ def _fork(
     argv: Sequence[str], output: IO[bytes], folder: Path | None, env: dict[str, str] | None, keep_open: Sequence[int]
 ) -> Forked:
     """Fork a child that runs a preloaded command as if Python had been started for it."""
-    for stream in (sys.stdout, sys.stderr):  # otherwise the child could write what is in the buffers, too
-        stream.flush()
     prepare = _dies_with(os.getpid())
     with warnings.catch_warnings():
         # of a process that has threads: those of numpy's BLAS, which are started again in the child
