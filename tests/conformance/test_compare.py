@@ -119,9 +119,9 @@ def test_units_follow_from_the_blobs_and_a_larger_spread_is_kept():
     assert units_of(rows) == 4 * 6
     assert units_of([replace(row, difference=0.0)]) == 1
     assert units_of([replace(row, difference=9e-5)]) == MOST_UNITS
-    reference = {"data/x": np.float32([1, 1])}
+    reference = {"data/x": np.array([1, 1], np.float32)}
     for moved, spread in ((3, 2.0), (1, 0.5)):
-        [found] = with_spread([replace(row, spread=0.5)], reference, [{"data/x": np.float32([1, moved])}])
+        [found] = with_spread([replace(row, spread=0.5)], reference, [{"data/x": np.array([1, moved], np.float32)}])
         assert found.spread == pytest.approx(spread)
 
 
