@@ -86,7 +86,7 @@ def solver(net, device, frozen=0, precision="fp32", batch=8, **settings):
     both = ("cuda", "cpu")
     with mock.patch.object(Images, "_made_by_device", both), mock.patch.object(DeviceUpdate, "devices", both):
         made = Solver(param, device, dtype=dtype)
-    made._pass = Pass(made.net, lambda: Tape(made.net, made.history), update=made._update_on_device)
+    made._pass = Pass(made.net, lambda: Tape(made.net), update=made._update_on_device)
     return made
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.streams import Cuda, plain
 from support.waiting import PATIENCE
 
 from transfer_caffe.engine.solver import solverstate
@@ -82,11 +83,34 @@ def test_the_next_snapshot_waits_for_the_one_that_is_being_written(tiny, monkeyp
         assert made._beside is not None and made._beside._job is None  # the job before still reads the memory
         take(self, tensors)
 
+    def waited(self):  # the training thread does not wait for the copy
+        order.append(("waits for its copy", threading.current_thread() is not threading.main_thread()))
+
     monkeypatch.setattr(solverstate, "save", noted)
     monkeypatch.setattr(HostCopy, "take", taken)
+    monkeypatch.setattr(HostCopy, "wait", waited)
     made = solver()
     made.solve()
-    assert order == [(what, n) for n in (5, 10, 15, 20) for what in ("begins", "ends")]
+    assert order == [
+        each for n in (5, 10, 15, 20) for each in (("waits for its copy", True), ("begins", n), ("ends", n))
+    ]  # fmt: skip
+
+
+def test_a_copy_from_a_gpu_has_the_values_of_the_moment_although_the_gpu_makes_it_later(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    tensors, passed = [torch.zeros(1), cuda.tensor(3), cuda.tensor(2, 2)], []
+    copy = HostCopy(tensors)
+    for value in (1.0, 2.0):
+        for change in (value, -value):  # training goes on after the copy
+            cuda.current.enqueue(lambda change=change: [plain(tensor).fill_(change) for tensor in tensors])
+            if change == value:
+                cuda.current.enqueue(lambda value=value: passed.append(value))
+                copy.take(tensors)
+        assert value not in passed  # the host has not waited
+        copy.wait()
+        assert all((copy.array(tensor) == value).all() for tensor in tensors[1:])
+        cuda.current.run()
+    assert len(cuda.pinned) == 3 and all(event.blocking for event in cuda.events)
 
 
 def test_a_snapshot_that_cannot_be_written_ends_training_with_its_error(tiny, monkeypatch):

@@ -9,6 +9,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from support.streams import Cuda, plain
 from support.waiting import PATIENCE
 
 from transfer_caffe.engine.__main__ import main
@@ -394,3 +395,89 @@ def test_loading_uses_several_threads_and_tells_how_far_it_is(monkeypatch, capfd
     said = capfd.readouterr().err
     assert "x: 10 of 40 records decoded, 30 s left" in said and "x: 20 of 40 records decoded, 20 s left" in said
     assert said.count(" left") == 3 and "x: 40 records decoded in 41.0 s" in said
+
+
+@pytest.mark.parametrize("first", [40, 13])
+def test_records_reach_a_gpu_through_buffers_that_are_not_written_before_their_last_copy_is_done(first, monkeypatch):
+    monkeypatch.setattr(resident, "CHUNK_BYTES", 12)  # 3 records
+    monkeypatch.setattr(resident, "threads", lambda: 2)
+    cuda = Cuda(monkeypatch)
+
+    class Records:
+        shape = (1, 2, 2)
+
+        def __len__(self):
+            return 40
+
+        def record(self, index):
+            return np.full(self.shape, index + 1, np.uint8), index
+
+    pixels = cuda.tensor((first, 2, 2, 1), dtype=torch.uint8)
+    rest = torch.zeros((40 - first, 2, 2, 1), dtype=torch.uint8)
+    labels = resident.load(Records(), pixels, "x", resident.say, rest if len(rest) else None)
+    assert labels.tolist() == list(range(40))
+    in_first, _ = resident.Split(first, 40).slots(np.arange(40))
+    for part, expected in ((plain(pixels), in_first), (rest, ~in_first)):
+        assert (part == torch.from_numpy(np.flatnonzero(expected) + 1)[:, None, None, None]).all()
+    assert len(cuda.pinned) == len(cuda.events) == 4  # one for each thread, and two
+
+
+def test_a_copy_for_which_there_is_no_memory_any_more_is_given_up(tier, capfd):
+    tier(DEVICE)
+    expected = layer().forward([], 0)
+    made = layer()
+    assert made._copy is not None
+
+    def fetch():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made._copy._fetch = fetch
+    made._device = None
+    require_same([made.forward([], 0)], [expected])
+    assert not made.resident and not any(made._copy.promised)
+    why = "not kept in memory: there is not enough free memory any more; the records are decoded again for each batch"
+    assert why in capfd.readouterr().err
+
+
+def test_memory_on_the_host_is_promised_to_one_source_only(monkeypatch):
+    monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
+    size = COUNT * SIZE[0] * SIZE[1]
+    gc.collect()
+    monkeypatch.setattr(resident, "device_memory", lambda _: (0, 0))
+    monkeypatch.setattr(resident, "reserve", lambda _: 0)
+    monkeypatch.setattr(resident, "available_memory", lambda: int(3.5 * size))
+    first, second = layer(), layer(source="db1")
+    assert first._copy is not None and second._copy is None
+    first.prepare(0)  # from now on its memory is taken, not promised
+    third = layer(source="db1", training=False)
+    assert third._copy is not None
+
+
+@pytest.mark.parametrize(("where", "ahead"), [(DEVICE, 0), (SPLIT, 4), (HOST, 4), (NOWHERE, 3)])
+def test_batches_are_made_ahead_as_far_as_the_host_has_work(tier, where, ahead, monkeypatch):
+    """Nothing is prefetched if all records are on the device, a few batches from memory, and one for each decoder."""
+    monkeypatch.setattr(resident, "threads", lambda: 3)
+    tier(where)
+    made = layer()
+    made.prepare(0)
+    assert made._batches().staging._ahead == ahead
+
+
+@pytest.mark.parametrize("mean", ['mean_file: "mean3.binaryproto"', "mean_value: 100.3", ""])
+def test_images_in_bf16_are_those_of_float32_rounded_once(mean):
+    param = parse_text(f"crop_size: {CROP} mirror: true scale: 0.017 {mean}", TransformationParameter(), "")
+    transformer = Transformer(param, (3, *SIZE), True, "")
+    drawn = torch.from_numpy(transformer.draws(np.random.default_rng(0), 4, transformer.shape))
+    records = torch.randint(0, 256, (4, *SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    given = records, torch.arange(4), drawn
+    exact, low = (OnDevice(transformer, torch.device("cpu"), dtype).cut(*given) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.equal(low, exact.bfloat16())
+
+
+def test_each_device_has_a_copy_of_its_own(monkeypatch):
+    monkeypatch.setattr(resident, "device_memory", lambda _: (80 * GIB, 80 * GIB))
+    made = layer()
+    copies = [
+        resident.copy_of(made.records, "a key", "db3", torch.device("cuda", index)) for index in (0, 1, 0)
+    ]  # fmt: skip
+    assert copies[0] is copies[2] is not copies[1] is not None

@@ -1,26 +1,34 @@
 """Iterations recorded as a graph compute the same as without one; on the CPU a stand-in records and replays."""
 
+import contextlib
 import functools
+import itertools
 
 import lmdb
 import numpy as np
 import pytest
 import torch
-from support.tape import Tape
+from conformance.layer_cases import LAYER_CASES
+from support.streams import OnCpu
+from support.tape import Tape, capturing
 
 from transfer_caffe.engine import net as net_module
-from transfer_caffe.engine.iteration import graph
+from transfer_caffe.engine.batches import resident, transform
+from transfer_caffe.engine.iteration import graph, ways
 from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
+from transfer_caffe.engine.layers import LAYERS, vision
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver import solver as solver_module
+from transfer_caffe.engine.solver.beside import Beside
 from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
 from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import parse_text
-from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState, SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter
+from transfer_caffe.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("logged")
 
@@ -52,14 +60,18 @@ def _database(tmp_path, monkeypatch):
     monkeypatch.setattr(Images, "_made_by_device", ("cpu",))
 
 
-def solver(more="", rate="1", dtype=torch.float32, **settings):
+def param_of(more="", rate="1", **settings):
     given = {
         "base_lr": 0.1, "lr_policy": "step", "gamma": 0.5, "stepsize": 4, "momentum": 0.9, "weight_decay": 0.01,
         "random_seed": 3, "snapshot_prefix": "net", "display": 2, "max_iter": 9, "snapshot_after_train": True,
     }  # fmt: skip
     param = SolverParameter(**given | settings)
     param.net_param.CopyFrom(parse_text(NET.replace("MORE", more).replace("RATE", rate), NetParameter(), ""))
-    made = Solver(param, torch.device("cpu"), dtype=dtype)
+    return param
+
+
+def solver(more="", rate="1", dtype=torch.float32, **settings):
+    made = Solver(param_of(more, rate, **settings), torch.device("cpu"), dtype=dtype)
     made._pass._direct = None  # without a graph a GPU computes by autograd
     return made
 
@@ -69,7 +81,7 @@ def with_graph(made):
     tapes = []
 
     def recorder(net=made.net):
-        tapes.append(Tape(net, made.history))
+        tapes.append(Tape(net))
         return tapes[-1]
 
     inside = made._on_device and made.param.iter_size == 1
@@ -456,9 +468,152 @@ def test_what_layers_keep_from_batch_to_batch_is_the_same_with_a_graph(kind):
     def kept(one):
         return [state for layer in one.net.layers for state in getattr(layer, "hidden", [])]
 
-    made._pass = Pass(made.net, lambda: Tape(made.net, [*made.history, *kept(made)]))
+    made._pass = Pass(made.net, lambda: Tape(made.net))
     eager.solve(Signals())
     made.solve(Signals())
     assert made._pass.recorded and state(made) == state(eager)
     assert all(torch.equal(one, other) for one, other in zip(kept(made), kept(eager), strict=True))
     assert len(kept(made)) == (2 if kind == "LSTM" else 0)
+
+
+@pytest.fixture
+def gpu(on_device, monkeypatch):
+    """A device of which the engine thinks that it is a GPU; its tensors lie in the CPU's memory."""
+    monkeypatch.setattr(Images, "_made_by_device", ("cuda", "cpu"))
+    monkeypatch.setattr(resident, "device_memory", lambda _: (1 << 40, 1 << 40))
+    monkeypatch.setattr(transform, "_fused_batches", lambda: None)
+    monkeypatch.setattr(vision, "fused_pool", lambda: None)
+    generator = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=None: generator())
+    with OnCpu():
+        yield torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("iter_size", [1, 2])
+def test_a_process_that_trains_on_a_gpu_records_passes_and_tests_and_writes_snapshots_beside(
+    iter_size, gpu, monkeypatch
+):
+    settings = {"test_iter": [3], "test_interval": 3, "iter_size": iter_size}
+    eager = solver(TESTED, **settings)
+    eager.solve(Signals())
+    tapes, measured = [], []
+    monkeypatch.setattr(graph, "CudaGraph", lambda: tapes.append(Tape(made.net)) or tapes[-1])
+    monkeypatch.setattr(ways, "choose", lambda net: measured.append(net) or {})
+    made = Solver(param_of(TESTED, **settings), gpu, own_process=True)
+    assert made._on_device and isinstance(made._beside, Beside) and measured == [made.net]
+    made.solve(Signals())
+    assert made._pass.recorded and len(tapes) == 1 + iter_size and all(tape.seeds for tape in tapes)
+    assert state(made) == state(eager)
+    assert made._pass._direct is None
+
+
+def test_a_solver_used_as_a_library_on_a_gpu_and_a_traced_net_record_nothing(gpu, monkeypatch):
+    monkeypatch.setattr(graph, "CudaGraph", None)  # calling it would fail
+    eager = solver(test_iter=[3], test_interval=3)
+    eager.step(6)
+    made = Solver(param_of(test_iter=[3], test_interval=3), gpu)
+    made.step(6)
+    assert state(made) == state(eager) and made.score() == eager.score()
+    assert made._on_device and made._beside is None and made._pass._direct is None
+    traced = Solver(param_of(test_iter=[5], test_interval=3, debug_info=True), gpu, own_process=True)
+    assert not traced._on_device and traced._pass._direct is not None
+    traced.step(6)
+    traced.score()
+
+
+def test_neither_an_iteration_nor_a_test_on_a_gpu_reads_a_value(gpu, monkeypatch):
+    made = Solver(param_of(TESTED, test_iter=[3], test_interval=3, clip_gradients=0.3), gpu)
+    made.step(2)
+    run = solver_module.test_pass
+
+    def watched(*given):
+        with capturing():
+            return run(*given)
+
+    monkeypatch.setattr(solver_module, "test_pass", watched)
+    for made.iteration in range(2, 6):
+        with capturing():
+            made._forward_backward()
+            made._update(show=False)
+    assert made.test(Signals("none", "none"))
+
+
+def test_a_loss_that_is_nan_ends_training_on_a_gpu_where_it_is_displayed(gpu):
+    made = Solver(param_of(display=4), gpu)
+    made.step(1)
+    made.net.learnable[0].data.detach().fill_(float("nan"))
+    made.iteration = 1
+    with pytest.raises(UserError, match="iteration 4: the loss is nan: training diverged"):
+        made.solve(Signals())
+
+
+def test_a_cuda_graph_is_captured_on_the_current_stream_into_the_memory_of_all_graphs(monkeypatch):
+    seen, handles = [], itertools.count()
+
+    class Graph:
+        def register_generator_state(self, generator):
+            seen.append(("generator", generator))
+
+        def replay(self):
+            seen.append("replayed")
+
+    @contextlib.contextmanager
+    def capture(made, **settings):
+        assert isinstance(made, Graph)
+        seen.append(settings)
+        yield
+        seen.append("captured")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the current stream")
+    monkeypatch.setattr(graph, "_pool", functools.lru_cache(maxsize=1)(graph._pool.__wrapped__))
+    generator, result = torch.Generator(), (torch.zeros(()), {})
+    for _ in range(2):
+        made = graph.CudaGraph()
+        made.register([generator])
+        assert made.record(lambda: result) is result
+        made.replay()
+    settings = {"pool": 0, "stream": "the current stream", "capture_error_mode": "thread_local"}
+    assert seen == [("generator", generator), settings, "captured", "replayed"] * 2
+
+
+RECORDED = {
+    "Accuracy", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Convolution", "Deconvolution", "Dropout", "ELU",
+    "Eltwise", "Exp", "Flatten", "InnerProduct", "LRN", "LSTM", "LSTMUnit", "Pooling", "RNN", "ReLU", "Reshape",
+    "Scale", "Sigmoid", "Silence", "Slice", "Softmax", "SoftmaxWithLoss", "Split", "TanH",
+}  # fmt: skip
+
+
+def test_each_layer_says_whether_it_can_be_recorded():
+    assert {name for name, layer in LAYERS.items() if issubclass(layer, graph.CAPTURABLE)} == RECORDED
+
+
+@pytest.mark.parametrize("kind", sorted(RECORDED))
+def test_a_layer_that_can_be_recorded_computes_the_same_from_other_values(kind):
+    for case in LAYER_CASES[kind]:
+        found = []
+        for recorded in (False, True):
+            phase = TRAIN if case.phase == "TRAIN" else TEST
+            net = Net(case.net, NetState(phase=phase), 1, torch.device("cpu"))
+            for layer in net.layers:
+                layer.check_labels = False  # as on a GPU
+
+            def run(net=net):
+                return graph.forward_backward(net, 0)
+
+            net.feed(case.bottoms(0))
+            if recorded:
+                made = graph.Graph(net, Tape(net))
+                assert made.record(run) == ""
+            inputs = [layer.forward([], 0)[0] for layer in net.layers if layer.type == "Input"]
+            for tensor, values in zip(inputs, case.bottoms(1).values(), strict=True):
+                tensor.detach().copy_(torch.from_numpy(values))
+            with contextlib.nullcontext() if recorded else capturing():
+                _, outputs = made.replay(0) if recorded else run()
+            found.append([*outputs.values(), *(blob.leaf.grad for blob in net.learnable)])
+            found[-1] += [blob.data.detach() for blob in net.learnable]
+        for one, other in zip(*found, strict=True):
+            assert (one is None) == (other is None), case.name
+            assert one is None or torch.equal(one.nan_to_num(9), other.nan_to_num(9)), case.name

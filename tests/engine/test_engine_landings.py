@@ -5,9 +5,10 @@ import threading
 import numpy as np
 import pytest
 import torch
+from support.streams import Cuda, plain
 from support.waiting import PATIENCE
 
-from transfer_caffe.engine.batches.staging import Staging
+from transfer_caffe.engine.batches.staging import SPARE, CudaLane, Staging
 
 
 class Streams:
@@ -183,3 +184,43 @@ def test_prefetching_keeps_the_number_of_batches_that_was_asked_for(streams):
         assert sorted(set(asked)) == list(range(max(asked) + 1)) and batch + 3 <= max(asked) <= batch + 4
     assert len(asked) == len(set(asked))
     assert np.array_equal(sorted(asked), np.arange(len(asked)))
+
+
+ORDERS = [range(12), [0, 1, 2, 7, 8, 3, 3, 4, 0]]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_gpus_streams_and_events_are_used_so_that_each_computation_sees_its_batch(order, ahead, monkeypatch):
+    cuda = Cuda(monkeypatch)
+    targets = [cuda.tensor(3, dtype=torch.int64), cuda.tensor(1)]
+    made, seen = Staging(targets, number, ahead), []
+    assert (made._landings is not None) == bool(ahead)
+    for batch in order:
+        made.send(batch)
+        cuda.current.enqueue(lambda: seen.append([plain(target).clone() for target in targets]))
+        all_done(made)
+    assert len(seen) < len(order)  # the host is ahead
+    cuda.current.run()
+    assert [int(each[0][0]) for each in seen] == list(order)
+    assert all(bool((value == batch).all()) for batch, each in zip(order, seen, strict=True) for value in each)
+    assert len(cuda.pinned) == len(targets) * (ahead + SPARE)
+    assert sum(event.blocking for event in cuda.events) == ahead + SPARE  # a thread that waits for a copy sleeps
+
+
+def test_a_gpu_copies_the_next_batch_on_a_stream_of_its_own(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    targets = [cuda.tensor(3)]
+    made, seen = Staging(targets, number, 2), []
+    for batch in range(3):
+        made.send(batch)
+        all_done(made)
+        cuda.current.enqueue(lambda: seen.append(int(plain(targets[0])[0])))
+    landings = made._landings
+    assert landings is not None and isinstance(landings._lane, CudaLane) and landings.holds(3)
+    copies = landings._lane._stream
+    assert copies is not cuda.current
+    copies.run()
+    assert plain(landings._places[0][0]).tolist() == [3, 3, 3] and seen == [0]  # while batches 1 and 2 are computed
+    memory = {place[0].data_ptr() for place in landings._places}
+    assert {each for each, stream in cuda.recorded if stream is copies} == memory  # not given to others before that

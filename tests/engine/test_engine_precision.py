@@ -167,7 +167,9 @@ def test_tf32_without_a_gpu_is_refused_in_one_line():
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_the_switches_of_pytorch_are_as_asked_for(precision):
     try:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
         use_precision(precision, False, torch.device("cuda", 0))
+        assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
         assert torch.backends.cudnn.benchmark and not torch.backends.cudnn.deterministic
     finally:

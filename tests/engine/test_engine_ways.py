@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.streams import Cuda
 
 from transfer_caffe.engine.iteration import ways
 from transfer_caffe.engine.layers.vision import WAYS, Convolution, block_diagonal
@@ -151,6 +152,22 @@ def test_what_is_measured_runs_for_learning_and_for_frozen_layers_and_leaves_no_
         ways.passes(layer, torch.randn(2, 6, 7, 5), below)
     assert [len(each) for each in backward] == [below + (not frozen)] * (3 if below or not frozen else 0)
     assert all(blob.data.grad is None for blob in layer.blobs)
+
+
+def test_a_way_is_timed_by_the_devices_clock_without_its_first_runs_and_is_not_kept(monkeypatch):
+    cuda, seen = Cuda(monkeypatch), []
+    durations = iter([90.0, 80.0, 70.0, 5.0, 1.0, 4.0, 2.0, 3.0])
+    layer = net().layers[1]
+    assert isinstance(layer, Convolution)
+
+    def passes(layer, images, below):
+        assert tuple(images.shape) == (2, 6, 7, 5) and images.is_contiguous(memory_format=torch.channels_last)
+        seen.append((layer.way, images.dtype, below))
+        cuda.clock += next(durations)
+
+    monkeypatch.setattr(ways, "passes", passes)
+    assert ways.milliseconds(layer, "dense", [2, 6, 7, 5], torch.bfloat16, False) == 3.0
+    assert seen == [("dense", torch.bfloat16, False)] * 8 and layer.way == "native"
 
 
 def test_weights_of_other_groups_are_zero():

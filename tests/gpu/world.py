@@ -122,7 +122,7 @@ class World:
             made._pass._direct = None
         if self.tiny and graph:
             update = made._update_on_device if made.param.iter_size == 1 else None
-            made._pass = Pass(made.net, lambda: Tape(made.net, made.history), update=update)
+            made._pass = Pass(made.net, lambda: Tape(made.net), update=update)
         if not graph:
             made._pass._make = None
         return made

@@ -1,19 +1,32 @@
 """A stand-in for a CUDA graph, for machines without a GPU."""
 
-from transfer_caffe.engine.layers.data import Images
-from transfer_caffe.engine.layers.neuron import Dropout
+import contextlib
+import weakref
+from typing import ClassVar
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from transfer_caffe.engine.layers.vision import Pooling
+
+SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+"""Operations whose result the host waits for: a CUDA graph cannot be captured with them."""
 
 
 class Tape:
-    """A stand-in for a CUDA graph that calls the function: results and gradients are always in the same tensors.
+    """A stand-in for a CUDA graph that repeats the operations, on the same tensors; no Python code runs again.
 
-    Recording computes nothing; the tensors then hold NaN.
+    Recording computes nothing: tensors that existed before keep their values, and new ones hold NaN until the first
+    replay. As with a pool of memory that graphs share, a replay overwrites the results of all other tapes.
     """
 
-    def __init__(self, net, state=()):
-        """``state``: further tensors that the function changes (the solver's history), restored after recording."""
-        self.blobs, self.layers = net.learnable, net.layers
-        self.state = [*(blob.data.detach() for blob in net.learnable), *state]
+    _all: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+
+    def __init__(self, net):
+        """``net`` is the net whose function will be recorded."""
+        self.blobs = net.learnable
         self.registered = []
         self.seeds = []
 
@@ -21,41 +34,96 @@ class Tape:
         self.registered = list(generators)
 
     def record(self, function):
-        self.function = function
         self.adds = any(blob.leaf.grad is not None for blob in self.blobs)
-        lows = [blob.low.detach() for blob in self.blobs if blob.low is not None]
-        state = [*self.state, *lows]
-        before = [each.clone() for each in state]
-        gradients = [None if blob.leaf.grad is None else blob.leaf.grad.clone() for blob in self.blobs]
-        loss, outputs = function()
-        for each, old in zip(state, before, strict=True):
-            each.copy_(old)
-        self.results = [loss, *outputs.values(), *(blob.leaf.grad for blob in self.blobs)]
-        olds = [None] * (1 + len(outputs)) + gradients
-        for each, old in zip(self.results, olds, strict=True):
-            if each is not None:
-                each.copy_(old) if old is not None else each.fill_(float("nan"))
+        operations = _Operations(self.registered)
+        try:
+            with capturing(operations):
+                loss, outputs = function()
+        finally:
+            operations.undo()
+        self.steps = operations.steps
+        self.results = [each for each in (loss, *outputs.values()) if operations.made(each)]
+        Tape._all.add(self)
         return loss, outputs
 
+    @torch.no_grad()
     def replay(self):
         self.seeds.append([generator.initial_seed() for generator in self.registered])
-        count = len(self.blobs)
-        for blob, gradient in zip(self.blobs, self.results[len(self.results) - count :], strict=True):
-            blob.leaf.grad = gradient if self.adds else None
-        # a graph repeats what was recorded, with the settings at that time
-        images = [layer for layer in self.layers if isinstance(layer, Images)]
-        drawing = [layer for layer in self.layers if isinstance(layer, Dropout) and layer.context.training]
-        for layer in images:
-            layer.prepares = False
-        for layer, generator in zip(drawing, self.registered, strict=True):
-            layer.generator = generator
-        loss, outputs = self.function()
-        for layer in images:
-            layer.prepares = True
-        for layer in drawing:
-            layer.generator = None
-        new = [loss, *outputs.values(), *(blob.leaf.grad for blob in self.blobs)]
-        for place, value in zip(self.results, new, strict=True):
-            assert (place is None) == (value is None)
-            if place is not None:
-                place.copy_(value)
+        for other in Tape._all - {self}:
+            for result in other.results:
+                result.fill_(float("nan"))
+        for function, args, kwargs, places in self.steps:
+            for place, value in zip(places, tree_leaves(function(*args, **kwargs)), strict=True):
+                if place is not None:
+                    place.copy_(value)
+
+
+@contextlib.contextmanager
+def capturing(operations=None):
+    """Raise RuntimeError if something reads a value, as while a CUDA graph is captured."""
+    # a CPU also looks for NaN in the maxima
+    with operations or _Operations(None), mock.patch.object(Pooling, "lacks_numbers", lambda *_: False):
+        yield
+
+
+class _Operations(TorchDispatchMode):
+    """Note all operations that compute something, with their tensors; `undo` what they have done."""
+
+    def __init__(self, generators):
+        super().__init__()
+        self.generators = None if generators is None else {generator._cdata for generator in generators}
+        self.steps = []
+        self._new = {}
+        self._before = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self._require_capturable(func, args, kwargs)
+        given = {id(each): each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)}
+        written = [
+            tensor for argument, value in zip(func._schema.arguments, args, strict=False)
+            for tensor in tree_leaves(value) if argument.alias_info is not None and argument.alias_info.is_write
+        ]  # fmt: skip
+        written += [kwargs[each.name] for each in func._schema.arguments
+                    if each.name in kwargs and each.alias_info is not None and each.alias_info.is_write]  # fmt: skip
+        for tensor in written:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._new and storage.data_ptr() not in self._before:
+                self._before[storage.data_ptr()] = storage, storage.clone()
+        result = func(*args, **kwargs)
+        known = {each.untyped_storage().data_ptr() for each in given.values()}
+        places = [
+            each.data if isinstance(each, torch.Tensor) and each.untyped_storage().data_ptr() not in known else None
+            for each in tree_leaves(result)
+        ]
+        self._new |= {place.untyped_storage().data_ptr(): place for place in places if place is not None}
+        changes = bool(written) or any(place is not None for place in places)
+        if changes and not func._schema.name.startswith(("aten::empty", "aten::new_empty")):
+            # .data: on a GPU a replay does not change the versions that autograd counts
+            self.steps.append((func, *tree_map(_plain, (args, kwargs)), places))
+        return result
+
+    def _require_capturable(self, func, args, kwargs):
+        name = func._schema.name.removeprefix("aten::")
+        masks = name.startswith("index") and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1:2])
+        )
+        drawing = [each._cdata for each in kwargs.values() if isinstance(each, torch._C.Generator)]
+        unknown = self.generators is not None and not self.generators.issuperset(drawing)
+        if name in SYNCHRONISING or masks or unknown:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
+
+    def made(self, tensor):
+        """Return whether a tensor's memory is new."""
+        return tensor.untyped_storage().data_ptr() in self._new
+
+    def undo(self):
+        for storage, values in self._before.values():
+            storage.copy_(values)
+        for tensor in self._new.values():
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+
+
+def _plain(value):
+    return value.data if isinstance(value, torch.Tensor) else value
