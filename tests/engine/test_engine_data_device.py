@@ -470,7 +470,9 @@ def test_images_in_bf16_are_those_of_float32_rounded_once(mean):
     drawn = torch.from_numpy(transformer.draws(np.random.default_rng(0), 4, transformer.shape))
     records = torch.randint(0, 256, (4, *SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     given = records, torch.arange(4), drawn
-    exact, low = (OnDevice(transformer, torch.device("cpu"), dtype).cut(*given) for dtype in (torch.float32, torch.bfloat16))
+    exact, low = (
+        OnDevice(transformer, torch.device("cpu"), dtype).cut(*given) for dtype in (torch.float32, torch.bfloat16)
+    )
     assert torch.equal(low, exact.bfloat16())
 
 

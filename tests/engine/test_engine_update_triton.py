@@ -56,7 +56,8 @@ class OnGpu(torch.Tensor):
 found = []
 param = SolverParameter(type="SGD", momentum=0.9, weight_decay=0.01, iter_size=2)
 for kind in (torch.Tensor, OnGpu):
-    blobs = [Blob(torch.randn(3, 4, 5, 2, generator=torch.manual_seed(1)).requires_grad_(), rate) for rate in (1.0, 2.0)]
+    weights = torch.randn(2, 3, 4, 5, 2, generator=torch.manual_seed(1))
+    blobs = [Blob(values.requires_grad_(), 2.0) for values in weights]
     # a convolution's gradient may be channels-last, the second blob has none
     gradient = torch.randn(3, 4, 5, 2, generator=torch.manual_seed(2)).contiguous(memory_format=torch.channels_last)
     blobs[0].data.grad = gradient
