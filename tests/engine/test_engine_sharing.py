@@ -1,15 +1,19 @@
 """One copy of the records for several processes: who starts the holder, when it ends, and what happens on a kill."""
 
+import argparse
 import gc
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
@@ -17,12 +21,15 @@ import torch
 from support.waiting import PATIENCE, gone
 
 from transfer_caffe.engine.batches import resident, sharing
+from transfer_caffe.engine.batches.holder import Holder
 from transfer_caffe.engine.batches.sharing import Share, Source, User
 from transfer_caffe.engine.layers import Context
 from transfer_caffe.engine.layers.data import Data, Images
+from transfer_caffe.engine.layers.sources import ImageData
 from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import parse_text
-from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter
+from transfer_caffe.formats.proto.caffe_pb2 import Datum, LayerParameter
+from transfer_caffe.formats.views import open_records
 from transfer_caffe.utils import processes
 from transfer_caffe.utils.errors import UserError
 
@@ -271,3 +278,224 @@ def test_a_holder_that_cannot_start_is_an_error_that_names_its_log(share, monkey
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(UserError, match=r"could not start; .*\.log says why; with --jobs 1 it is not needed"):
         layer()
+
+
+def test_images_that_a_list_names_are_not_shared(share):
+    for index in range(5):
+        cv2.imwrite(f"{index}.png", np.full((6, 6, 3), index, np.uint8))
+    Path("list.txt").write_text("".join(f"{index}.png {index}\n" for index in range(5)))
+    text = 'name: "d" type: "ImageData" top: "data" top: "label" image_data_param { source: "list.txt" batch_size: 4 }'
+    device("device")
+    made = ImageData(parse_text(text, LayerParameter(), ""), Context(1, torch.device("cpu"), True))
+    made.setup([])
+    assert made.resident and not sharing._started
+
+
+def test_a_holder_for_the_hosts_memory_takes_none_of_the_device(share, monkeypatch):
+    asked = []
+
+    def start(self, source, device, on_device):
+        asked.append((device, on_device))
+        return SimpleNamespace(room=True, on_device=on_device, give_up=lambda: None)
+
+    monkeypatch.setattr(Share, "start", start)
+    records, gpu = open_records("db", None), torch.device("cuda", 1)
+    for where in ("device", "host"):
+        device(where)
+        copy = resident.copy_of(records, Source(Path("db").resolve(), None), "db", gpu)
+        assert copy is not None and copy.on_device is (where == "device")
+        del copy
+    assert asked == [(gpu, True), (torch.device("cpu"), False)]
+
+
+@pytest.mark.parametrize(("stored", "forced"), [(1, "force_color"), (3, "force_gray")])
+def test_a_holder_decodes_images_as_its_user_asks(stored, forced, share, monkeypatch):
+    draw = np.random.RandomState(0)
+    with lmdb.open("images", map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for index in range(COUNT):
+            image = cv2.imencode(".png", draw.randint(0, 256, (8, 8, stored)).astype(np.uint8))[1].tobytes()
+            value = Datum(data=image, label=index, encoded=True).SerializeToString()
+            transaction.put(f"{index:08d}_x".encode(), value)
+    monkeypatch.setitem(globals(), "LAYER", LAYER.replace("mirror: true", f"{forced}: true"))
+    expected = layer("images").forward([], 0)[0]
+    device("device")
+    made = layer("images")
+    assert made.resident and torch.equal(made.forward([], 0)[0], expected)
+    assert expected.shape[1] == 4 - stored
+
+
+def test_decisions_are_made_by_one_process_at_a_time(share):
+    entered = threading.Event()
+
+    def enter():
+        with share.lock():
+            entered.set()
+
+    other = threading.Thread(target=enter)
+    with share.lock():
+        other.start()
+        assert not entered.wait(0.3)
+    assert entered.wait(PATIENCE)
+    other.join()
+
+
+def test_a_holder_that_ends_when_it_is_asked_is_none(share):
+    source = Source(Path("db").resolve(), None)
+    with share.lock(), socket.socket(socket.AF_UNIX) as listener, share._address(source) as address:
+        listener.bind(address)
+        listener.listen(1)
+        ends = threading.Thread(target=lambda: listener.accept()[0].close())
+        ends.start()
+        assert share.join(source) is None
+        ends.join()
+    assert files(share) == [""]
+
+
+def test_a_holder_does_not_end_with_its_starter_or_by_its_terminal_but_by_sigterm(share):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in an engine; conftest.py restores it
+    device("host")
+    made = layer()
+    assert made._copy is not None and os.getsid(holder().pid) != os.getsid(0)
+    assert made._copy.ready()
+    holder().send_signal(signal.SIGINT)
+    other = joined(share)
+    assert other and not isinstance(other.receive(), str)
+    holder().terminate()
+    assert holder().wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_a_holder_stays_as_long_as_a_process_decides_and_may_connect(share):
+    device("device")
+    made = layer()
+    assert made.resident
+    with share.lock():
+        del made
+        time.sleep(0.6)  # several times the interval in which it looks
+        other = share.join(Source(Path("db").resolve(), None))
+        assert other and other.pid == holder().pid
+    assert not isinstance(other.receive(), str)
+    other.give_up()
+    assert holder().wait(PATIENCE) == 0
+
+
+def started(share, change=""):
+    """Start a holder as `Share.start` does, after a ``change`` to its modules, but do not connect to it."""
+    code = "import sys, time, torch\nfrom transfer_caffe.engine.batches import holder, resident\n"
+    code += f"{change}\nsys.exit(holder.main(sys.argv[1:]))"
+    source = Source(Path("db").resolve(), None)
+    with share.lock(), socket.socket(socket.AF_UNIX) as listener, share._address(source) as address:
+        listener.bind(address)
+        listener.listen(8)
+        argv = [sys.executable, "-c", code, "--folder", str(share.folder), "--source", str(source.path)]
+        argv += ["--device", "cpu", "--on-device", "--listen", str(listener.fileno())]
+        with open("said", "wb") as said:
+            process = subprocess.Popen(
+                argv, stdout=said, stderr=said, env=processes.environment(), pass_fds=[listener.fileno()]
+            )  # fmt: skip
+    sharing._started.append(process)  # the fixture ends it
+    return process
+
+
+def test_a_holder_to_which_no_one_connects_ends_after_a_while(share):
+    process = started(share, "holder.SECONDS_FOR_A_FIRST_USER = 2.0")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    assert process.wait(PATIENCE) == 0 and files(share) == [""]
+
+
+def test_a_fault_of_the_holder_ends_it_and_its_users_wait_no_longer(share):
+    fault = (
+        "import os\ndef fault(*_):\n    while not os.path.exists('go'):\n        time.sleep(0.01)\n    raise KeyError"
+    )
+    process = started(share, f"{fault}\nresident.load = fault")
+    user = joined(share)
+    assert user
+    Path("go").touch()
+    assert process.wait(PATIENCE) == 1 and "KeyError" in Path("said").read_text()
+    with pytest.raises(UserError, match="has ended"):
+        user.receive()
+
+
+def test_a_holder_for_which_the_device_has_no_memory_says_so(share):
+    process = started(share, "def full(*_):\n    raise torch.OutOfMemoryError('no memory')\nholder.allocate = full")
+    user = joined(share)
+    assert user and not user.room
+    user.give_up()
+    assert process.wait(PATIENCE) == 0
+
+
+def test_a_holder_whose_users_leave_does_not_decode_to_the_end(share):
+    slow = "from concurrent.futures import ThreadPoolExecutor as Pool\n"
+    slow += "resident.load = lambda *_: Pool(1).submit(time.sleep, 3600).result()"
+    process = started(share, slow)
+    user = joined(share)
+    assert user and user.room
+    user.give_up()
+    assert process.wait(PATIENCE) == 0
+
+
+@pytest.fixture
+def serving():
+    """A `Holder` in this process that is not running, and a function that connects a user to it."""
+    own, other = socket.socketpair()
+    made = Holder(argparse.Namespace(source=Path("db"), color=None, on_device=True, listen=own.detach()))
+    threads = []
+
+    def connect():
+        ours, its = socket.socketpair()
+        thread = threading.Thread(target=made._serve, args=(Connection(its.detach()), True), daemon=True)
+        threads.append(thread)
+        made.users += 1
+        thread.start()
+        connection = Connection(ours.detach())
+        assert connection.recv() == ("allocated", os.getpid(), True, True)
+        return connection, thread
+
+    yield made, connect
+    made.listener.close()
+    other.close()
+
+
+def test_each_user_gets_each_line_once_and_counts_until_it_leaves(serving):
+    made, connect = serving
+    first, thread = connect()
+    for line in ("one", "two"):
+        made._say(line)
+        assert first.poll(PATIENCE) and first.recv() == ("said", line)
+    second, _ = connect()
+    made._say("three")
+    for user in (first, second):
+        assert user.poll(PATIENCE) and user.recv() == ("said", "three")
+    made._settle(lambda: ("unlike", "why"))
+    for user in (first, second):
+        assert user.poll(PATIENCE) and user.recv() == ("unlike", "why")
+    thread.join(0.2)
+    assert thread.is_alive() and made.users == 2
+    first.close()
+    thread.join(PATIENCE)
+    assert made.users == 1
+    second.close()
+
+
+def test_memory_is_exported_anew_for_each_user_and_a_gpu_that_cannot_is_each_users_error(serving, monkeypatch):
+    made, connect = serving
+    exported = []
+    monkeypatch.setattr(resident, "load", lambda *_: "labels")
+
+    def export():
+        exported.append(len(exported))
+        if len(exported) > 2:
+            raise RuntimeError("invalid device context\nmore")
+        return "rebuild", exported[-1]
+
+    made._load(None, torch.zeros(1), export)
+    answers = []
+    for _ in range(3):
+        user, _ = connect()
+        assert user.poll(PATIENCE)
+        answers.append(user.recv())
+        user.close()
+    # CUDA counts the users of a handle
+    assert answers[:2] == [("records", "rebuild", 0, "labels"), ("records", "rebuild", 1, "labels")]
+    why = "processes cannot share its records on this GPU (invalid device context); use --jobs 1"
+    assert answers[2] == ("error", f"db: {why}")

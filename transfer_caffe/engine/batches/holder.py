@@ -109,9 +109,6 @@ class Holder:
         except BlockingIOError:
             os.close(lock)
             return False
-        if select.select([self.listener], [], [], 0)[0]:
-            os.close(lock)
-            return False
         for kind in ("socket", "log"):
             (self.args.folder / f"{self.name}.{kind}").unlink(missing_ok=True)
         return True
@@ -141,8 +138,8 @@ class Holder:
     def _serve(self, connection: Connection, room: bool) -> None:
         """Send all messages to one user, and wait until it disconnects. Users send nothing."""
         try:
-            connection.send(("allocated", os.getpid(), self.args.on_device, room))
             told = len(self.said)
+            connection.send(("allocated", os.getpid(), self.args.on_device, room))
             while room and self.answer is None and not connection.poll():
                 with self.changed:
                     self.changed.wait(1)
