@@ -163,9 +163,9 @@ def test_floats_amid_bytes_are_refused_where_the_device_takes_bytes(tier):
 def test_images_that_a_list_names_are_kept_too(tier, tmp_path, monkeypatch):
     import cv2
 
-    for index in range(5):
+    for index in range(10):
         cv2.imwrite(f"{index}.png", np.full((6, 6, 3), index, np.uint8))
-    (tmp_path / "list.txt").write_text("".join(f"{index}.png {index}\n" for index in range(5)))
+    (tmp_path / "list.txt").write_text("".join(f"{index}.png {index}\n" for index in range(10)))
     text = 'name: "d" type: "ImageData" top: "data" top: "label" '
     text += 'image_data_param { source: "list.txt" batch_size: 4 shuffle: true }'
 
@@ -182,11 +182,11 @@ def test_images_that_a_list_names_are_kept_too(tier, tmp_path, monkeypatch):
     del ours
     ImageData._order.cache_clear()  # holds the layer
     gc.collect()
-    monkeypatch.setattr(resident, "device_memory", lambda _: (4 * 6 * 6 * 3, 0))
+    monkeypatch.setattr(resident, "device_memory", lambda _: (5 * 6 * 6 * 3, 0))
     monkeypatch.setattr(resident, "available_memory", lambda: GIB)
     ours = made()  # in a random order a batch may have any number of records from the host
     ours.prepare(0)
-    assert ours._copy is not None and ours._copy.split == resident.Split(4, 5)
+    assert ours._copy is not None and ours._copy.split == resident.Split(5, 10)
     require_same(batches(ours, range(4)), expected)
 
 
@@ -483,3 +483,35 @@ def test_each_device_has_a_copy_of_its_own(monkeypatch):
         resident.copy_of(made.records, "a key", "db3", torch.device("cuda", index)) for index in (0, 1, 0)
     ]  # fmt: skip
     assert copies[0] is copies[2] is not copies[1] is not None
+
+
+def test_a_record_with_other_channels_is_the_same_error_as_on_the_host(tier):
+    draw = np.random.RandomState(0)
+    write("channels", [draw.randint(0, 256, (*SIZE, channels)).astype(np.uint8) for channels in (3, 3, 1, 3)])
+    for where in (None, DEVICE, SPLIT):
+        if where:
+            tier(where)
+        with pytest.raises(UserError, match=r"record 2 of channels is \[1, 8, 9\], the first record is \[3, 8, 9\]"):
+            layer(source="channels").forward([], 0)
+
+
+def test_a_buffer_that_a_thread_still_writes_is_not_given_to_another(monkeypatch):
+    go, busy = threading.Event(), set()
+
+    def fill(arrays, batch):
+        assert id(arrays[0]) not in busy
+        busy.add(id(arrays[0]))
+        if batch == 1:
+            assert go.wait(PATIENCE)
+        arrays[0][:] = batch
+        busy.remove(id(arrays[0]))
+
+    target = torch.zeros(1)
+    ring = staging.Staging([target], fill, 2)
+    ring.send(0)  # batches 1 and 2 are being made
+    timer = threading.Timer(0.3, go.set)
+    timer.start()
+    for batch in (9, 20, 31, 42, 53):
+        ring.send(batch)
+        assert target.item() == batch
+    timer.join()

@@ -193,6 +193,12 @@ def test_nets_with_layers_that_work_on_the_host_are_told_apart(more, why, capfd)
     capfd.readouterr()
     Pass(net, lambda: Tape(net))
     assert ("without a CUDA graph" in capfd.readouterr().err) is bool(why)
+    assert (TestPass(net, lambda: Tape(net))._make is None) is bool(why)
+
+
+def test_batches_that_the_host_makes_are_not_recorded(monkeypatch):
+    monkeypatch.setattr(Images, "_made_by_device", ("cuda",))
+    assert uncapturable(solver().net).startswith("layer 'd' (Data) reads values")
 
 
 def test_on_a_cpu_nothing_is_recorded(capfd):
@@ -290,7 +296,20 @@ def test_a_solver_that_is_restored_in_between_records_anew(on_device):
     made.step(6)
     made.restore("net_iter_5.solverstate", read_state("net_iter_5.solverstate"))
     made.solve(Signals())
-    assert len(tapes) == 2 and state(made) == state(undisturbed)
+    assert state(made) == state(undisturbed)
+    assert [len(tape.seeds) for tape in tapes] == [6 - graph.WARM_UP, 4 - graph.WARM_UP]  # and warms up anew
+
+
+def test_gradients_that_something_else_has_computed_do_not_end_up_in_the_next_update():
+    eager, made = solver(), solver()
+    tapes = with_graph(made)
+    for one in (eager, made):
+        one.step(6)
+        for blob in one.net.learnable:
+            blob.leaf.grad = None
+        graph.forward_backward(one.net, 77)  # a user looks at gradients
+        one.step(2)
+    assert len(tapes[0].seeds) == 8 - graph.WARM_UP and state(made) == state(eager)
 
 
 TESTED = """layer { name: "accuracy" type: "Accuracy" bottom: "f" bottom: "label" top: "accuracy"

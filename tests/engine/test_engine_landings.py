@@ -210,11 +210,16 @@ def test_a_gpus_streams_and_events_are_used_so_that_each_computation_sees_its_ba
 
 def test_a_gpu_copies_the_next_batch_on_a_stream_of_its_own(monkeypatch):
     cuda = Cuda(monkeypatch)
-    targets = [cuda.tensor(3)]
-    made, seen = Staging(targets, number, 2), []
+    targets, seen = [cuda.tensor(3)], []
+    cuda.current.enqueue(lambda: seen.append("earlier work, which may use the memory of the landings"))
+    made = Staging(targets, number, 2)
     for batch in range(3):
         made.send(batch)
         all_done(made)
+        if batch == 0:
+            assert not seen and made._landings is not None and isinstance(made._landings._lane, CudaLane)
+            made._landings._lane._stream.run()
+            assert seen.pop().startswith("earlier work")
         cuda.current.enqueue(lambda: seen.append(int(plain(targets[0])[0])))
     landings = made._landings
     assert landings is not None and isinstance(landings._lane, CudaLane) and landings.holds(3)
