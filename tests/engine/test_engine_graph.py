@@ -196,6 +196,14 @@ def test_nets_with_layers_that_work_on_the_host_are_told_apart(more, why, capfd)
     assert (TestPass(net, lambda: Tape(net))._make is None) is bool(why)
 
 
+@pytest.mark.parametrize(
+    ("more", "dtype", "direct"),
+    [("", torch.float32, True), ("", torch.bfloat16, False), ("force_backward: true", torch.float32, False)],
+)
+def test_a_cpu_computes_without_autograd_in_float32_only(more, dtype, direct):
+    assert (graph.direct_of(solver(more, dtype=dtype).net, own_process=False) is not None) is direct
+
+
 def test_batches_that_the_host_makes_are_not_recorded(monkeypatch):
     monkeypatch.setattr(Images, "_made_by_device", ("cuda",))
     assert uncapturable(solver().net).startswith("layer 'd' (Data) reads values")
@@ -209,13 +217,16 @@ def test_on_a_cpu_nothing_is_recorded(capfd):
 
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("on_device", [False, True])
-def test_an_iteration_of_several_batches_is_recorded_as_a_first_one_and_one_that_adds(parts, on_device, monkeypatch):
+def test_an_iteration_of_several_batches_is_recorded_as_a_first_one_and_one_that_adds(
+    parts, on_device, monkeypatch, capfd
+):
     monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu") if on_device else ("cuda",))
     eager, made = solver(iter_size=parts), solver(iter_size=parts)
     tapes = with_graph(made)
     eager.solve(Signals())
     made.solve(Signals())
     assert [tape.adds for tape in tapes] == [False, True]
+    assert capfd.readouterr().err.count("From here on an iteration is one CUDA graph.") == 1
     # the first is replayed from the fourth iteration on, the other after three runs that add to a recorded gradient
     assert len(tapes[0].seeds) == 9 - graph.WARM_UP
     assert len(tapes[1].seeds) == (9 - graph.WARM_UP) * (parts - 1) - graph.WARM_UP
@@ -328,6 +339,7 @@ def test_passes_of_a_test_are_recorded_and_give_the_same_outputs_with_the_weight
         if recorded:
             _, test = sorted(tapes, key=lambda tape: len(tape.seeds))
             assert len(test.seeds) == 4 * 5 - graph.WARM_UP  # tests at 0, 3, 6 and 9
+            assert test.registered == []  # a test draws no masks
     assert len(said[0]) == 8 and said[0] == said[1]
     assert len(set(said[0])) > 4
 
@@ -535,7 +547,8 @@ def test_a_solver_used_as_a_library_on_a_gpu_and_a_traced_net_record_nothing(gpu
     assert state(made) == state(eager) and made.score() == eager.score()
     assert made._on_device and made._beside is None and made._pass._direct is None
     traced = Solver(param_of(test_iter=[5], test_interval=3, debug_info=True), gpu, own_process=True)
-    assert not traced._on_device and traced._pass._direct is not None
+    assert not traced._on_device
+    assert all(each._direct is not None for each in (traced._pass, *traced._test_passes))
     traced.step(6)
     traced.score()
 

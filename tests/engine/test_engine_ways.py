@@ -109,6 +109,16 @@ def test_only_strides_over_few_channels_without_dilation_are_tried_over_blocks()
         assert isinstance(made.layers[1], Convolution) and made.layers[1].ways == ("native",)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dims"),
+    [("Deconvolution", "dim: 7 dim: 5"), ("Convolution", "dim: 7 dim: 5 dim: 6"), ("Convolution", "dim: 7")],
+)
+def test_groups_of_a_deconvolution_and_of_other_than_two_axes_are_computed_natively(kind, dims):
+    text = NET.replace('"Convolution"', f'"{kind}"').replace("dim: 7 dim: 5", dims).replace("MORE", "")
+    made = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, CPU)
+    assert isinstance(made.layers[1], Convolution) and made.layers[1].ways == ("native",)
+
+
 def test_a_stride_over_blocks_is_chosen_where_it_is_faster(monkeypatch, capfd):
     monkeypatch.setattr(ways.Devices, "types", ("cpu",))
     monkeypatch.setattr(ways, "milliseconds", lambda layer, way, *_: {"native": 0.9, "blocks": 0.4}[way])
@@ -124,17 +134,22 @@ def test_a_stride_over_blocks_is_chosen_where_it_is_faster(monkeypatch, capfd):
 def test_the_gradient_of_the_bottom_is_measured_only_where_training_computes_it(monkeypatch):
     monkeypatch.setattr(ways.Devices, "types", ("cpu",))
     measured = {}
-    monkeypatch.setattr(
-        ways, "milliseconds", lambda layer, way, shape, dtype, below: measured.update({layer.name: below}) or 1.0
-    )
-    second = """layer { name: "conv2" type: "Convolution" bottom: "y" top: "z" convolution_param {
+
+    def milliseconds(layer, way, shape, dtype, below):
+        assert shape == ((2, 6, 7, 5) if layer.name == "conv" else (2, 9, 4, 3)) and dtype == torch.bfloat16
+        measured[layer.name] = below
+        return 1.0
+
+    monkeypatch.setattr(ways, "milliseconds", milliseconds)
+    second = """layer { name: "relu" type: "ReLU" bottom: "y" top: "y" }
+    layer { name: "conv2" type: "Convolution" bottom: "y" top: "z" convolution_param {
       num_output: 9 kernel_size: 3 group: 3 } }"""
     for rate, expected in (("1", True), ("0", False)):
         text = NET.replace(
             "convolution_param", f"param {{ lr_mult: {rate} }} param {{ lr_mult: {rate} }} convolution_param"
         )
         param = parse_text(text.replace("MORE", "") + second, NetParameter(), "")
-        ways.choose(Net(param, NetState(phase=TRAIN), 1, CPU))
+        ways.choose(Net(param, NetState(phase=TRAIN), 1, CPU, dtype=torch.bfloat16))
         assert measured == {"conv": False, "conv2": expected}
 
 
@@ -259,13 +274,24 @@ def test_a_state_without_ways_means_native_ones(choosing):
     second = solver(3)
     second.restore("snap/tiny_iter_3.solverstate", read_state("snap/tiny_iter_3.solverstate"))
     assert second._ways == {}
+    ways_of = [
+        layer.way for net in (second.net, *second.test_nets) for layer in net.layers if isinstance(layer, Convolution)
+    ]
+    assert set(ways_of) == {"native"}
 
 
 def test_an_unknown_way_in_a_state_is_an_error_in_one_line():
-    assert ways.of_text("conv2=halves a b=dense".replace("a b", "ab"), "x") == {"conv2": "halves", "ab": "dense"}
+    assert ways.of_text("conv2=halves ab=dense", "x") == {"conv2": "halves", "ab": "dense"}
     assert ways.to_text({"conv2": "halves", "conv4": "dense"}) == "conv2=halves conv4=dense"
     with pytest.raises(UserError, match=r"^net\.solverstate: 'winograd' is not a way to compute a convolution"):
         ways.of_text("conv2=winograd", "net.solverstate")
+
+
+@pytest.mark.parametrize("name", ["conv1/7x7_s2", "a b", "a=b c", "100%", "%20", "ä", " "])
+def test_a_state_records_ways_for_any_name_of_a_layer(name):
+    chosen = {"conv2": "dense", name: "halves", "conv4": "blocks"}
+    assert ways.of_text(ways.to_text(chosen), "x") == chosen
+    assert ways.of_text("a=b=dense", "x") == {"a=b": "dense"}  # as earlier versions have written it
 
 
 def test_a_solver_used_as_a_library_measures_nothing(tiny, monkeypatch):

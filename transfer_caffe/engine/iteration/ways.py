@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor
@@ -99,14 +100,15 @@ def use(nets: Sequence[Net], chosen: Mapping[str, str]) -> None:
 
 
 def to_text(chosen: Mapping[str, str]) -> str:
-    """Return the ways as they are recorded in a solver state."""
-    return " ".join(f"{name}={way}" for name, way in chosen.items())
+    """Return the ways as they are recorded in a solver state; a name's spaces and equals signs as in a URL."""
+    named = {name.replace("%", "%25").replace(" ", "%20").replace("=", "%3D"): way for name, way in chosen.items()}
+    return " ".join(f"{name}={way}" for name, way in named.items())
 
 
 def of_text(text: str, where: str) -> dict[str, str]:
     """Return the ways that ``text`` records. Raise UserError, with ``where``, for a way that does not exist."""
     pairs = [each.rpartition("=") for each in text.split(" ") if each]
-    chosen = {name: way for name, _, way in pairs}
+    chosen = {unquote(name): way for name, _, way in pairs}
     if unknown := set(chosen.values()) - set(WAYS):
         raise UserError(f"{where}: {sorted(unknown)[0]!r} is not a way to compute a convolution; the file is damaged")
     return chosen
