@@ -259,6 +259,7 @@ def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_d
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2},
                                       {"clip_gradients": 0.3}, {"clip_gradients": 0.3, "iter_size": 2},
+                                      {"rate": "0.3 decay_mult: 3"}, {"rate": "0 decay_mult: 3"},
                                       {"clip_gradients": 1e6}, {"clip_gradients": 0.3, "rate": "0"}])  # fmt: skip
 def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
     plain = solver(**settings)
@@ -287,6 +288,13 @@ def test_momentum_and_decay_act_on_a_blob_without_gradient_as_in_caffe(on_device
     made.step(2)
     assert torch.allclose(made.history[0], torch.full_like(before, 0.9 * 0.9), rtol=3 * 2**-24, atol=0)
     assert torch.allclose(values(made.net.learnable[0]), before - 0.9 - 0.81, rtol=0, atol=1e-6)
+
+
+def test_blobs_that_no_update_changes_are_left_out(on_device):
+    made = solver(rate="0")
+    made.step(1)
+    assert made._device_update is not None
+    assert made._device_update._blobs == [blob for blob in made.net.learnable if blob.lr_mult]
 
 
 @pytest.mark.parametrize(

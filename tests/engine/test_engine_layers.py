@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from support.streams import OnCuda
+from support.tape import capturing
 
 from transfer_caffe.engine import rng
 from transfer_caffe.engine.layers import LAYERS, Context, common
 from transfer_caffe.engine.layers.fillers import fill
+from transfer_caffe.engine.layers.vision import Convolution
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver.rates import next_step, rate
 from transfer_caffe.formats.nets import included, state_of
@@ -359,3 +362,43 @@ def test_large_inner_products_and_their_gradients_are_pytorchs_own(transpose, bi
     # deviations for the largest of 3000
     for one, two in zip(*both, strict=True):
         assert float((one - two).abs().max() / two.abs().max()) < 4 * 1024**0.5 * UNIT
+
+
+ON_A_GPU = {
+    "a convolution with a method for a CPU": (
+        'type: "Convolution" convolution_param { num_output: 64 kernel_size: 1 pad: 1 }', [(8, 64, 16, 16)], {}
+    ),
+    "a large InnerProduct": ('type: "InnerProduct" inner_product_param { num_output: 1024 }', [(2, 1024)], {}),
+    "Embed": ('type: "Embed" embed_param { num_output: 3 input_dim: 7 }', [(5,)], {0: 6}),
+    "BatchReindex": ('type: "BatchReindex"', [(4, 3), (6,)], {1: 3}),
+    "SoftmaxWithLoss": ('type: "SoftmaxWithLoss"', [(4, 3), (4,)], {1: 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ON_A_GPU)
+def test_on_a_gpu_a_layer_takes_no_operation_of_a_cpu_and_reads_no_value(case, monkeypatch):
+    text, shapes, most = ON_A_GPU[case]
+    bottoms = [torch.full(shape, float(most[i])) if i in most else torch.randn(shape) for i, shape in enumerate(shapes)]
+    layer, (expected,) = run(text, *bottoms)
+    layer.check_labels = True
+
+    def never(*_):
+        raise AssertionError("an operation of a CPU")
+
+    monkeypatch.setattr(common, "_onednn", never)
+    if isinstance(layer, Convolution):
+        assert layer.method is not None and layer.method.special
+        monkeypatch.setattr(layer.method, "apply", never)
+    with torch.no_grad(), capturing():
+        (top,) = layer.forward([bottom.as_subclass(OnCuda) for bottom in bottoms], 0)
+    most_apart = 2 * 1024 * UNIT * float(expected.detach().abs().max())  # sums of up to 1024 products
+    assert torch.allclose(top.as_subclass(torch.Tensor), expected, rtol=0, atol=most_apart)
+
+
+def test_a_convolution_of_images_is_channels_last_from_there_on():
+    text = 'type: "Convolution" convolution_param { num_output: 6 kernel_size: 3 weight_filler { type: "xavier" } }'
+    for kind in (torch.Tensor, OnCuda):
+        layer, _ = run(text, torch.randn(2, 3, 8, 8))
+        with torch.no_grad():
+            (top,) = layer.forward([torch.randn(2, 3, 8, 8).as_subclass(kind)], 0)
+        assert top.is_contiguous(memory_format=torch.channels_last) and not top.is_contiguous()

@@ -60,6 +60,7 @@ class OnCuda(torch.Tensor):
 
     cuda: "Cuda"
     is_cuda = True
+    device = torch.device("cuda", 0)
 
     def record_stream(self, stream):
         OnCuda.cuda.recorded.append((self.data_ptr(), stream))
