@@ -262,19 +262,29 @@ def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_d
                                       {"rate": "0.3 decay_mult: 3"}, {"rate": "0 decay_mult: 3"},
                                       {"clip_gradients": 1e6}, {"clip_gradients": 0.3, "rate": "0"}])  # fmt: skip
 def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
-    plain = solver(**settings)
-    plain.iteration = 5  # after the first step of the learning rate
-    plain.step(1)
-    monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu"))
-    made = solver(**settings)
-    made.iteration = 5
-    made.step(1)
-    pairs = list(zip(map(values, made.net.learnable), map(values, plain.net.learnable), strict=True))
-    for one, other in [*pairs, *zip(made.history, plain.history, strict=True)]:
+    made = []
+    for devices in (("cuda",), ("cuda", "cpu")):
+        monkeypatch.setattr(DeviceUpdate, "devices", devices)
+        one = solver(**settings)
+        one.iteration = 5  # after the first step of the learning rate
+        for history in one.history:
+            history.copy_(0.1 * torch.randn(history.shape, generator=torch.Generator().manual_seed(1)))
+        one.step(1)
+        made.append([*map(values, one.net.learnable), *one.history])
+    for other, one in zip(*made, strict=True):
         # a step of the history has 5 roundings in each of both, and the weight one; with clipping there are those of
         # the norm, a sum of 400 squares
         most = (12 + 400 * ("clip_gradients" in settings)) * 2**-24
         assert torch.allclose(one, other, rtol=most, atol=most * float(other.abs().max()))
+
+
+def test_the_learning_rate_is_sent_to_the_device_only_when_it_changes(on_device, monkeypatch):
+    made, sent = solver(), []
+    made.step(1)
+    assert made._device_update is not None
+    monkeypatch.setattr(made._device_update._staging, "send", sent.append)
+    made.step(7)
+    assert len(sent) == 1  # stepsize is 4
 
 
 def values(blob):
@@ -408,6 +418,30 @@ def test_copies_of_weights_follow_when_weights_are_loaded_in_between(graph, on_d
     for each in (made, other):
         each.net.set_weights(weights)
         each.step(2)
+    assert state(made) == state(other)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_copies_of_weights_follow_when_a_program_changes_weights_as_tensors(graph, on_device):
+    made, other = (solver(dtype=torch.bfloat16, test_iter=[2], test_interval=3) for _ in range(2))
+    if graph:
+        with_graph(made)
+    for each in (made, other):
+        each.step(6)
+        for blob in each.net.learnable:
+            blob.data.detach().mul_(0.5)
+    other._device_update = None  # its copies are made anew
+    for blob in other.net.learnable:
+        blob.low = None
+    assert made.score() == other.score()
+    for each in (made, other):
+        for blob in each.net.learnable:
+            blob.data.detach().mul_(0.5)
+    made.step(2)
+    for blob in other.net.learnable:
+        blob.low = None
+    other._device_update = None
+    other.step(2)
     assert state(made) == state(other)
 
 
