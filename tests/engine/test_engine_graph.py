@@ -17,9 +17,11 @@ from transfer_caffe.engine.batches import resident, transform
 from transfer_caffe.engine.iteration import graph, ways
 from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
 from transfer_caffe.engine.layers import LAYERS, vision
+from transfer_caffe.engine.layers.base import Blob
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.solver import device_update
 from transfer_caffe.engine.solver import solver as solver_module
 from transfer_caffe.engine.solver.beside import Beside
 from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
@@ -257,10 +259,14 @@ def test_an_update_within_the_graph_follows_the_learning_rate(rate, policy, on_d
     assert state(made) == state(eager)
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2},
-                                      {"clip_gradients": 0.3}, {"clip_gradients": 0.3, "iter_size": 2},
-                                      {"rate": "0.3 decay_mult: 3"}, {"rate": "0 decay_mult: 3"},
-                                      {"clip_gradients": 1e6}, {"clip_gradients": 0.3, "rate": "0"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"momentum": 0.0}, {"rate": "0"}, {"weight_decay": 0.0}, {"iter_size": 2}, {"rate": "0.3 decay_mult: 3"},
+        {"rate": "0 decay_mult: 3"}, {"clip_gradients": 0.0}, {"clip_gradients": 1e6}, {"clip_gradients": 0.3},
+        {"clip_gradients": 0.3, "iter_size": 2}, {"clip_gradients": 0.3, "rate": "0"},
+    ],
+)  # fmt: skip
 def test_updates_on_a_device_are_those_of_the_cpu_to_rounding(settings, monkeypatch):
     made = []
     for devices in (("cuda",), ("cuda", "cpu")):
@@ -298,6 +304,35 @@ def test_momentum_and_decay_act_on_a_blob_without_gradient_as_in_caffe(on_device
     made.step(2)
     assert torch.allclose(made.history[0], torch.full_like(before, 0.9 * 0.9), rtol=3 * 2**-24, atol=0)
     assert torch.allclose(values(made.net.learnable[0]), before - 0.9 - 0.81, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3])
+def test_clipping_leaves_gradients_of_zero_and_no_gradients_as_they_are(limit):
+    param = SolverParameter(momentum=0.9, weight_decay=0.01, clip_gradients=limit)
+    blobs = [Blob(torch.ones(3).requires_grad_()) for _ in range(2)]
+    for gradients in ((None, None), (torch.zeros(3), None)):
+        update = DeviceUpdate(param, blobs, [torch.zeros(3) for _ in blobs])
+        update.set_rate(0.0)
+        for blob, gradient in zip(blobs, gradients, strict=True):
+            blob.data.grad = gradient
+        update()
+        assert float(update.norm) == 0 and all(blob.data.eq(1).all() for blob in blobs)
+
+
+def test_rates_on_the_device_are_products_rounded_once():
+    blobs = [Blob(torch.ones(1), lr_mult) for lr_mult in (1.0, 0.3, 7.1)]
+    update = DeviceUpdate(SolverParameter(), blobs, [torch.zeros(1) for _ in blobs])
+    for rate in (0.1, 0.01, 0.003, 0.7):
+        update.set_rate(rate)
+        assert update._rates.tolist() == [float(np.float32(rate * blob.lr_mult)) for blob in blobs]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_where_a_kernel_cannot_run_plain_operations_are_used_and_the_log_says_so(capfd):
+    assert transform._fused_batches.__wrapped__() is None and device_update._fused_update.__wrapped__() is None
+    said = capfd.readouterr().err
+    assert "Batches are made without their Triton kernel: [" in said
+    assert "Updates run without their Triton kernel: [" in said
 
 
 def test_blobs_that_no_update_changes_are_left_out(on_device):
@@ -384,14 +419,16 @@ def test_a_test_that_cannot_be_recorded_runs_without_a_graph(capfd):
 
 
 @pytest.mark.parametrize("rate", ["1", "0"])
+@pytest.mark.parametrize("clip", [-1.0, 0.3])
 @pytest.mark.parametrize("graph", [False, True])
-def test_copies_of_weights_in_bf16_change_no_bit(rate, graph, on_device, monkeypatch):
+def test_copies_of_weights_in_bf16_change_no_bit(rate, clip, graph, on_device, monkeypatch):
     low = torch.bfloat16
-    plain = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    settings = {"rate": rate, "dtype": low, "test_iter": [2], "test_interval": 3, "clip_gradients": clip}
+    plain = solver(**settings)
     with monkeypatch.context() as patched:
         patched.setattr(solver_module, "blobs_with_copies", lambda *_: [])
         plain.step(8)
-    made = solver(rate=rate, dtype=low, test_iter=[2], test_interval=3)
+    made = solver(**settings)
     if graph:
         with_graph(made)
     made.step(8)
@@ -449,6 +486,14 @@ def test_weights_that_are_used_twice_have_no_copies():
     shared = 'param { name: "w" } inner_product_param { num_output: 5 bias_term: false }'
     more = f'layer {{ name: "a" type: "InnerProduct" bottom: "f" top: "a" {shared} }}'
     more += f'layer {{ name: "b" type: "InnerProduct" bottom: "a" top: "b" {shared} }}'
+    two = 'bottom: "data" bottom: "data" top: "c2" top: "c3" convolution_param { num_output: 2 kernel_size: 3 }'
+    more += f'layer {{ name: "two" type: "Convolution" {two} }}'
+    wide = 'param { name: "v" share_mode: PERMISSIVE }'
+    more += """layer { name: "p" type: "InnerProduct" bottom: "f" top: "p2" param { name: "v" }
+      inner_product_param { num_output: 5 bias_term: false } }
+      layer { name: "q" type: "Reshape" bottom: "p2" top: "q" reshape_param { shape { dim: 4 dim: 5 dim: 1 dim: 1 } } }
+      layer { name: "r" type: "Convolution" bottom: "q" top: "r" WIDE
+      convolution_param { num_output: 5 kernel_size: 1 bias_term: false } }""".replace("WIDE", wide)
     made = solver(more, dtype=torch.bfloat16)
     names = {layer.name: layer.blobs[0] for layer in made.net.layers if layer.blobs}
     assert blobs_with_copies(made.net.layers, torch.bfloat16) == [names["conv1"], names["fc"]]

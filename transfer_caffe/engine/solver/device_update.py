@@ -113,7 +113,7 @@ class DeviceUpdate:
         gradients = [blob.leaf.grad for blob in self._blobs if blob.leaf.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         self.norm.copy_(torch.linalg.vector_norm(torch.stack(norms)) if norms else self.norm.new_zeros(()))
-        return (self._limit / self.norm).clamp(max=1)
+        return torch.where(self.norm <= self._limit, 1.0, self._limit / self.norm)
 
 
 def blobs_with_copies(layers: Sequence[Layer], dtype: torch.dtype) -> list[Blob]:
@@ -126,10 +126,8 @@ def blobs_with_copies(layers: Sequence[Layer], dtype: torch.dtype) -> list[Blob]
         return []
     uses = [id(blob if blob.owner is None else blob.owner) for layer in layers for blob in layer.blobs]
     low = [layer for layer in layers if layer.precision == "low" and len(layer.param.bottom) == 1]
-    return [
-        blob for layer in low for blob in layer.blobs[:1]
-        if blob.owner is None and uses.count(id(blob)) == 1
-    ]  # fmt: skip
+    # a view of another blob is no use of its own
+    return [blob for layer in low for blob in layer.blobs[:1] if uses.count(id(blob)) == 1]
 
 
 def plain(
