@@ -113,6 +113,19 @@ def test_a_copy_from_a_gpu_has_the_values_of_the_moment_although_the_gpu_makes_i
     assert len(cuda.pinned) == 3 and all(event.blocking for event in cuda.events)
 
 
+def test_a_job_starts_only_after_the_one_before_whose_error_is_raised():
+    beside, done = Beside(), []
+
+    def fails():
+        raise UserError("no space left")
+
+    beside.start(fails)
+    with pytest.raises(UserError, match="no space left"):
+        beside.start(lambda: done.append(1))
+    beside.finish()  # the error is raised once
+    assert done == []
+
+
 def test_a_snapshot_that_cannot_be_written_ends_training_with_its_error(tiny, monkeypatch):
     def fails(*given, **more):
         raise UserError("snap: no space left")
