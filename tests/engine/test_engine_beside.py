@@ -64,7 +64,9 @@ def test_training_goes_on_while_a_snapshot_of_an_earlier_iteration_is_written(ti
     made.finish_snapshots()
     assert {name: Path(name).read_bytes() for name in NAMES[:2]} == {name: expected[name] for name in NAMES[:2]}
     made.step(1)
-    made.save()  # into the same memory
+    memory = made._copy
+    made.save()
+    assert made._copy is memory is not None
     made.finish_snapshots()
     assert all(Path(name).read_bytes() == expected[name] for name in NAMES[2:4])
 
@@ -111,6 +113,23 @@ def test_a_copy_from_a_gpu_has_the_values_of_the_moment_although_the_gpu_makes_i
         assert all((copy.array(tensor) == value).all() for tensor in tensors[1:])
         cuda.current.run()
     assert len(cuda.pinned) == 3 and all(event.blocking for event in cuda.events)
+
+
+def test_an_error_in_training_waits_for_the_snapshot_that_is_being_written(tiny, monkeypatch):
+    save = solverstate.save
+    monkeypatch.setattr(solverstate, "save", lambda *given, **more: (threading.Event().wait(0.3), save(*given, **more)))
+    made = solver()
+    run = made._forward_backward
+
+    def diverges():
+        if made.iteration == 6:
+            raise UserError("training diverged")
+        return run()
+
+    monkeypatch.setattr(made, "_forward_backward", diverges)
+    with pytest.raises(UserError, match="training diverged"):
+        made.solve()
+    assert all(Path(name).exists() for name in NAMES[:2])
 
 
 def test_a_job_starts_only_after_the_one_before_whose_error_is_raised():
