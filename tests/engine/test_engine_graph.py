@@ -482,6 +482,12 @@ def test_copies_of_weights_follow_when_a_program_changes_weights_as_tensors(grap
     assert state(made) == state(other)
 
 
+def test_gradients_of_several_batches_are_added_in_float32(on_device):
+    made = solver(dtype=torch.bfloat16, iter_size=2)
+    made.step(1)
+    assert all(blob.low is None and blob.data.grad.dtype == torch.float32 for blob in made.net.learnable)
+
+
 def test_weights_that_are_used_twice_have_no_copies():
     shared = 'param { name: "w" } inner_product_param { num_output: 5 bias_term: false }'
     more = f'layer {{ name: "a" type: "InnerProduct" bottom: "f" top: "a" {shared} }}'
