@@ -632,10 +632,13 @@ def test_a_process_that_trains_on_a_gpu_records_passes_and_tests_and_writes_snap
 
 
 def test_a_solver_used_as_a_library_on_a_gpu_and_a_traced_net_record_nothing(gpu, monkeypatch):
-    monkeypatch.setattr(graph, "CudaGraph", None)  # calling it would fail
-    eager = solver(test_iter=[3], test_interval=3)
+    def never():
+        raise AssertionError("a graph")
+
+    monkeypatch.setattr(graph, "CudaGraph", never)
+    eager = solver(test_iter=[5], test_interval=3)
     eager.step(6)
-    made = Solver(param_of(test_iter=[3], test_interval=3), gpu)
+    made = Solver(param_of(test_iter=[5], test_interval=3), gpu)
     made.step(6)
     assert state(made) == state(eager) and made.score() == eager.score()
     assert made._on_device and made._beside is None and made._pass._direct is None

@@ -402,3 +402,14 @@ def test_a_convolution_of_images_is_channels_last_from_there_on():
         with torch.no_grad():
             (top,) = layer.forward([torch.randn(2, 3, 8, 8).as_subclass(kind)], 0)
         assert top.is_contiguous(memory_format=torch.channels_last) and not top.is_contiguous()
+
+
+def test_what_a_layer_creates_lies_on_its_device():
+    meta = Context(seed=1, device=torch.device("meta"), training=True)
+    param = parse_text('name: "l" type: "LSTM" bottom: "x" bottom: "c" top: "t" recurrent_param { num_output: 3 }',
+                       LayerParameter(), "test")  # fmt: skip
+    layer = LAYERS["LSTM"](param, meta)
+    layer.setup([(2, 4, 5), (2, 4)])
+    held = [each for value in vars(layer).values() if isinstance(value, list) for each in value]
+    tensors = [each for each in held if isinstance(each, torch.Tensor)] + [blob.data for blob in layer.blobs]
+    assert len(tensors) == 2 + 3 and all(tensor.is_meta for tensor in tensors)
