@@ -1,6 +1,7 @@
 """Batches that are copied to a GPU while it computes: what each stream waits for, with a stand-in for the streams."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,12 +219,13 @@ def test_a_gpu_copies_the_next_batch_on_a_stream_of_its_own(monkeypatch):
         all_done(made)
         if batch == 0:
             assert not seen and made._landings is not None and isinstance(made._landings._lane, CudaLane)
-            made._landings._lane._stream.run()
+            stream: Any = made._landings._lane._stream
+            stream.run()
             assert seen.pop().startswith("earlier work")
         cuda.current.enqueue(lambda: seen.append(int(plain(targets[0])[0])))
     landings = made._landings
     assert landings is not None and isinstance(landings._lane, CudaLane) and landings.holds(3)
-    copies = landings._lane._stream
+    copies: Any = landings._lane._stream
     assert copies is not cuda.current
     copies.run()
     assert plain(landings._places[0][0]).tolist() == [3, 3, 3] and seen == [0]  # while batches 1 and 2 are computed

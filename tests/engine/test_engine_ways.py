@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.streams import Cuda
 
-from transfer_caffe.engine.iteration import ways
+from transfer_caffe.engine.iteration import graph, ways
 from transfer_caffe.engine.layers.vision import WAYS, Convolution, block_diagonal
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver.settings import read_solver
@@ -262,6 +262,15 @@ def test_a_resumed_run_keeps_its_ways_whatever_a_new_measurement_finds(choosing,
     second.solve(Signals("none", "none"))
     for one, two in zip(second.net.learnable, whole.net.learnable, strict=True):
         assert torch.equal(one.data, two.data)
+
+
+def test_a_process_that_trains_uses_the_chosen_ways_in_all_nets(tiny, monkeypatch):
+    monkeypatch.setattr(ways, "choose", lambda _: {"conv2": "halves"})
+    monkeypatch.setattr(graph, "direct_of", lambda *_: None)
+    made = Solver(read_solver("solver.prototxt"), CPU, own_process=True)
+    used = {layer.name: layer.way for net in made.test_nets for layer in net.layers if isinstance(layer, Convolution)}
+    assert used == {"conv1": "native", "conv2": "halves"} and made._ways == {"conv2": "halves"}
+    assert [layer.way for layer in made.net.layers if layer.name == "conv2"] == ["halves"]
 
 
 def test_a_state_without_ways_means_native_ones(choosing):

@@ -58,19 +58,19 @@ class Event:
 class OnCuda(torch.Tensor):
     """A tensor that says it is on a GPU; copies from and to it are enqueued on the current stream."""
 
-    cuda: "Cuda"
+    stand_in: "Cuda"
     is_cuda = True
     device = torch.device("cuda", 0)
 
-    def record_stream(self, stream):
-        OnCuda.cuda.recorded.append((self.data_ptr(), stream))
+    def record_stream(self, s):
+        OnCuda.stand_in.recorded.append((self.data_ptr(), s))
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         if func is not torch.Tensor.copy_:
             return super().__torch_function__(func, types, args, kwargs or {})
         target, source = (each.as_subclass(Tensor) for each in args[:2])
-        stream = OnCuda.cuda.current
+        stream = OnCuda.stand_in.current
         stream.enqueue(lambda: target.copy_(source))
         if not (kwargs or {}).get("non_blocking") and not all(isinstance(each, OnCuda) for each in args[:2]):
             stream.run()  # the host waits for a copy between its memory and the GPU's
@@ -86,7 +86,7 @@ class Cuda:
         self.clock = 0.0
         self.events, self.pinned, self.recorded = [], [], []
         monkeypatch.setattr(Event, "cuda", self, raising=False)
-        monkeypatch.setattr(OnCuda, "cuda", self, raising=False)
+        monkeypatch.setattr(OnCuda, "stand_in", self, raising=False)
         monkeypatch.setattr(torch.cuda, "Stream", Stream)
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "stream", self._stream)

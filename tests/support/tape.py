@@ -71,7 +71,7 @@ class _Operations(TorchDispatchMode):
 
     def __init__(self, generators):
         super().__init__()
-        self.generators = None if generators is None else {generator._cdata for generator in generators}
+        self.generators = None if generators is None else {_key(generator) for generator in generators}
         self.steps = []
         self._new = {}
         self._before = {}
@@ -108,7 +108,7 @@ class _Operations(TorchDispatchMode):
         masks = name.startswith("index") and any(
             isinstance(each, torch.Tensor) and each.dtype == torch.bool for each in tree_leaves(args[1:2])
         )
-        drawing = [each._cdata for each in kwargs.values() if isinstance(each, torch._C.Generator)]
+        drawing = [_key(each) for each in kwargs.values() if isinstance(each, torch._C.Generator)]
         unknown = self.generators is not None and not self.generators.issuperset(drawing)
         if name in SYNCHRONISING or masks or unknown:
             raise RuntimeError(f"operation not permitted when stream is capturing: {name}")
@@ -123,6 +123,11 @@ class _Operations(TorchDispatchMode):
         for tensor in self._new.values():
             if tensor.is_floating_point():
                 tensor.fill_(float("nan"))
+
+
+def _key(generator):
+    """Return what is the same for all of Python's objects of one generator."""
+    return generator._cdata
 
 
 def _plain(value):
