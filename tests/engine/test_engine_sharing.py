@@ -352,12 +352,15 @@ def test_a_holder_that_ends_when_it_is_asked_is_none(share):
 
 
 def test_a_holder_does_not_end_with_its_starter_or_by_its_terminal_but_by_sigterm(share):
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in an engine; conftest.py restores it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in an engine; conftest.py restores both
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     device("host")
     made = layer()
     assert made._copy is not None and os.getsid(holder().pid) != os.getsid(0)
     assert made._copy.ready()
     holder().send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        holder().wait(0.5)
     other = joined(share)
     assert other and not isinstance(other.receive(), str)
     holder().terminate()
