@@ -146,6 +146,7 @@ def test_records_of_several_sizes_and_floats_are_never_kept_and_come_out_as_on_t
     for case, host in zip(cases, expected, strict=True):
         made = layer(*case)
         assert not made.resident and not made.keeps_records
+        assert (made._copy is None) == (case[1] == "floats")  # which is known from the first record
         require_same(batches(made, range(6)), host)
     said = capfd.readouterr().err
     assert "sizes: not kept in memory: record 2 is [3, 9, 9], not the shape of the first record" in said

@@ -569,6 +569,19 @@ def test_images_are_made_in_bf16_where_only_convolutions_read_them_and_that_chan
     assert solver(more).net.layers[0].forward([], 0)[0].dtype == torch.float32
 
 
+def test_images_that_count_in_the_loss_or_that_the_host_makes_are_not_converted():
+    net = solver(dtype=torch.bfloat16).net
+    images = net.layers[0]
+    assert isinstance(images, Images)
+    assert net_module.passes.images_to_convert(net.layers, {"data"}) == [images]
+    assert net_module.passes.images_to_convert(net.layers, {"label"}) == []
+    images.by_device = False
+    assert net_module.passes.images_to_convert(net.layers, {"data"}) == []
+    images.by_device = True
+    images.param.loss_weight.append(1.0)
+    assert net_module.passes.images_to_convert(net.layers, {"data"}) == []
+
+
 def test_clipping_within_the_graph_is_clipping_without_one_and_is_logged_where_iterations_are_displayed(
     on_device, capfd
 ):

@@ -413,3 +413,8 @@ def test_what_a_layer_creates_lies_on_its_device():
     held = [each for value in vars(layer).values() if isinstance(value, list) for each in value]
     tensors = [each for each in held if isinstance(each, torch.Tensor)] + [blob.data for blob in layer.blobs]
     assert len(tensors) == 2 + 3 and all(tensor.is_meta for tensor in tensors)
+
+
+def test_a_dropout_gives_the_type_that_it_takes():
+    layer, _ = run('type: "Dropout"', torch.randn(4, 5))
+    assert layer.forward([torch.randn(4, 5).bfloat16()], 0)[0].dtype == torch.bfloat16
