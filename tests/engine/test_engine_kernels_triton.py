@@ -19,6 +19,7 @@ from transfer_caffe.engine.layers import pool_triton
 from transfer_caffe.formats.shapes import pooled_side
 
 pool_triton.BLOCK = 256
+pool_triton.ROWS, pool_triton.CHANNELS, pool_triton.STEPS = 4, 4, 2
 
 
 class Truncate(torch.autograd.Function):
@@ -34,7 +35,7 @@ class Truncate(torch.autograd.Function):
 
 
 SIZES = [((3, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
-         ((2, 3), (3, 1), (0, 1))]
+         ((2, 3), (3, 1), (0, 1)), ((5, 4), (2, 2), (2, 2)), ((3, 3), (2, 1), (0, 0)), ((1, 1), (2, 2), (0, 0))]
 for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     SIZES, (False, True), (False, True), (torch.float32, torch.bfloat16)
 ):
@@ -50,7 +51,11 @@ for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         added = None if bias is None else bias.clone().requires_grad_()
         if fused:
-            y = pool_triton.FusedPool.apply(leaf, added, kernel, stride, pad, tuple(size), relu)
+            settings = kernel, stride, pad, tuple(size), relu, None
+            y = pool_triton.FusedPool.apply(leaf, added, *settings, True)
+            with torch.no_grad():
+                alone = pool_triton.FusedPool.apply(x, bias, *settings, False)
+                assert torch.equal(y.nan_to_num(9), alone.nan_to_num(9))
         else:
             inner = leaf if added is None else leaf.float() + added.float()[None, :, None, None]
             inner = inner if dtype == torch.float32 or added is None else Truncate.apply(inner)
@@ -62,12 +67,50 @@ for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     where = (kernel, stride, pad, with_bias, relu, dtype)
     assert torch.equal(found[0][0].nan_to_num(9), found[1][0].nan_to_num(9)), where  # the same bits
     most = 2**-7 if dtype == torch.bfloat16 else 2**-24
-    # a gradient is a sum over up to 9 windows: 9 roundings in each of both
+    # a gradient is a sum over up to 9 windows: 9 roundings in each of both (windows of 5 x 4 with stride 2: 3 x 2)
     assert torch.allclose(found[0][1].float(), found[1][1].float(), rtol=0, atol=18 * most * 4), where
     assert torch.equal(found[0][1] != 0, found[1][1] != 0), where  # of the same elements
     if bias is not None:
         # sums over at most 84 windows of gradients of about 1, 4 at most
         assert torch.allclose(found[0][2].float(), found[1][2].float(), rtol=0, atol=84 * 2 * most * 4), where
+print("same")
+"""
+
+NORMALISED = """
+import itertools
+import torch
+from transfer_caffe.engine.layers import lrn_triton, pool_triton
+from transfer_caffe.formats.shapes import pooled_side
+
+pool_triton.BLOCK = lrn_triton.BLOCK = 128
+pool_triton.ROWS, pool_triton.CHANNELS, pool_triton.STEPS = 4, 16, 2
+WINDOWS = [((3, 3), (2, 2), (0, 0)), ((2, 2), (2, 1), (1, 1))]
+LRNS = [(5, 0.7, 0.75, 1.0), (3, 0.2, 0.5, 2.0), (1, 0.3, 0.75, 1.0)]
+for number, (lrn, with_bias, dtype) in enumerate(itertools.product(
+    LRNS, (True, False), (torch.float32, torch.bfloat16)
+)):
+    (kernel, stride, pad), relu = WINDOWS[number % 5 % 2], number % 3 != 1
+    channels = (5, 24, 5, 24, 40, 24, 128)[number % 7]
+    torch.manual_seed(1)
+    x = torch.randn(2, channels, 5, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(channels).to(dtype) if with_bias else None
+    size = [pooled_side(side, k, s, p, True, True) for side, k, s, p in zip(x.shape[2:], kernel, stride, pad)]
+    windows = kernel, stride, pad, tuple(size), relu
+    found = []
+    for joined in (False, True):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        added = None if bias is None else bias.clone().requires_grad_()
+        y = pool_triton.FusedPool.apply(leaf, added, *windows, lrn if joined else None, True)
+        if not joined:
+            y = lrn_triton.FusedLRN.apply(y, *lrn, None)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype))
+        found.append((y.detach(), leaf.grad, torch.zeros(1) if added is None else added.grad))
+    where = (kernel, channels, lrn, with_bias, relu, dtype)
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype and one.is_contiguous(memory_format=torch.channels_last) or one.ndim == 1
+        assert torch.equal(one, other), where  # the same bits
+    with torch.no_grad():
+        assert torch.equal(pool_triton.FusedPool.apply(x, bias, *windows, lrn, False), y), where
 print("same")
 """
 
@@ -125,6 +168,7 @@ NETS = """
 import torch
 from transfer_caffe.engine.layers import pool_triton, vision
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.timing import Timer
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState
 import numpy as np
@@ -148,35 +192,52 @@ layer { name: "fc" type: "InnerProduct" bottom: "p2" top: "f"
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
 '''
 USED_TWICE = 'layer { name: "s" type: "Silence" bottom: "c2" }'
-for rate, more, extra, expected in (
-    ("1", "", "", ["conv", "conv2"]), ("0", "", "", ["conv", "conv2"]), ("1", "bias_term: false", "", ["conv"]),
-    ("1", "", USED_TWICE, ["conv"]),
+LRN = 'layer { name: "norm" type: "LRN" bottom: "BOTTOM" top: "n" lrn_param { local_size: 3 alpha: 0.5 MORE } }'
+JOINED, WITHIN = LRN.replace("MORE", ""), LRN.replace("MORE", "norm_region: WITHIN_CHANNEL")
+POOL_USED_TWICE = JOINED + 'layer { name: "s" type: "Silence" bottom: "p2" }'
+OVERWRITTEN = JOINED + 'layer { name: "square" type: "Power" bottom: "n" top: "n" power_param { power: 2 } }'
+both, norm = ["conv", "conv2"], ["norm"]
+for rate, more, extra, expected, joined in (
+    ("1", "", "", both, []), ("0", "", "", both, []), ("1", "bias_term: false", "", ["conv"], []),
+    ("1", "", USED_TWICE, ["conv"], []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
+    ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
+    ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
 ):
     found = []
     for fused in (False, True):
         Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
         vision.fused_pool = lambda: pool_triton.FusedPool
-        text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra)
+        text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra.replace("BOTTOM", "p2"))
+        if "norm" in extra:
+            text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')
+        if "LOSS" in extra:
+            text = text.replace("LOSS", "").replace('name: "pool2"', 'name: "pool2" loss_weight: 0.5')
         net = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
-        assert [conv.name for conv in net.bias_later.values()] == (expected if fused else [])
+        assert [conv.name for conv in net.bias_later.values()] == (expected if fused else []), extra
+        assert [norm.name for norm in net.norm_after.values()] == (joined if fused else []), extra
         draw = np.random.default_rng(0)
         net.feed({"x": draw.normal(size=(2, 3, 12, 12)).astype("f4"), "label": np.array([1, 3], "f4")})
         loss, _ = net.forward()
         loss.backward()
         found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
+        with torch.no_grad():
+            assert net.forward()[0] == loss
         if fused:  # with all blobs kept, nothing is fused
             kept, _ = net.forward(keep=True)
-            assert kept == loss and net.blobs["c"].min() == 0
+            assert abs(kept - loss) < 100 * 2**-24 * loss and net.blobs["c"].min() == 0
+            Timer(net)
+            assert abs(net.forward()[0] - loss) < 100 * 2**-24 * loss  # nor where each layer is timed
+            assert not net.fused_pools
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)
         # sums of at most 200 products
-        assert one is None or torch.allclose(one, other, rtol=0, atol=400 * 2**-24 * float(one.abs().max()))
+        assert one is None or torch.allclose(one, other, rtol=0, atol=400 * 2**-24 * float(one.abs().max())), extra
 print("same")
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
-@pytest.mark.parametrize("code", [POOLING, BATCHES, NETS], ids=["pooling", "batches", "nets"])
+@pytest.mark.parametrize("code", [POOLING, NORMALISED, BATCHES, NETS], ids=["pooling", "normalised", "batches", "nets"])
 def test_a_kernel_computes_what_plain_operations_compute(code, tmp_path):
     env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)

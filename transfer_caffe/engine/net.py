@@ -142,12 +142,14 @@ class Net:
         counts_in_loss = [bool(each) for each in self.loss_weights]
         self.relu_after = {} if self.traced else passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
         self.postponed = set(self.relu_after.values())
-        # on a GPU a pooling, its postponed ReLU and the bias before it are one operation
+        # on a GPU a pooling, its postponed ReLU, the bias before it and an LRN after it are one operation
         pools = vision.fused_pool() if device.type in self.fused_devices and self.relu_after else None
         fused = [layer for layer in self.relu_after if isinstance(layer, vision.Pooling) and layer.can_be_fused]
         self.fused_pools: dict[Layer, Any] = dict.fromkeys(fused, pools) if pools else {}
         later = passes.biases_to_postpone(self.layers, self.relu_after)
         self.bias_later = {pool: conv for pool, conv in later.items() if pool in self.fused_pools}
+        joined = passes.norms_to_join(self.layers, fused, counts_in_loss, self.cuts)
+        self.norm_after = {pool: norm for pool, norm in joined.items() if pool in self.fused_pools}
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -281,13 +283,15 @@ class Net:
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
 
     def _run(self, layer: Layer, bottoms: list[Tensor], batch: int, fuse: bool) -> list[Tensor]:
-        """Return a layer's tops; with ``fuse`` a pooling may add the bias before it and apply the ReLU after it."""
+        """Return a layer's tops; with ``fuse`` a pooling may add the bias before it, rectify and normalise."""
         if fuse and layer in self.fused_pools and isinstance(layer, vision.Pooling):
-            convolution = self.bias_later.get(layer)
+            convolution, norm = self.bias_later.get(layer), self.norm_after.get(layer)
             bias = convolution.blobs[1].data if convolution else None
-            return [layer.fused(self.fused_pools[layer], bottoms[0], bias, relu=True)]
+            return [layer.fused(self.fused_pools[layer], bottoms[0], bias, True, norm.settings if norm else None)]
         if fuse and isinstance(layer, vision.Convolution) and layer in self.bias_later.values():
             return layer.without_bias(bottoms)
+        if fuse and isinstance(layer, vision.LRN) and layer in self.norm_after.values():
+            return bottoms  # the pooling has already normalised them
         return layer.forward(bottoms, batch)
 
     def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:

@@ -80,6 +80,27 @@ def biases_to_postpone(layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU]
     return found
 
 
+def norms_to_join(
+    layers: Sequence[Layer], poolings: Sequence[Pooling], counts_in_loss: Sequence[bool],
+    cuts: Mapping[Layer, set[int]],
+) -> dict[Layer, LRN]:  # fmt: skip
+    """Find LRN layers that alone read the top of one of ``poolings``; return a dict from that pooling to its LRN.
+
+    On a GPU one operation then pools and normalises (`layers.pool_triton`).
+    """
+    found: dict[Layer, LRN] = {}
+    for pooling in poolings:
+        blob = pooling.top[0]
+        users = [layer for layer in layers if blob in layer.param.bottom]
+        if len(users) != 1 or not isinstance(users[0], LRN) or counts_in_loss[layers.index(pooling)]:
+            continue
+        norm = users[0]
+        overwritten = any(blob in layer.top for layer in layers[layers.index(pooling) + 1 :])
+        if norm.can_be_joined and norm.buffer is None and not cuts.get(norm) and not overwritten:
+            found[pooling] = norm
+    return found
+
+
 def find_cuts(layers: Sequence[Layer]) -> dict[Layer, set[int]]:
     """Return, for each layer, the indices of bottoms that get no gradient because propagate_down is false.
 
