@@ -36,7 +36,7 @@ class Truncate(torch.autograd.Function):
 
 SIZES = [((3, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
          ((2, 3), (3, 1), (0, 1)), ((5, 4), (2, 2), (2, 2)), ((3, 3), (1, 2), (0, 0)), ((1, 1), (2, 2), (0, 0)),
-         ((3, 3), (2, 2), (0, 0))]
+         ((3, 3), (2, 2), (0, 0)), ((1, 1), (1, 1), (0, 0))]
 for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     SIZES, (False, True), (False, True), (torch.float32, torch.bfloat16)
 ):
@@ -215,6 +215,18 @@ layer { name: "fc" type: "InnerProduct" bottom: "p2" top: "f"
   inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
 '''
+RECTIFIED = '''layer { name: "conv3" type: "Convolution" bottom: "p2" top: "c3"
+  convolution_param { num_output: 3 kernel_size: 1 weight_filler { type: "xavier" }
+  bias_filler { type: "gaussian" std: 1 } } BETWEEN }
+layer { name: "relu3" type: "ReLU" bottom: "c3" top: "c3" SLOPE }
+AFTER layer { name: "conv4" type: "Convolution" bottom: "c3" top: "n" convolution_param { num_output: 3 kernel_size: 1
+  weight_filler { type: "xavier" } } }'''
+
+
+def rectified(between="", slope="", after=""):
+    return RECTIFIED.replace("BETWEEN", between).replace("SLOPE", slope).replace("AFTER", after)
+
+
 USED_TWICE = 'layer { name: "s" type: "Silence" bottom: "c2" }'
 LRN = 'layer { name: "norm" type: "LRN" bottom: "BOTTOM" top: "n" lrn_param { local_size: 3 alpha: 0.5 MORE } }'
 JOINED, WITHIN = LRN.replace("MORE", ""), LRN.replace("MORE", "norm_region: WITHIN_CHANNEL")
@@ -223,16 +235,24 @@ OVERWRITTEN = JOINED + 'layer { name: "square" type: "Power" bottom: "n" top: "n
 both, norm = ["conv", "conv2"], ["norm"]
 for rate, more, extra, expected, joined in (
     ("1", "", "", both, []), ("0", "", "", both, []), ("1", "bias_term: false", "", ["conv"], []),
-    ("1", "", USED_TWICE, ["conv"], []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
+    ("1", "", USED_TWICE, both, []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
     ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
     ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
+    ("1", "", rectified(), [*both, "conv3"], []),
+    ("1", "", rectified("param { lr_mult: 0 } param { lr_mult: 0 }"), [*both, "conv3"], []),
+    ("1", "", rectified("param { lr_mult: 0 }"), [*both, "conv3"], []),
+    ("1", "", rectified(after='layer { name: "t" type: "Silence" bottom: "c3" }'), [*both, "conv3"], []),
+    ("1", "", rectified(slope="relu_param { negative_slope: 0.1 }"), both, []),
+    ("1", "", rectified(after='layer { name: "t" type: "TanH" bottom: "c3" top: "c3" }'), both, []),
+    ("1", "", rectified(slope="propagate_down: false"), both, []), ("1", "", rectified("loss_weight: 0.1"), both, []),
+    ("1", "", rectified('} layer { name: "t" type: "Silence" bottom: "c3"'), both, []),
 ):
     found = []
     for fused in (False, True):
         Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
         vision.fused_pool = lambda: pool_triton.FusedPool
         text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra.replace("BOTTOM", "p2"))
-        if "norm" in extra:
+        if '"n"' in extra:
             text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')
         if "LOSS" in extra:
             text = text.replace("LOSS", "").replace('name: "pool2"', 'name: "pool2" loss_weight: 0.5')

@@ -1,4 +1,4 @@
-"""Bias, MAX pooling, ReLU and LRN on a GPU as one Triton kernel forward, and as two or three backward.
+"""Bias, MAX pooling, ReLU and LRN on a GPU as one Triton kernel forward, and as one or two backward.
 
 relu(pool(x + bias)) is computed as relu(pool(x) + bias), which has the same bits: adding a constant and rounding keep
 the order of values. A window's maximum is remembered as its place in the window, one byte instead of PyTorch's eight;
@@ -8,6 +8,8 @@ the windows whose maximum it is, in a fixed order, so results do not depend on t
 LRN across channels follows in the same kernel: a program instance computes all channels of its places, stores them, and
 reads the neighbours back after a barrier. Its gradient, what the ReLU stops of it, and the gradient of the bias are one
 kernel, too. The bits are those of `lrn_triton`.
+
+With windows of 1 x 1, only the bias and the ReLU are left: so they are computed after a convolution without pooling.
 
 Imported only on machines with a GPU; Triton comes with PyTorch's CUDA builds. The tensors are in channels-last memory
 format. Performance has not been measured yet; correctness was tested with Triton's interpreter.
@@ -161,12 +163,12 @@ def _backward_by_two(
 @triton.jit
 def _below(
     gradient, index, x, top, root, out, sums, windows, channels, factor, beta,
-    RELU: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
+    RELU: tl.constexpr, BIAS: tl.constexpr, OUT: tl.constexpr, NORM: tl.constexpr, REACH: tl.constexpr,
+    THREE_QUARTERS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradients of the pooled values below LRN, and what they add up to per channel.
+    """Compute what the ReLU passes on of the gradients of the pooled values, and what it adds up to per channel.
 
-    ``sums`` gets a row per ROWS * STEPS windows. Without LRN only the sums are computed.
+    With LRN, ``gradient`` is that of its top. ``sums`` gets a row per ROWS * STEPS windows.
     """
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     window = tl.program_id(0).to(tl.int64) * (ROWS * STEPS) + tl.arange(0, ROWS)[:, None]
@@ -178,14 +180,15 @@ def _below(
             value = gradient_below(
                 gradient + place, x + place, top + place, root + place, channel + tl.zeros_like(window).to(tl.int32),
                 channels, there, factor, beta, REACH, THREE_QUARTERS,
-            ).to(out.dtype.element_ty)  # fmt: skip
-            tl.store(out + place, value, mask=there)
-            value = value.to(tl.float32)
+            )  # fmt: skip
+            value = value.to(out.dtype.element_ty).to(tl.float32)
         else:
             value = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
+        if RELU:
+            value = tl.where(tl.load(index + place, mask=there, other=255) == 255, 0.0, value)
+        if OUT:
+            tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
         if BIAS:
-            if RELU:
-                value = tl.where(tl.load(index + place, mask=there, other=255) == 255, 0.0, value)
             total += tl.where(there, value, 0.0)
         window += ROWS
     if BIAS:
@@ -196,8 +199,8 @@ def _below(
 class FusedPool(torch.autograd.Function):
     """MAX pooling of ``x + bias``, then ReLU if ``relu``, then LRN by ``norm``: its size, alpha, beta and k.
 
-    ``bias`` and ``norm`` may be None. With ``keep`` a backward pass can follow. LRN needs at most BLOCK channels. See
-    the module's docstring.
+    Windows of 1 x 1 leave the bias and the ReLU. ``bias`` and ``norm`` may be None. With ``keep`` a backward pass can
+    follow. LRN needs at most BLOCK channels. See the module's docstring.
     """
 
     @staticmethod
@@ -230,16 +233,17 @@ class FusedPool(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         index, *kept = ctx.saved_tensors
         gradient = grad_outputs[0].contiguous(memory_format=torch.channels_last)
-        out = below = None
-        with_bias = ctx.needs_input_grad[1]
-        if ctx.norm or with_bias:
-            gradient, sums = _launch_below(gradient, index, kept, ctx.norm, ctx.relu, with_bias)
+        below = None
+        with_bias, alone = ctx.needs_input_grad[1], ctx.windows == (1, 1, 1, 1)
+        if ctx.norm or with_bias or alone:
+            gradient, sums = _launch_below(gradient, index, kept, ctx.norm, ctx.relu, with_bias, alone)
             # each window passes its gradient to one element: the sum over elements is the sum over windows
             below = sums.sum(0).to(ctx.bias_type) if with_bias else None
-        if ctx.needs_input_grad[0]:
-            out = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device,
-                              memory_format=torch.channels_last)  # fmt: skip
-            _launch_backward(gradient, index, out, ctx.sizes, ctx.windows)
+        if not ctx.needs_input_grad[0] or alone:
+            return (gradient if alone else None), below, *[None] * 7
+        out = torch.empty(ctx.shape, dtype=gradient.dtype, device=gradient.device,
+                          memory_format=torch.channels_last)  # fmt: skip
+        _launch_backward(gradient, index, out, ctx.sizes, ctx.windows)
         return out, below, *[None] * 7
 
 
@@ -249,18 +253,22 @@ def _constants(norm: Norm | None) -> tuple[bool, int, bool]:
 
 
 def _launch_below(
-    gradient: Tensor, index: Tensor, kept: list[Tensor], norm: Norm | None, relu: bool, bias: bool
+    gradient: Tensor, index: Tensor, kept: list[Tensor], norm: Norm | None, relu: bool, bias: bool, alone: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradient of the pooled values, and rows that add up to the gradient of the bias."""
+    """Return the gradient of the pooled values, and rows that add up to the gradient of the bias.
+
+    What a ReLU stops is left to the pooling's own gradient, unless the values stand ``alone`` in their windows.
+    """
     channels, windows = gradient.shape[1], gradient[:, 0].numel()
     grid = (triton.cdiv(windows, ROWS * STEPS), triton.cdiv(channels, CHANNELS))
     sums = torch.empty((grid[0], channels), device=gradient.device)
-    out = torch.empty_like(gradient) if norm else gradient
+    write = alone or norm is not None
+    out = torch.empty_like(gradient) if write else gradient
     y, top, root = kept or (gradient, gradient, gradient)
     factor, beta = (2 * norm[1] * norm[2] / norm[0], norm[2]) if norm else (0.0, 0.0)
     _below[grid](
-        gradient, index, y, top, root, out, sums, windows, channels, factor, beta, relu, bias, *_constants(norm),
-        ROWS, CHANNELS, STEPS,
+        gradient, index, y, top, root, out, sums, windows, channels, factor, beta, relu, bias, write,
+        *_constants(norm), ROWS, CHANNELS, STEPS,
     )  # fmt: skip
     return out, sums
 

@@ -334,8 +334,7 @@ class Pooling(Layer):
         ``function``, which `fused_pool` returns, computes it.
         """
         windows = (tuple(self.kernel), tuple(self.stride), tuple(self.pad), tuple(self.size))
-        keep = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
-        return function.apply(x, bias, *windows, relu, norm, keep)
+        return _fused(function, x, bias, windows, relu, norm)
 
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
@@ -495,6 +494,19 @@ def fused_pool() -> type[torch.autograd.Function] | None:
         glog.info("pooling_layer.cpp:0", f"Pooling runs without its Triton kernels: {str(error).splitlines()[:1]}")
         return None
     return FusedPool
+
+
+def rectified(function: Any, x: Tensor, bias: Tensor) -> Tensor:
+    """Return relu(x + bias), computed by ``function``, which `fused_pool` returns."""
+    return _fused(function, x, bias, ((1, 1), (1, 1), (0, 0), tuple(x.shape[2:])), True, None)
+
+
+def _fused(
+    function: Any, x: Tensor, bias: Tensor | None, windows: tuple[tuple[int, ...], ...], relu: bool,
+    norm: tuple[int, float, float, float] | None,
+) -> Tensor:  # fmt: skip
+    keep = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return function.apply(x, bias, *windows, relu, norm, keep)
 
 
 MOST_JOINED = 1024
