@@ -123,6 +123,32 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
     assert joined(share) is None
 
 
+def test_records_that_are_divided_between_a_gpu_and_the_host_are_one_copy_too(share, capfd):
+    expected = [layer().forward([], number) for number in range(3)]
+    gc.collect()  # frees memory that earlier tests have promised
+    Images._made_by_device = ("cpu",)
+    resident.device_memory = lambda _: (7 * 192 + 300, 1000)  # room for 7 records beside two networks
+    made = layer()
+    for number, (images, labels) in enumerate(expected):
+        ours = made.forward([], number)
+        assert torch.equal(ours[0], images) and torch.equal(ours[1], labels)
+    assert made._copy is not None and made._copy.split == resident.Split(7, COUNT)
+    assert "7 of them are kept there, the others in the host's memory" in capfd.readouterr().err
+    other = joined(share)
+    assert other and other.room and other.on_device
+    received = other.receive()
+    assert not isinstance(received, str)
+    pixels, rest, labels = received
+    assert rest is not None and len(pixels) == 7 and len(rest) == 3 and len(labels) == COUNT
+    for one, ours in ((pixels, made._copy.pixels), (rest, made._copy.rest)):
+        one[1] = 77  # the same memory
+        assert ours is not None and (ours[1] == 77).all()
+    del made
+    other.give_up()
+    assert holder().wait(PATIENCE) == 0
+    assert files(share) == [""]
+
+
 def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends_with_a_line(share, tmp_path):
     argv = [sys.executable, "-c", USER, str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
@@ -181,7 +207,7 @@ def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
     def refuse():
         raise RuntimeError("CUDA error: invalid device context\nCUDA kernel errors might be reported later")
 
-    for answer in (("error", "as the holder says it"), ("records", refuse, (), np.zeros(1))):
+    for answer in (("error", "as the holder says it"), ("records", (refuse, ()), None, np.zeros(1))):
         ours, its = socket.socketpair()
         other = Connection(its.detach())
         other.send(("allocated", 77, True, True))
@@ -249,10 +275,11 @@ def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
     gc.collect()  # frees memory that earlier tests have promised
     Images._made_by_device = ("cpu",)
     # 15% of 1000 is reserved for each of two networks; the records take 10 * 8 * 8 * 3
-    for free, kept in ((1920 + 300, True), (1920 + 299, False)):
+    for free, split in ((1920 + 300, None), (1920 + 299, resident.Split(9, 10))):
         resident.device_memory = lambda _, free=free: (free, 1000)
         made = layer()
-        assert made._copy and made._copy.on_device is kept
+        made.prepare(0)
+        assert made._copy and made._copy.on_device and made._copy.split == split
         del made
         for process in sharing._started:
             process.wait()
