@@ -36,7 +36,7 @@ class Truncate(torch.autograd.Function):
 
 SIZES = [((3, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
          ((2, 3), (3, 1), (0, 1)), ((5, 4), (2, 2), (2, 2)), ((3, 3), (1, 2), (0, 0)), ((1, 1), (2, 2), (0, 0)),
-         ((3, 3), (2, 2), (0, 0)), ((1, 1), (1, 1), (0, 0))]
+         ((3, 3), (2, 2), (0, 0)), ((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (0, 0))]
 for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     SIZES, (False, True), (False, True), (torch.float32, torch.bfloat16)
 ):

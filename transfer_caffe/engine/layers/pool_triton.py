@@ -152,8 +152,9 @@ def _backward_by_two(
                     total_11 += tl.where(own == first + KERNEL_W + 1, value, 0.0)
     h, w = 2 * down_block - pad_h, 2 * across_block - pad_w
     at = out + (h * width + w) * channels + channel
-    upper, lower = inside & (h >= 0) & (h < height), inside & (h >= -1) & (h < height - 1)
-    left, right = (w >= 0) & (w < width), (w >= -1) & (w < width - 1)
+    # h and w are inside the image, unless they are in the padding
+    upper, lower = inside & (h >= 0), inside & (h >= -1) & (h < height - 1)
+    left, right = w >= 0, (w >= -1) & (w < width - 1)
     tl.store(at, total_00.to(out.dtype.element_ty), mask=upper & left)
     tl.store(at + channels, total_01.to(out.dtype.element_ty), mask=upper & right)
     tl.store(at + width * channels, total_10.to(out.dtype.element_ty), mask=lower & left)
@@ -189,7 +190,7 @@ def _below(
         if OUT:
             tl.store(out + place, value.to(out.dtype.element_ty), mask=there)
         if BIAS:
-            total += tl.where(there, value, 0.0)
+            total += value  # 0 where there is none
         window += ROWS
     if BIAS:
         below = tl.sum(total, 0)[None, :]
