@@ -238,6 +238,7 @@ for rate, more, extra, expected, joined in (
     ("1", "", USED_TWICE, both, []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
     ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
     ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
+    ("1", "", JOINED.replace("lrn_param", "propagate_down: false lrn_param"), both, norm),
     ("1", "", rectified(), [*both, "conv3"], []),
     ("1", "", rectified("param { lr_mult: 0 } param { lr_mult: 0 }"), [*both, "conv3"], []),
     ("1", "", rectified("param { lr_mult: 0 }"), [*both, "conv3"], []),

@@ -165,7 +165,7 @@ class Net:
         later = passes.biases_to_postpone(self.layers, self.relu_after)
         self.bias_later = {pool: conv for pool, conv in later.items() if pool in self.fused_pools}
         self.bias_later |= {relu: conv for relu, conv in rectified.items() if relu not in self.postponed}
-        self.norm_after = passes.norms_to_join(self.layers, pools, counts_in_loss, self.cuts)
+        self.norm_after = passes.norms_to_join(self.layers, pools, counts_in_loss)
 
     def compute_apart(self) -> None:
         """From here on compute each layer on its own."""

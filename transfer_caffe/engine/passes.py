@@ -101,9 +101,8 @@ def biases_to_rectify(
 
 
 def norms_to_join(
-    layers: Sequence[Layer], poolings: Sequence[Pooling], counts_in_loss: Sequence[bool],
-    cuts: Mapping[Layer, set[int]],
-) -> dict[Layer, LRN]:  # fmt: skip
+    layers: Sequence[Layer], poolings: Sequence[Pooling], counts_in_loss: Sequence[bool]
+) -> dict[Layer, LRN]:
     """Find LRN layers that alone read the top of one of ``poolings``; return a dict from that pooling to its LRN.
 
     On a GPU one operation then pools and normalises (`layers.pool_triton`).
@@ -115,8 +114,7 @@ def norms_to_join(
         if len(users) != 1 or not isinstance(users[0], LRN) or counts_in_loss[layers.index(pooling)]:
             continue
         norm = users[0]
-        overwritten = any(blob in layer.top for layer in layers[layers.index(pooling) + 1 :])
-        if norm.can_be_joined and norm.buffer is None and not cuts.get(norm) and not overwritten:
+        if norm.can_be_joined and norm.buffer is None:
             found[pooling] = norm
     return found
 
