@@ -239,7 +239,7 @@ for rate, more, extra, expected, joined in (
     ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
     ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
     ("1", "", JOINED.replace("lrn_param", "propagate_down: false lrn_param"), both, norm),
-    ("1", "", rectified(), [*both, "conv3"], []),
+    ("1", "", "WIDE" + JOINED, both, []), ("1", "", rectified(), [*both, "conv3"], []),
     ("1", "", rectified("param { lr_mult: 0 } param { lr_mult: 0 }"), [*both, "conv3"], []),
     ("1", "", rectified("param { lr_mult: 0 }"), [*both, "conv3"], []),
     ("1", "", rectified(after='layer { name: "t" type: "Silence" bottom: "c3" }'), [*both, "conv3"], []),
@@ -255,6 +255,8 @@ for rate, more, extra, expected, joined in (
         text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra.replace("BOTTOM", "p2"))
         if '"n"' in extra:
             text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')
+        vision.MOST_JOINED = 3 if "WIDE" in extra else 4  # the net has 4 channels
+        text = text.replace("WIDE", "")
         if "LOSS" in extra:
             text = text.replace("LOSS", "").replace('name: "pool2"', 'name: "pool2" loss_weight: 0.5')
         net = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
