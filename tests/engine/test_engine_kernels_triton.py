@@ -232,9 +232,20 @@ LRN = 'layer { name: "norm" type: "LRN" bottom: "BOTTOM" top: "n" lrn_param { lo
 JOINED, WITHIN = LRN.replace("MORE", ""), LRN.replace("MORE", "norm_region: WITHIN_CHANNEL")
 POOL_USED_TWICE = JOINED + 'layer { name: "s" type: "Silence" bottom: "p2" }'
 OVERWRITTEN = JOINED + 'layer { name: "square" type: "Power" bottom: "n" top: "n" power_param { power: 2 } }'
+asked = []  # whether something is kept for a backward pass
+
+
+class Operation:
+    @staticmethod
+    def apply(*settings):
+        asked.append(settings[-1])
+        return pool_triton.FusedPool.apply(*settings)
+
+
 both, norm = ["conv", "conv2"], ["norm"]
 for rate, more, extra, expected, joined in (
-    ("1", "", "", both, []), ("0", "", "", both, []), ("1", "bias_term: false", "", ["conv"], []),
+    ("1", "", "", both, []), ("0", "", "", both, []), ("01", "", "", both, []),
+    ("1", "bias_term: false", "", ["conv"], []),
     ("1", "", USED_TWICE, both, []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
     ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
     ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
@@ -251,8 +262,9 @@ for rate, more, extra, expected, joined in (
     found = []
     for fused in (False, True):
         Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
-        vision.fused_pool = lambda: pool_triton.FusedPool
-        text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra.replace("BOTTOM", "p2"))
+        vision.fused_pool = lambda: Operation
+        text = NET.replace("RATE", rate[0], 1).replace("RATE", rate[-1]).replace("MORE", more)
+        text = text.replace("EXTRA", extra.replace("BOTTOM", "p2"))
         if '"n"' in extra:
             text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')
         vision.MOST_JOINED = 3 if "WIDE" in extra else 4  # the net has 4 channels
@@ -267,8 +279,10 @@ for rate, more, extra, expected, joined in (
         loss, _ = net.forward()
         loss.backward()
         found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
+        asked.clear()
         with torch.no_grad():
             assert net.forward()[0] == loss
+        assert bool(asked) is fused and not any(asked)
         if fused:  # with all blobs kept, nothing is fused
             kept, _ = net.forward(keep=True)
             assert abs(kept - loss) < 100 * 2**-24 * loss and net.blobs["c"].min() == 0
