@@ -20,6 +20,7 @@ from transfer_caffe.engine.layers import pool_triton
 from transfer_caffe.formats.shapes import pooled_side
 
 pool_triton.BLOCK = 256
+pool_triton.ROWS, pool_triton.CHANNELS, pool_triton.STEPS = 4, 4, 2
 
 
 class Truncate(torch.autograd.Function):
@@ -35,15 +36,18 @@ class Truncate(torch.autograd.Function):
 
 
 SIZES = [((3, 2), (2, 2), (0, 0)), ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
-         ((2, 3), (3, 1), (0, 1))]
+         ((2, 3), (3, 1), (0, 1)), ((5, 4), (2, 2), (2, 2)), ((3, 3), (1, 2), (0, 0)), ((1, 1), (2, 2), (0, 0)),
+         ((3, 3), (2, 2), (0, 0)), ((1, 1), (1, 1), (0, 0)), ((3, 2), (2, 1), (0, 0))]
 for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     SIZES, (False, True), (False, True), (torch.float32, torch.bfloat16)
 ):
     torch.manual_seed(1)
-    x = torch.randn(2, 5, 7, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 5, 7, 7 if kernel == (3, 3) else 6).to(dtype).contiguous(memory_format=torch.channels_last)
     x[0, 0, :4, :4] = 0.5  # ties: the first one is the maximum
     x[1, 1, 2, 2] = float("nan")
     x[1, 2, :, :] = float("-inf")
+    x[1, 4, :4, :4] = -1
+    x[1, 4, 1:4, 1:4] = 0  # no gradient passes a ReLU at 0
     bias = torch.randn(5).to(dtype) if with_bias else None
     size = [pooled_side(side, k, s, p, True, True) for side, k, s, p in zip(x.shape[2:], kernel, stride, pad)]
     found = []
@@ -51,7 +55,11 @@ for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         added = None if bias is None else bias.clone().requires_grad_()
         if fused:
-            y = pool_triton.FusedPool.apply(leaf, added, kernel, stride, pad, tuple(size), relu)
+            settings = kernel, stride, pad, tuple(size), relu, None
+            y = pool_triton.FusedPool.apply(leaf, added, *settings, True)
+            with torch.no_grad():
+                alone = pool_triton.FusedPool.apply(x, bias, *settings, False)
+                assert torch.equal(y.nan_to_num(9), alone.nan_to_num(9))
         else:
             inner = leaf if added is None else leaf.float() + added.float()[None, :, None, None]
             inner = inner if dtype == torch.float32 or added is None else Truncate.apply(inner)
@@ -63,12 +71,71 @@ for (kernel, stride, pad), with_bias, relu, dtype in itertools.product(
     where = (kernel, stride, pad, with_bias, relu, dtype)
     assert torch.equal(found[0][0].nan_to_num(9), found[1][0].nan_to_num(9)), where  # the same bits
     most = 2**-7 if dtype == torch.bfloat16 else 2**-24
-    # a gradient is a sum over up to 9 windows: 9 roundings in each of both
+    # a gradient is a sum over up to 9 windows: 9 roundings in each of both (windows of 5 x 4 with stride 2: 3 x 2)
     assert torch.allclose(found[0][1].float(), found[1][1].float(), rtol=0, atol=18 * most * 4), where
     assert torch.equal(found[0][1] != 0, found[1][1] != 0), where  # of the same elements
     if bias is not None:
         # sums over at most 84 windows of gradients of about 1, 4 at most
         assert torch.allclose(found[0][2].float(), found[1][2].float(), rtol=0, atol=84 * 2 * most * 4), where
+print("same")
+"""
+
+NORMALISED = """
+import itertools
+import torch
+from triton.runtime import interpreter
+from transfer_caffe.engine.layers import lrn_triton, pool_triton
+from transfer_caffe.formats.shapes import pooled_side
+
+pool_triton.BLOCK = lrn_triton.BLOCK = 128
+pool_triton.ROWS, pool_triton.CHANNELS, pool_triton.STEPS = 4, 16, 2
+builder = type(interpreter.interpreter_builder)
+begin, store = builder.set_grid_dim, builder.create_masked_store
+stored = set()
+
+
+def beginning(self, *sizes):
+    stored.clear()
+    begin(self, *sizes)
+
+
+def storing(self, places, values, mask, *settings):
+    # no value is stored by two program instances, which a GPU runs in any order
+    new = places.data[mask.data].tolist()
+    assert len(new) == len(set(new)) and stored.isdisjoint(new)
+    stored.update(new)
+    return store(self, places, values, mask, *settings)
+
+
+builder.set_grid_dim, builder.create_masked_store = beginning, storing
+WINDOWS = [((3, 3), (2, 2), (0, 0)), ((2, 2), (2, 1), (1, 1))]
+LRNS = [(5, 0.7, 0.75, 1.0), (3, 0.2, 0.5, 2.0), (1, 0.3, 0.75, 1.0)]
+for number, (lrn, with_bias, dtype) in enumerate(itertools.product(
+    LRNS, (True, False), (torch.float32, torch.bfloat16)
+)):
+    (kernel, stride, pad), relu = WINDOWS[number % 5 % 2], number % 3 != 1
+    channels = (5, 24, 5, 24, 40, 24, 128)[number % 7]
+    torch.manual_seed(1)
+    x = torch.randn(2, channels, 5, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    bias = torch.randn(channels).to(dtype) if with_bias else None
+    size = [pooled_side(side, k, s, p, True, True) for side, k, s, p in zip(x.shape[2:], kernel, stride, pad)]
+    windows = kernel, stride, pad, tuple(size), relu
+    found = []
+    for joined in (False, True):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        added = None if bias is None else bias.clone().requires_grad_()
+        y = pool_triton.FusedPool.apply(leaf, added, *windows, lrn if joined else None, True)
+        if not joined:
+            y = lrn_triton.FusedLRN.apply(y, *lrn, None)
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(dtype))
+        found.append((y.detach(), leaf.grad, torch.zeros(1) if added is None else added.grad))
+    where = (kernel, channels, lrn, with_bias, relu, dtype)
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype and one.is_contiguous(memory_format=torch.channels_last) or one.ndim == 1
+        assert torch.equal(one, other), where  # the same bits
+    with torch.no_grad():
+        assert torch.equal(pool_triton.FusedPool.apply(x, bias, *windows, lrn, False), y), where
+    assert stored
 print("same")
 """
 
@@ -146,6 +213,7 @@ NETS = """
 import torch
 from transfer_caffe.engine.layers import pool_triton, vision
 from transfer_caffe.engine.net import Net
+from transfer_caffe.engine.timing import Timer
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState
 import numpy as np
@@ -168,36 +236,90 @@ layer { name: "fc" type: "InnerProduct" bottom: "p2" top: "f"
   inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
 layer { name: "loss" type: "SoftmaxWithLoss" bottom: "f" bottom: "label" top: "loss" }
 '''
+RECTIFIED = '''layer { name: "conv3" type: "Convolution" bottom: "p2" top: "c3"
+  convolution_param { num_output: 3 kernel_size: 1 weight_filler { type: "xavier" }
+  bias_filler { type: "gaussian" std: 1 } } BETWEEN }
+layer { name: "relu3" type: "ReLU" bottom: "c3" top: "c3" SLOPE }
+AFTER layer { name: "conv4" type: "Convolution" bottom: "c3" top: "n" convolution_param { num_output: 3 kernel_size: 1
+  weight_filler { type: "xavier" } } }'''
+
+
+def rectified(between="", slope="", after=""):
+    return RECTIFIED.replace("BETWEEN", between).replace("SLOPE", slope).replace("AFTER", after)
+
+
 USED_TWICE = 'layer { name: "s" type: "Silence" bottom: "c2" }'
-for rate, more, extra, expected in (
-    ("1", "", "", ["conv", "conv2"]), ("0", "", "", ["conv", "conv2"]), ("1", "bias_term: false", "", ["conv"]),
-    ("1", "", USED_TWICE, ["conv"]),
+LRN = 'layer { name: "norm" type: "LRN" bottom: "BOTTOM" top: "n" lrn_param { local_size: 3 alpha: 0.5 MORE } }'
+JOINED, WITHIN = LRN.replace("MORE", ""), LRN.replace("MORE", "norm_region: WITHIN_CHANNEL")
+POOL_USED_TWICE = JOINED + 'layer { name: "s" type: "Silence" bottom: "p2" }'
+OVERWRITTEN = JOINED + 'layer { name: "square" type: "Power" bottom: "n" top: "n" power_param { power: 2 } }'
+asked = []  # whether something is kept for a backward pass
+
+
+class Operation:
+    @staticmethod
+    def apply(*settings):
+        asked.append(settings[-1])
+        return pool_triton.FusedPool.apply(*settings)
+
+
+both, norm = ["conv", "conv2"], ["norm"]
+for rate, more, extra, expected, joined in (
+    ("1", "", "", both, []), ("0", "", "", both, []), ("01", "", "", both, []),
+    ("1", "bias_term: false", "", ["conv"], []),
+    ("1", "", USED_TWICE, both, []), ("1", "", JOINED, both, norm), ("0", "", JOINED, both, norm),
+    ("1", "bias_term: false", JOINED, ["conv"], norm), ("1", "", WITHIN, both, []), ("1", "", OVERWRITTEN, both, []),
+    ("1", "", POOL_USED_TWICE, both, []), ("1", "", "LOSS" + JOINED, both, []),
+    ("1", "", JOINED.replace("lrn_param", "propagate_down: false lrn_param"), both, norm),
+    ("1", "", "WIDE" + JOINED, both, []), ("1", "", rectified(), [*both, "conv3"], []),
+    ("1", "", rectified("param { lr_mult: 0 } param { lr_mult: 0 }"), [*both, "conv3"], []),
+    ("1", "", rectified("param { lr_mult: 0 }"), [*both, "conv3"], []),
+    ("1", "", rectified(after='layer { name: "t" type: "Silence" bottom: "c3" }'), [*both, "conv3"], []),
+    ("1", "", rectified(slope="relu_param { negative_slope: 0.1 }"), both, []),
+    ("1", "", rectified(after='layer { name: "t" type: "TanH" bottom: "c3" top: "c3" }'), both, []),
+    ("1", "", rectified(slope="propagate_down: false"), both, []), ("1", "", rectified("loss_weight: 0.1"), both, []),
+    ("1", "", rectified('} layer { name: "t" type: "Silence" bottom: "c3"'), both, []),
 ):
     found = []
     for fused in (False, True):
         Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
-        vision.fused_pool = lambda: pool_triton.FusedPool
-        text = NET.replace("RATE", rate).replace("MORE", more).replace("EXTRA", extra)
+        vision.fused_pool = lambda: Operation
+        text = NET.replace("RATE", rate[0], 1).replace("RATE", rate[-1]).replace("MORE", more)
+        text = text.replace("EXTRA", extra.replace("BOTTOM", "p2"))
+        if '"n"' in extra:
+            text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')
+        vision.MOST_JOINED = 3 if "WIDE" in extra else 4  # the net has 4 channels
+        text = text.replace("WIDE", "")
+        if "LOSS" in extra:
+            text = text.replace("LOSS", "").replace('name: "pool2"', 'name: "pool2" loss_weight: 0.5')
         net = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
-        assert [conv.name for conv in net.bias_later.values()] == (expected if fused else [])
+        assert [conv.name for conv in net.bias_later.values()] == (expected if fused else []), extra
+        assert [norm.name for norm in net.norm_after.values()] == (joined if fused else []), extra
         draw = np.random.default_rng(0)
         net.feed({"x": draw.normal(size=(2, 3, 12, 12)).astype("f4"), "label": np.array([1, 3], "f4")})
         loss, _ = net.forward()
         loss.backward()
         found.append([loss.detach(), *(blob.data.grad for blob in net.learnable)])
+        asked.clear()
+        with torch.no_grad():
+            assert net.forward()[0] == loss
+        assert bool(asked) is fused and not any(asked)
         if fused:  # with all blobs kept, nothing is fused
             kept, _ = net.forward(keep=True)
-            assert kept == loss and net.blobs["c"].min() == 0
+            assert abs(kept - loss) < 100 * 2**-24 * loss and net.blobs["c"].min() == 0
+            Timer(net)
+            assert abs(net.forward()[0] - loss) < 100 * 2**-24 * loss  # nor where each layer is timed
+            assert not net.fused_pools
     for one, other in zip(*found, strict=True):
         assert (one is None) == (other is None)
         # sums of at most 200 products
-        assert one is None or torch.allclose(one, other, rtol=0, atol=400 * 2**-24 * float(one.abs().max()))
+        assert one is None or torch.allclose(one, other, rtol=0, atol=400 * 2**-24 * float(one.abs().max())), extra
 print("same")
 """
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton)")
-@pytest.mark.parametrize("code", [POOLING, BATCHES, NETS], ids=["pooling", "batches", "nets"])
+@pytest.mark.parametrize("code", [POOLING, NORMALISED, BATCHES, NETS], ids=["pooling", "normalised", "batches", "nets"])
 def test_a_kernel_computes_what_plain_operations_compute(code, tmp_path):
     env = {**environment(), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent.parent)]

@@ -130,6 +130,32 @@ def test_users_see_one_copy_and_its_holder_ends_with_the_last_of_them(share):
     assert joined(share) is None
 
 
+def test_records_that_are_divided_between_a_gpu_and_the_host_are_one_copy_too(share, capfd):
+    expected = [layer().forward([], number) for number in range(3)]
+    gc.collect()  # frees memory that earlier tests have promised
+    Images._made_by_device = ("cpu",)
+    resident.device_memory = lambda _: (7 * 192 + 300, 1000)  # room for 7 records beside two networks
+    made = layer()
+    for number, (images, labels) in enumerate(expected):
+        ours = made.forward([], number)
+        assert torch.equal(ours[0], images) and torch.equal(ours[1], labels)
+    assert made._copy is not None and made._copy.split == resident.Split(7, COUNT)
+    assert "7 of them are kept there, the others in the host's memory" in capfd.readouterr().err
+    other = joined(share)
+    assert other and other.room and other.on_device
+    received = other.receive()
+    assert not isinstance(received, str)
+    pixels, rest, labels = received
+    assert rest is not None and len(pixels) == 7 and len(rest) == 3 and len(labels) == COUNT
+    for one, ours in ((pixels, made._copy.pixels), (rest, made._copy.rest)):
+        one[1] = 77  # the same memory
+        assert ours is not None and (ours[1] == 77).all()
+    del made
+    other.give_up()
+    assert holder().wait(PATIENCE) == 0
+    assert files(share) == [""]
+
+
 def test_a_user_that_is_killed_counts_no_more_and_one_that_loses_the_holder_ends_with_a_line(share, tmp_path):
     argv = [sys.executable, "-c", USER, str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     environment = processes.environment() | {"OMP_NUM_THREADS": "1"}
@@ -188,7 +214,7 @@ def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
     def refuse():
         raise RuntimeError("CUDA error: invalid device context\nCUDA kernel errors might be reported later")
 
-    for answer in (("error", "as the holder says it"), ("records", refuse, (), np.zeros(1))):
+    for answer in (("error", "as the holder says it"), ("records", (refuse, ()), None, np.zeros(1))):
         ours, its = socket.socketpair()
         other = Connection(its.detach())
         other.send(("allocated", 77, True, True))
@@ -256,10 +282,11 @@ def test_each_network_on_a_gpu_has_its_own_reserve(share, capfd):
     gc.collect()  # frees memory that earlier tests have promised
     Images._made_by_device = ("cpu",)
     # 15% of 1000 is reserved for each of two networks; the records take 10 * 8 * 8 * 3
-    for free, kept in ((1920 + 300, True), (1920 + 299, False)):
+    for free, split in ((1920 + 300, None), (1920 + 299, resident.Split(9, 10))):
         resident.device_memory = lambda _, free=free: (free, 1000)
         made = layer()
-        assert made._copy and made._copy.on_device is kept
+        made.prepare(0)
+        assert made._copy and made._copy.on_device and made._copy.split == split
         del made
         for process in sharing._started:
             process.wait()
@@ -296,7 +323,7 @@ def test_a_holder_for_the_hosts_memory_takes_none_of_the_device(share, monkeypat
 
     def start(self, source, device, on_device):
         asked.append((device, on_device))
-        return SimpleNamespace(room=True, on_device=on_device, give_up=lambda: None)
+        return SimpleNamespace(room=True, on_device=on_device > 0, give_up=lambda: None)
 
     monkeypatch.setattr(Share, "start", start)
     records, gpu = open_records("db", None), torch.device("cuda", 1)
@@ -305,7 +332,7 @@ def test_a_holder_for_the_hosts_memory_takes_none_of_the_device(share, monkeypat
         copy = resident.copy_of(records, Source(Path("db").resolve(), None), "db", gpu)
         assert copy is not None and copy.on_device is (where == "device")
         del copy
-    assert asked == [(gpu, True), (torch.device("cpu"), False)]
+    assert asked == [(gpu, COUNT), (torch.device("cpu"), 0)]
 
 
 @pytest.mark.parametrize(("stored", "forced"), [(1, "force_color"), (3, "force_gray")])
@@ -390,7 +417,7 @@ def started(share, change=""):
         listener.bind(address)
         listener.listen(8)
         argv = [sys.executable, "-c", code, "--folder", str(share.folder), "--source", str(source.path)]
-        argv += ["--device", "cpu", "--on-device", "--listen", str(listener.fileno())]
+        argv += ["--device", "cpu", "--on-device", str(COUNT), "--listen", str(listener.fileno())]
         with open("said", "wb") as said:
             process = subprocess.Popen(
                 argv, stdout=said, stderr=said, env=processes.environment(), pass_fds=[listener.fileno()]
@@ -490,9 +517,9 @@ def test_memory_is_exported_anew_for_each_user_and_a_gpu_that_cannot_is_each_use
         exported.append(len(exported))
         if len(exported) > 2:
             raise RuntimeError("invalid device context\nmore")
-        return "rebuild", exported[-1]
+        return exported[-1]
 
-    made._load(None, torch.zeros(1), export)
+    made._load(None, [(torch.zeros(1), export)])
     answers = []
     for _ in range(3):
         user, _ = connect()
@@ -500,6 +527,6 @@ def test_memory_is_exported_anew_for_each_user_and_a_gpu_that_cannot_is_each_use
         answers.append(user.recv())
         user.close()
     # CUDA counts the users of a handle
-    assert answers[:2] == [("records", "rebuild", 0, "labels"), ("records", "rebuild", 1, "labels")]
+    assert answers[:2] == [("records", 0, None, "labels"), ("records", 1, None, "labels")]
     why = "processes cannot share its records on this GPU (invalid device context); use --jobs 1"
     assert answers[2] == ("error", f"db: {why}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from gpu import exact
 from gpu.world import World, bits, records_in
 from support.gpu import never_waiting
+from support.plain_pool import PlainPool
 
 from transfer_caffe.engine.batches import transform
 from transfer_caffe.engine.layers import Context, vision
@@ -94,8 +95,9 @@ def kernels(world: World) -> None:
             return made.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else made
 
         x, bias = random(batch, 96, 55, 55), random(96)
-        gradient, settings = random(batch, 96, 27, 27), ((3, 3), (2, 2), (0, 0), (27, 27), True)
+        gradient, windows = random(batch, 96, 27, 27), ((3, 3), (2, 2), (0, 0), (27, 27), True)
         if pool is not None:
+            settings = (*windows, None, True)
             own, plain = (_passes(function, [x, bias], gradient, *settings) for function in (pool, PlainPool))
             same = torch.equal(own[0], plain[0])
             same &= torch.equal(own[0], F.max_pool2d(x + bias[None, :, None, None], 3, 2, ceil_mode=True).relu())
@@ -104,8 +106,16 @@ def kernels(world: World) -> None:
             # 4 gradients per element; a bias's gradient is a sum over all images and positions
             good = ratios[0] < 8 * unit and ratios[1] < batch * 27 * 27 * 2**-24 + 4 * unit
             world.check(f"pooling in {dtype}: gradients to rounding", good, str(ratios))
+        if pool is not None and lrn is not None:
+            joined = _passes(pool, [x, bias], gradient, *windows, LRN_SETTINGS, True)
+            apart = _passes(Apart, [x, bias], gradient, pool, lrn, *windows)
+            worst = max(_difference(a, b) for a, b in zip(joined, apart, strict=True))
+            same = all(map(torch.equal, joined, apart))
+            # the same operations: what differs is rounding, if the compiler combines them otherwise
+            good = worst < (32 + batch * 27 * 27) * 2**-24 + 2 * unit
+            world.check(f"pooling with LRN in {dtype}: as apart", good, f"{worst:.3g}, same bits: {same}")
         if lrn is not None:
-            settings = (5, 1e-4, 0.75, 1.0, None)
+            settings = (*LRN_SETTINGS, None)
             above = random(*x.shape)
             own, plain = (_passes(f, [x], above, *settings) for f in (lrn, vision._LRNAcrossChannels))
             worst = max(_difference(a, b) for a, b in zip(own, plain, strict=True))
@@ -126,15 +136,16 @@ def _has_batch_kernel(world: World) -> bool:
     return world.device.type != "cuda" or transform._fused_batches() is not None
 
 
-class PlainPool(torch.autograd.Function):
-    """What `FusedPool` computes, by PyTorch's operations."""
+class Apart:
+    """A pooling and an LRN as two operations."""
 
     @staticmethod
-    def apply(x, bias, kernel, stride, pad, size, relu):
-        # in this order as in the kernel: rounding x + bias makes other maxima equal, and then another element gets the
-        # gradient (in bf16, 2,715 of 4.6 million)
-        y = F.max_pool2d(x, kernel, stride, pad, ceil_mode=True) + bias[None, :, None, None]
-        return y.relu() if relu else y
+    def apply(x, bias, pool, lrn, *windows):
+        return lrn.apply(pool.apply(x, bias, *windows, None, True), *LRN_SETTINGS, None)
+
+
+LRN_SETTINGS = (5, 1e-4, 0.75, 1.0)
+"""A CaffeNet's: size, alpha, beta, k."""
 
 
 def _passes(function, leaves: list[torch.Tensor], gradient: torch.Tensor, *settings: object) -> list[torch.Tensor]:

@@ -23,6 +23,7 @@ from transfer_caffe.engine.batches import resident
 from transfer_caffe.engine.batches.staging import Buffer
 from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.layers.data import Images
+from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver.solver import Solver
 from transfer_caffe.formats.database import Database
 from transfer_caffe.sweep import mps
@@ -240,9 +241,27 @@ def parts(world: World) -> None:
 
         world.measure(f"layer {layer.name}, bf16, both passes", world.milliseconds(passes), "ms")
         blobs.update(zip(layer.top, (top.detach() for top in tops), strict=True))
+    _joined_parts(world, net)
     made.step(1)
     update = made._device_update or (lambda: made._update(False))
     world.measure("update", world.milliseconds(update), "ms")
+
+
+def _joined_parts(world: World, net: Net) -> None:
+    """Bias, pooling, ReLU and LRN as the net computes them, and with LRN apart."""
+    for pooling, norm in net.norm_after.items():
+        assert isinstance(pooling, vision.Pooling)
+        bias, function = net.bias_later[pooling].blobs[1].data, net.fused_pools[pooling]
+        x = torch.randn(net.shapes[pooling.param.bottom[0]], device=world.device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        gradient = torch.randn_like(norm.forward([pooling.fused(function, x, bias, True)], 0)[0])
+        for what, settings in (("one operation", norm.settings), ("LRN apart", None)):
+
+            def passes(pooling=pooling, norm=norm, x=x, bias=bias, settings=settings, gradient=gradient) -> None:
+                top = pooling.fused(net.fused_pools[pooling], x, bias, True, settings)
+                torch.autograd.grad(top if settings else norm.forward([top], 0)[0], [x, bias], gradient)
+
+            world.measure(f"{pooling.name} with bias, ReLU and LRN, bf16, {what}", world.milliseconds(passes), "ms")
 
 
 def memory(world: World) -> None:

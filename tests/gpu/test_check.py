@@ -14,9 +14,11 @@ from benchmarks import speed
 from gpu import bundle, check, exact
 from gpu.world import World
 
+from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.layers.vision import LRN, Convolution, Pooling
+from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import use_precision
 from transfer_caffe.engine.solver.device_update import DeviceUpdate
 
@@ -163,6 +165,8 @@ def net(tmp_path, monkeypatch):
     """The net of the demo in a precision, as the check builds it."""
     monkeypatch.setattr(Images, "_made_by_device", Images._made_by_device)
     monkeypatch.setattr(DeviceUpdate, "devices", DeviceUpdate.devices)
+    monkeypatch.setattr(Net, "fused_devices", Net.fused_devices)
+    monkeypatch.setattr(vision, "fused_pool", vision.fused_pool)
     monkeypatch.chdir(tmp_path)
     speed.make_data(tmp_path, 1 / 50)
 

@@ -21,13 +21,16 @@ from unittest import mock
 import numpy as np
 import torch
 from benchmarks import speed
+from support.plain_pool import PlainPool
 from support.tape import Tape
 
 from transfer_caffe.engine.__main__ import _use
 from transfer_caffe.engine.batches import resident
 from transfer_caffe.engine.iteration import ways
 from transfer_caffe.engine.iteration.graph import Pass
+from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.layers.data import Images
+from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.precision import use_precision
 from transfer_caffe.engine.solver.device_update import DeviceUpdate
 from transfer_caffe.engine.solver.solver import Solver
@@ -61,7 +64,8 @@ class World:
         device = torch.device("cpu") if tiny else _use(torch.device("cuda", 0))
         if tiny:
             torch.set_num_threads(1)
-            Images._made_by_device = DeviceUpdate.devices = ("cuda", "cpu")
+            Images._made_by_device = DeviceUpdate.devices = Net.fused_devices = ("cuda", "cpu")
+            vision.fused_pool = lambda: PlainPool
         return cls(device, data, results, step, tiny, earlier)
 
     def check(self, what: str, holds: bool, detail: str = "") -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transfer_caffe.engine import glog, passes
 from transfer_caffe.engine.layers import LAYERS, Blob, Context, Layer, Shape, data, vision
+from transfer_caffe.engine.layers.neuron import ReLU
 from transfer_caffe.engine.weights import array_of, copy_blob, copy_weights, to_message
 from transfer_caffe.formats.nets import included, read_net, state_of
 from transfer_caffe.formats.proto import blob_to_array, caffe_pb2
@@ -142,12 +143,33 @@ class Net:
         counts_in_loss = [bool(each) for each in self.loss_weights]
         self.relu_after = {} if self.traced else passes.relus_to_postpone(self.layers, counts_in_loss, self.cuts)
         self.postponed = set(self.relu_after.values())
-        # on a GPU a pooling, its postponed ReLU and the bias before it are one operation
-        pools = vision.fused_pool() if device.type in self.fused_devices and self.relu_after else None
-        fused = [layer for layer in self.relu_after if isinstance(layer, vision.Pooling) and layer.can_be_fused]
-        self.fused_pools: dict[Layer, Any] = dict.fromkeys(fused, pools) if pools else {}
+        self._fuse(counts_in_loss, device)
+
+    def _fuse(self, counts_in_loss: Sequence[bool], device: torch.device) -> None:
+        """Find layers that a GPU computes together: bias, pooling, postponed ReLU, and LRN; bias and ReLU."""
+        self.fused_pools: dict[Layer, Any] = {}
+        """The operation of each pooling that is computed with others."""
+        self.bias_later: dict[Layer, vision.Convolution] = {}
+        """For a pooling or a ReLU, the convolution whose bias it adds."""
+        self.norm_after: dict[Layer, vision.LRN] = {}
+        """For a pooling, the LRN that it computes."""
+        self._fused: Any = None
+        if self.traced or device.type not in self.fused_devices:
+            return
+        pools = [layer for layer in self.relu_after if isinstance(layer, vision.Pooling) and layer.can_be_fused]
+        rectified = passes.biases_to_rectify(self.layers, counts_in_loss, self.cuts)
+        self._fused = vision.fused_pool() if pools or rectified else None
+        if self._fused is None:
+            return
+        self.fused_pools = dict.fromkeys(pools, self._fused)
         later = passes.biases_to_postpone(self.layers, self.relu_after)
         self.bias_later = {pool: conv for pool, conv in later.items() if pool in self.fused_pools}
+        self.bias_later |= {relu: conv for relu, conv in rectified.items() if relu not in self.postponed}
+        self.norm_after = passes.norms_to_join(self.layers, pools, counts_in_loss)
+
+    def compute_apart(self) -> None:
+        """From here on compute each layer on its own."""
+        self.fused_pools, self.bias_later, self.norm_after = {}, {}, {}
 
     def _create(self, param: LayerParameter, context: Context) -> Layer:
         if param.type not in LAYERS:
@@ -281,13 +303,17 @@ class Net:
         return (torch.zeros((), device=self.layers[0].context.device) if loss is None else loss), outputs
 
     def _run(self, layer: Layer, bottoms: list[Tensor], batch: int, fuse: bool) -> list[Tensor]:
-        """Return a layer's tops; with ``fuse`` a pooling may add the bias before it and apply the ReLU after it."""
+        """Return a layer's tops; with ``fuse``, layers may be computed together (`_fuse`)."""
         if fuse and layer in self.fused_pools and isinstance(layer, vision.Pooling):
-            convolution = self.bias_later.get(layer)
+            convolution, norm = self.bias_later.get(layer), self.norm_after.get(layer)
             bias = convolution.blobs[1].data if convolution else None
-            return [layer.fused(self.fused_pools[layer], bottoms[0], bias, relu=True)]
+            return [layer.fused(self.fused_pools[layer], bottoms[0], bias, True, norm.settings if norm else None)]
+        if fuse and isinstance(layer, ReLU) and (convolution := self.bias_later.get(layer)):
+            return [vision.rectified(self._fused, bottoms[0], convolution.blobs[1].data)]
         if fuse and isinstance(layer, vision.Convolution) and layer in self.bias_later.values():
             return layer.without_bias(bottoms)
+        if fuse and isinstance(layer, vision.LRN) and layer in self.norm_after.values():
+            return bottoms  # the pooling has already normalised them
         return layer.forward(bottoms, batch)
 
     def backward(self, diffs: Mapping[str, np.ndarray] | None = None) -> None:

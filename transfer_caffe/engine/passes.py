@@ -80,6 +80,45 @@ def biases_to_postpone(layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU]
     return found
 
 
+def biases_to_rectify(
+    layers: Sequence[Layer], counts_in_loss: Sequence[bool], cuts: Mapping[Layer, set[int]]
+) -> dict[Layer, Convolution]:
+    """Find convolutions whose top an in-place ReLU changes before others read it; return a dict from the ReLU to them.
+
+    On a GPU one operation then adds the bias and rectifies (`layers.pool_triton`).
+    """
+    found: dict[Layer, Convolution] = {}
+    for index, maker in enumerate(layers):
+        if type(maker) is not Convolution or not maker.bias_can_wait or counts_in_loss[index]:
+            continue
+        users = [layer for layer in layers[index + 1 :] if maker.top[0] in (*layer.param.bottom, *layer.top)]
+        relu = users[0] if users else None
+        if not isinstance(relu, ReLU) or relu.param.relu_param.negative_slope:
+            continue
+        if relu.in_place and relu.buffer is None and not cuts.get(relu):
+            found[relu] = maker
+    return found
+
+
+def norms_to_join(
+    layers: Sequence[Layer], poolings: Sequence[Pooling], counts_in_loss: Sequence[bool]
+) -> dict[Layer, LRN]:
+    """Find LRN layers that alone read the top of one of ``poolings``; return a dict from that pooling to its LRN.
+
+    On a GPU one operation then pools and normalises (`layers.pool_triton`).
+    """
+    found: dict[Layer, LRN] = {}
+    for pooling in poolings:
+        blob = pooling.top[0]
+        users = [layer for layer in layers if blob in layer.param.bottom]
+        if len(users) != 1 or not isinstance(users[0], LRN) or counts_in_loss[layers.index(pooling)]:
+            continue
+        norm = users[0]
+        if norm.can_be_joined and norm.buffer is None:
+            found[pooling] = norm
+    return found
+
+
 def find_cuts(layers: Sequence[Layer]) -> dict[Layer, set[int]]:
     """Return, for each layer, the indices of bottoms that get no gradient because propagate_down is false.
 

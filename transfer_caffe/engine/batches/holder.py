@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--device", type=torch.device, required=True)
-    parser.add_argument("--on-device", action="store_true")
+    parser.add_argument("--on-device", type=int, required=True, metavar="RECORDS")
     parser.add_argument("--color", dest="color", action="store_const", const=True)
     parser.add_argument("--gray", dest="color", action="store_const", const=False)
     parser.add_argument("--listen", type=int, required=True, metavar="FD")
@@ -72,19 +72,20 @@ class Holder:
     def run(self) -> None:
         """Serve users until nobody uses the records any more."""
         records = open_records(self.args.source, self.args.color)
-        channels, height, width = records.shape
-        shape = (len(records), height, width, channels)
+        count, *one = resident.shape_of(records)
+        on_device, host = self.args.on_device, torch.device("cpu")
+        parts = [(on_device, self.args.device), (count - on_device, host)] if on_device else [(count, host)]
+        memory: list[Memory] | None = None
         try:
-            pixels, export = allocate(shape, self.args.device)
+            memory = [allocate((number, *one), device) for number, device in parts if number]
         except (torch.OutOfMemoryError, OSError) as error:
             print(f"no room: {error}", flush=True)
-            pixels, export = None, None
-        if pixels is not None and export is not None:
-            threading.Thread(target=self._load, args=(records, pixels, export), daemon=True).start()
+        if memory is not None:
+            threading.Thread(target=self._load, args=(records, memory), daemon=True).start()
         began = time.monotonic()
         while True:
             if select.select([self.listener], [], [], SECONDS_BETWEEN_LOOKS)[0]:
-                self._accept(pixels is not None)
+                self._accept(memory is not None)
             idle = not self.users and (self.came or time.monotonic() - began > SECONDS_FOR_A_FIRST_USER)
             if idle and self._end():
                 break
@@ -113,10 +114,11 @@ class Holder:
             (self.args.folder / f"{self.name}.{kind}").unlink(missing_ok=True)
         return True
 
-    def _load(self, records: Any, pixels: Tensor, export: Callable[[], tuple[Any, ...]]) -> None:
+    def _load(self, records: Any, memory: list[Memory]) -> None:
         try:
-            labels = resident.load(records, pixels, str(self.args.source), self._say)
-            self._settle(lambda: ("records", *export(), labels))
+            pixels, rest = memory[0][0], memory[1][0] if len(memory) > 1 else None
+            labels = resident.load(records, pixels, str(self.args.source), self._say, rest)
+            self._settle(lambda: ("records", memory[0][1](), memory[1][1]() if len(memory) > 1 else None, labels))
         except (resident.Unlike, UserError, OSError) as error:
             text = os_error_line(error) if isinstance(error, OSError) else str(error)
             answer = "unlike" if isinstance(error, resident.Unlike) else "error", text
@@ -139,7 +141,7 @@ class Holder:
         """Send all messages to one user, and wait until it disconnects. Users send nothing."""
         try:
             told = len(self.said)
-            connection.send(("allocated", os.getpid(), self.args.on_device, room))
+            connection.send(("allocated", os.getpid(), self.args.on_device > 0, room))
             while room and self.answer is None and not connection.poll():
                 with self.changed:
                     self.changed.wait(1)
@@ -163,7 +165,11 @@ class Holder:
             return "error", no_ipc(self.source, error)
 
 
-def allocate(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Callable[[], tuple[Any, ...]]]:
+Memory = tuple[Tensor, Callable[[], tuple[Any, ...]]]
+"""Memory that other processes can map, and a function that returns how to map it: a function and its arguments."""
+
+
+def allocate(shape: tuple[int, ...], device: torch.device) -> Memory:
     """Allocate memory that other processes can map; return it and a function that returns how to map it."""
     if device.type == "cuda":
         pixels = torch.empty(shape, dtype=torch.uint8, device=device)

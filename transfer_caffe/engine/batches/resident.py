@@ -165,7 +165,7 @@ def _shared(
             place = _place(records, source, device, share.networks)
             if place is None:
                 return None
-            user = share.start(key, device if place else torch.device("cpu"), place > 0)
+            user = share.start(key, device if place else torch.device("cpu"), place)
         else:
             say(f"{source}: shares the records kept by process {user.pid}")
     if not user.room:
@@ -176,12 +176,11 @@ def _shared(
         user.give_up()
         return None
 
-    def fetch() -> tuple[Tensor, None, np.ndarray]:
+    def fetch() -> tuple[Tensor, Tensor | None, np.ndarray]:
         received = user.receive()
         if isinstance(received, str):
             raise Unlike(received)
-        pixels, labels = received
-        return pixels, None, labels
+        return received
 
     copy = Copy(source, user.on_device, (0, 0), fetch)
     weakref.finalize(copy, user.give_up)
@@ -198,7 +197,7 @@ def _place(records: Records, source: str, device: torch.device, networks: int = 
     """Return how many records are kept on ``device``, the others in the host's memory; log the decision.
 
     Return None if they do not fit in both together. ``networks`` is the number of networks on the device, each with its
-    own weights and activations; several of them share records that are all in one place.
+    own weights and activations.
     """
     shape = shape_of(records)
     size = math.prod(shape)
@@ -211,7 +210,7 @@ def _place(records: Records, source: str, device: torch.device, networks: int = 
     available = available_memory()
     host = available - reserve(available) - _promised(False)
     why = f"{device} has room for {_size(room)}"
-    part = max(room, 0) // math.prod(shape[1:]) if networks == 1 else 0
+    part = max(room, 0) // math.prod(shape[1:])
     if part * LEAST_PART >= len(records) and size - part * math.prod(shape[1:]) <= host:
         say(
             f"{what}: {why}; {part} of them are kept there, the others in the host's memory, which has room for "

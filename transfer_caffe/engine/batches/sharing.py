@@ -94,11 +94,14 @@ class Share:
                     os.unlink(address)
                 return None
 
-    def start(self, source: Source, device: torch.device, on_device: bool) -> User:
-        """Start a holder of ``source`` with memory of ``device``. The `lock` must be held."""
+    def start(self, source: Source, device: torch.device, on_device: int) -> User:
+        """Start a holder of ``source``, with ``on_device`` records in memory of ``device``, the others in the host's.
+
+        The `lock` must be held.
+        """
         log = self.folder / f"{source.name()}.log"
         argv = [sys.executable, "-m", "transfer_caffe.engine.batches.holder", "--folder", str(self.folder)]
-        argv += ["--source", str(source.path), "--device", str(device)] + ["--on-device"] * on_device
+        argv += ["--source", str(source.path), "--device", str(device), "--on-device", str(on_device)]
         if source.color is not None:
             argv += ["--color" if source.color else "--gray"]
         connection = socket.socket(socket.AF_UNIX)
@@ -149,8 +152,10 @@ class User:
         except (EOFError, OSError):
             raise Lost from None
 
-    def receive(self) -> tuple[Tensor, np.ndarray] | str:
+    def receive(self) -> tuple[Tensor, Tensor | None, np.ndarray] | str:
         """Wait for the records; return pixels and labels, or the reason why they cannot be kept.
+
+        If a part of the records is on the device, the second tensor is the pixels of the others (`resident.Copy.rest`).
 
         Raise UserError for damaged records, or if the holder ended.
         """
@@ -169,14 +174,14 @@ class User:
             elif kind == "unlike":
                 return rest[0]
             else:
-                rebuild, arguments, labels = rest
+                *exports, labels = rest
                 try:
-                    pixels = rebuild(*arguments)
+                    pixels, others = (each and each[0](*each[1]) for each in exports)
                 except RuntimeError as error:
                     raise UserError(no_ipc(self.source, error)) from None
                 if self.on_device:
                     threading.Thread(target=self._watch, daemon=True).start()
-                return pixels, labels
+                return pixels, others, labels
 
     def _watch(self) -> None:
         """End this process when the holder ends, since the shared memory is freed then."""

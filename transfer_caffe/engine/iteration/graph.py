@@ -28,18 +28,53 @@ from torch import Tensor
 from transfer_caffe.engine import debug, glog
 from transfer_caffe.engine.iteration import threads
 from transfer_caffe.engine.iteration.direct import Direct, Result, Trace
-from transfer_caffe.engine.layers import common, loss, recurrent, shaping, vision
+from transfer_caffe.engine.layers import common, loss, neuron, recurrent, shaping, vision
 from transfer_caffe.engine.layers.data import Images
-from transfer_caffe.engine.layers.neuron import Dropout, Neuron
+from transfer_caffe.engine.layers.neuron import Dropout
 from transfer_caffe.engine.layers.sources import DummyData
 from transfer_caffe.engine.net import Net
 
 CAPTURABLE = (
-    common.BatchNorm, common.Bias, common.Eltwise, common.InnerProduct, common.Scale, common.Softmax, loss.Accuracy,
-    loss.SoftmaxWithLoss, recurrent.LSTM, recurrent.LSTMUnit, recurrent.RNN, shaping.Concat, shaping.Flatten,
-    shaping.Reshape, shaping.Silence, shaping.Slice, shaping.Split, vision.Convolution, vision.LRN, vision.Pooling,
-    Dropout, Neuron,
-)  # fmt: skip
+    common.BatchNorm,
+    common.Bias,
+    common.Eltwise,
+    common.InnerProduct,
+    common.MVN,
+    common.Parameter,
+    common.Scale,
+    common.Softmax,
+    loss.Accuracy,
+    loss.ContrastiveLoss,
+    loss.EuclideanLoss,
+    loss.HingeLoss,
+    loss.SigmoidCrossEntropyLoss,
+    loss.SoftmaxWithLoss,
+    neuron.AbsVal,
+    neuron.Dropout,
+    neuron.Log,
+    neuron.Neuron,
+    neuron.Power,
+    neuron.PReLU,
+    neuron.Swish,
+    neuron.Threshold,
+    recurrent.LSTM,
+    recurrent.LSTMUnit,
+    recurrent.RNN,
+    shaping.Concat,
+    shaping.Crop,
+    shaping.Flatten,
+    shaping.Reduction,
+    shaping.Reshape,
+    shaping.Silence,
+    shaping.Slice,
+    shaping.Split,
+    shaping.Tile,
+    vision.Convolution,
+    vision.Im2col,
+    vision.LRN,
+    vision.Pooling,
+    vision.SPP,
+)
 """Layers that neither read values nor sample random numbers on the host in each batch.
 
 What BatchNorm and recurrent layers keep from batch to batch, statistics and hidden states, is changed in place on the

@@ -21,11 +21,11 @@ BLOCK = 1024
 
 
 @triton.jit
-def _power(scale, beta, THREE_QUARTERS: tl.constexpr):
+def _power(root, beta, THREE_QUARTERS: tl.constexpr):
+    """Return scale^-beta, given scale^-1/2."""
     if THREE_QUARTERS:
-        root = 1 / tl.sqrt(scale)
         return root * tl.sqrt(root)
-    return tl.exp2(-beta * tl.log2(scale))
+    return tl.exp2(2 * beta * tl.log2(root))
 
 
 @triton.jit
@@ -38,44 +38,62 @@ def _places(BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def normalised(
+    x, channel, channels, inside, factor, beta, k, REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr,
+):  # fmt: skip
+    """Return the results of LRN where ``x`` points to, and scale^-1/2, of which powers are cheap; both are float32."""
+    total = tl.zeros_like(channel).to(tl.float32)
+    for shift in tl.static_range(2 * REACH + 1):
+        near = channel + (shift - REACH)
+        value = tl.load(x + (shift - REACH), mask=inside & (near >= 0) & (near < channels), other=0.0).to(tl.float32)
+        total += value * value
+    root = tl.rsqrt(k + factor * total)
+    value = tl.load(x, mask=inside, other=0.0).to(tl.float32)
+    return value * _power(root, beta, THREE_QUARTERS), root
+
+
+@triton.jit
+def gradient_below(
+    gradient, x, top, root, channel, channels, inside, factor, beta,
+    REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr,
+):  # fmt: skip
+    """Return the gradients of LRN's bottom; the first four arguments point to the places."""
+    total = tl.zeros_like(channel).to(tl.float32)
+    for shift in tl.static_range(2 * REACH + 1):
+        near = channel + (shift - REACH)
+        there = inside & (near >= 0) & (near < channels)
+        one = tl.load(gradient + (shift - REACH), mask=there, other=0.0).to(tl.float32)
+        two = tl.load(top + (shift - REACH), mask=there, other=0.0).to(tl.float32)
+        three = tl.load(root + (shift - REACH), mask=there, other=0.0)
+        total += one * two * (three * three)
+    own = tl.load(gradient, mask=inside, other=0.0).to(tl.float32)
+    own = own * _power(tl.load(root, mask=inside, other=0.0), beta, THREE_QUARTERS)
+    return own - factor * total * tl.load(x, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _forward(
-    x, y, scale, count, channels, factor, beta, k,
+    x, y, root, count, channels, factor, beta, k,
     REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     place = _places(BLOCK, WIDE)
     inside = place < count
-    channel = place % channels
-    total = tl.zeros((BLOCK,), tl.float32)
-    for shift in tl.static_range(2 * REACH + 1):
-        near = channel + (shift - REACH)
-        value = tl.load(x + place + (shift - REACH), mask=inside & (near >= 0) & (near < channels), other=0.0)
-        value = value.to(tl.float32)
-        total += value * value
-    total = k + factor * total
-    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    value = value * _power(total, beta, THREE_QUARTERS)
+    value, kept = normalised(x + place, place % channels, channels, inside, factor, beta, k, REACH, THREE_QUARTERS)
     tl.store(y + place, value.to(y.dtype.element_ty), mask=inside)
-    tl.store(scale + place, total, mask=inside)
+    tl.store(root + place, kept, mask=inside)
 
 
 @triton.jit
 def _backward(
-    gradient, x, top, scale, out, count, channels, factor, beta,
+    gradient, x, top, root, out, count, channels, factor, beta,
     REACH: tl.constexpr, THREE_QUARTERS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     place = _places(BLOCK, WIDE)
     inside = place < count
-    channel = place % channels
-    total = tl.zeros((BLOCK,), tl.float32)
-    for shift in tl.static_range(2 * REACH + 1):
-        near = channel + (shift - REACH)
-        there = inside & (near >= 0) & (near < channels)
-        one = tl.load(gradient + place + (shift - REACH), mask=there, other=0.0).to(tl.float32)
-        two = tl.load(top + place + (shift - REACH), mask=there, other=0.0).to(tl.float32)
-        total += one * two / tl.load(scale + place + (shift - REACH), mask=there, other=1.0)
-    own = tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
-    own = own * _power(tl.load(scale + place, mask=inside, other=1.0), beta, THREE_QUARTERS)
-    own = own - factor * total * tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    own = gradient_below(
+        gradient + place, x + place, top + place, root + place, place % channels, channels, inside, factor, beta,
+        REACH, THREE_QUARTERS,
+    )  # fmt: skip
     tl.store(out + place, own.to(out.dtype.element_ty), mask=inside)
 
 
@@ -85,22 +103,22 @@ class FusedLRN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float, buffer: Buffer | None) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        y, scale = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
+        y, root = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
         ctx.settings = (size // 2, beta == 0.75, BLOCK, x.numel() > 2**31 - 2 * BLOCK)
-        _forward[_grid(x)](x, y, scale, x.numel(), x.shape[1], alpha / size, beta, k, *ctx.settings)
-        ctx.save_for_backward(x, y, scale)
+        _forward[_grid(x)](x, y, root, x.numel(), x.shape[1], alpha / size, beta, k, *ctx.settings)
+        ctx.save_for_backward(x, y, root)
         ctx.factor, ctx.beta, ctx.buffer = 2 * alpha * beta / size, beta, buffer
         return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale = ctx.saved_tensors
+        x, y, root = ctx.saved_tensors
         # Caffe reads the top's buffer, which an in-place layer may have overwritten
         top = y if ctx.buffer is None else ctx.buffer.content
         gradient, top = (each.contiguous(memory_format=torch.channels_last) for each in (grad_outputs[0], top))
         out = torch.empty_like(x)
         sizes = (x.numel(), x.shape[1], ctx.factor, ctx.beta)
-        _backward[_grid(x)](gradient, x, top, scale, out, *sizes, *ctx.settings)
+        _backward[_grid(x)](gradient, x, top, root, out, *sizes, *ctx.settings)
         return out, None, None, None, None, None
 
 

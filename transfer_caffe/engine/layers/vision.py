@@ -325,9 +325,16 @@ class Pooling(Layer):
         """Whether `fused` can compute this layer: a plain maximum of a window whose places a byte can number."""
         return self.is_plain_maximum and math.prod(self.kernel) < 255
 
-    def fused(self, function: Any, x: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-        """Return relu(pool(x + bias)), computed by ``function``, which `fused_pool` returns."""
-        return function.apply(x, bias, tuple(self.kernel), tuple(self.stride), tuple(self.pad), tuple(self.size), relu)
+    def fused(
+        self, function: Any, x: Tensor, bias: Tensor | None, relu: bool,
+        norm: tuple[int, float, float, float] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return relu(pool(x + bias)), then normalised if there are ``norm``, settings of an LRN.
+
+        ``function``, which `fused_pool` returns, computes it.
+        """
+        windows = (tuple(self.kernel), tuple(self.stride), tuple(self.pad), tuple(self.size))
+        return _fused(function, x, bias, windows, relu, norm)
 
     def _areas(self, x: Tensor) -> Tensor:
         """Return the area of each window, clipped to the padded image; the shape is (height, width)."""
@@ -474,17 +481,36 @@ def _fused_lrn() -> type[torch.autograd.Function] | None:
 
 @functools.lru_cache(maxsize=1)
 def fused_pool() -> type[torch.autograd.Function] | None:
-    """Return bias, MAX pooling and ReLU as Triton kernels; None without Triton or what it needs to compile."""
+    """Return bias, MAX pooling, ReLU and LRN as Triton kernels; None without Triton or what it needs to compile."""
     try:
         from transfer_caffe.engine.layers.pool_triton import FusedPool
 
         with torch.enable_grad():
             probe, bias = (torch.ones(shape, device="cuda", requires_grad=True) for shape in ((1, 1, 1, 1), (1,)))
-            FusedPool.apply(probe, bias, (1, 1), (1, 1), (0, 0), (1, 1), True).sum().backward()
+            windows = ((1, 1), (1, 1), (0, 0), (1, 1))
+            for norm in (None, (5, 1e-4, 0.75, 1.0)):
+                FusedPool.apply(probe, bias, *windows, True, norm, True).sum().backward()
     except Exception as error:  # whatever the reason, there is another implementation
         glog.info("pooling_layer.cpp:0", f"Pooling runs without its Triton kernels: {str(error).splitlines()[:1]}")
         return None
     return FusedPool
+
+
+def rectified(function: Any, x: Tensor, bias: Tensor) -> Tensor:
+    """Return relu(x + bias), computed by ``function``, which `fused_pool` returns."""
+    return _fused(function, x, bias, ((1, 1), (1, 1), (0, 0), tuple(x.shape[2:])), True, None)
+
+
+def _fused(
+    function: Any, x: Tensor, bias: Tensor | None, windows: tuple[tuple[int, ...], ...], relu: bool,
+    norm: tuple[int, float, float, float] | None,
+) -> Tensor:  # fmt: skip
+    keep = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    return function.apply(x, bias, *windows, relu, norm, keep)
+
+
+MOST_JOINED = 1024
+"""The largest number of channels of an LRN that `pool_triton` computes with the pooling."""
 
 
 class LRN(Layer):
@@ -498,16 +524,28 @@ class LRN(Layer):
             raise self.error(f"needs a bottom of 4 axes (num, channels, height, width), not {list(shapes[0])}")
         if param.local_size % 2 == 0:
             raise self.error(f"local_size must be odd, not {param.local_size}")
+        self.channels = shapes[0][1]
         self.ignores_propagate_down = param.norm_region == LRNParameter.ACROSS_CHANNELS
 
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         return [shapes[0]]
 
+    @property
+    def can_be_joined(self) -> bool:
+        """Whether a pooling before it can compute it, too: across channels, few enough for one block of a kernel."""
+        return self.param.lrn_param.norm_region == LRNParameter.ACROSS_CHANNELS and self.channels <= MOST_JOINED
+
+    @property
+    def settings(self) -> tuple[int, float, float, float]:
+        """The size, alpha, beta and k of LRN across channels."""
+        param = self.param.lrn_param
+        return param.local_size, param.alpha, param.beta, param.k
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         param, x = self.param.lrn_param, bottoms[0]
         if param.norm_region == LRNParameter.ACROSS_CHANNELS:
             function = (_fused_lrn() if x.is_cuda else None) or _LRNAcrossChannels
-            y = function.apply(x, param.local_size, param.alpha, param.beta, param.k, self.buffer)
+            y = function.apply(x, *self.settings, self.buffer)
             assert isinstance(y, Tensor)
             return [y]
         # within a channel Caffe averages x^2 over a padded square (thus dividing alpha by its area), and k is 1
