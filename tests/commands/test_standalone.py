@@ -12,7 +12,7 @@ import transfer_caffe
 
 PACKAGE = Path(transfer_caffe.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
-SUPPORT = ("__init__.py", "tiny.py", "waiting.py", "solver_suite.py", "gpu.py", "tape.py")
+SUPPORT = ("__init__.py", "python.py", "tiny.py", "waiting.py", "solver_suite.py", "gpu.py", "tape.py")
 
 
 @pytest.fixture

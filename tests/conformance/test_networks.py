@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from conformance.networks import NETWORKS, net_text, solver_text, write_data
 from conformance.seeded import recorded, seeded_weights
 from conformance.suite import needs_real_caffe
+from support import python
 
 from transfer_caffe.compare import Case, compare
 from transfer_caffe.formats.log import read_log
@@ -27,13 +27,16 @@ CLOSE, LATE = 1e-4, 1e-2
 CAFFE = real_caffe.program()
 
 
-def losses(folder: Path, program: list[str], weights: str | None = None) -> np.ndarray:
-    """Run ``program train`` with the solver in ``folder`` and return the logged losses, one per iteration."""
-    argv = [*program, "train", "--solver=solver.prototxt", *([f"--weights={weights}"] if weights else [])]
+def losses(folder: Path, engine: str, weights: str | None = None) -> np.ndarray:
+    """Run `train` of an engine with the solver in ``folder`` and return the logged losses, one per iteration."""
+    argv = ["train", "--solver=solver.prototxt", *([f"--weights={weights}"] if weights else [])]
     package = str(Path(real_caffe.__file__).resolve().parent.parent)
     # one thread: sums in a different order can move a unit near 0 to the other side of a ReLU
     env = {**os.environ, "GLOG_logtostderr": "1", "PYTHONPATH": package, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
+    if engine == "embedded":
+        done = python.run("-m", "transfer_caffe.engine", *argv, cwd=folder, env=env)
+    else:
+        done = subprocess.run([str(CAFFE), *argv], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder / "train.log").write_text(done.stderr)
     found = read_log(folder / "train.log").train_losses
@@ -48,11 +51,11 @@ def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: P
     write_data(name, tmp_path, seed=1)
     solver = tmp_path / "solver.prototxt"
     solver.write_text(solver_text(name, max_iter=1, snapshot_after_train=True))
-    losses(tmp_path, [str(CAFFE)])
+    losses(tmp_path, "real")
     solver.write_text(solver_text(name, max_iter=ITERATIONS))
     weights = "snap/net_iter_1.caffemodel"
-    theirs = losses(tmp_path, [str(CAFFE)], weights)
-    ours = losses(tmp_path, [sys.executable, "-m", "transfer_caffe.engine"], weights)
+    theirs = losses(tmp_path, "real", weights)
+    ours = losses(tmp_path, "embedded", weights)
 
     assert len(theirs) == len(ours) == ITERATIONS + 1  # the last loss is that of the trained net
     difference = np.abs(ours - theirs) / np.abs(theirs)
