@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -13,7 +14,7 @@ from conformance.seeded import recorded, seeded_weights
 from conformance.suite import needs_real_caffe
 from support import python
 
-from transfer_caffe.compare import Case, compare
+from transfer_caffe.compare import Case, Outcome, compare
 from transfer_caffe.formats.log import read_log
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import NetParameter
@@ -64,15 +65,25 @@ def test_both_engines_report_the_same_losses_of_a_network(name: str, tmp_path: P
     assert np.ptp(theirs) > 0.05 * theirs.mean(), "the net does not train"
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The first iteration of all networks in both engines, computed at once."""
+    cases = []
+    for name in NETWORKS:
+        folder = tmp_path_factory.mktemp(name)
+        with contextlib.chdir(folder):
+            write_data(name, folder, seed=1)
+            param = parse_text(net_text(name), NetParameter(), name)
+            cases.append(Case(param, "TRAIN", seeded_weights(param, recorded(name)["seed"]), folder=folder))
+    return dict(zip(NETWORKS, compare(cases), strict=True))
+
+
 @needs_real_caffe
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_blobs_and_gradients_of_the_first_iteration_are_real_caffes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, outcomes: dict[str, Outcome]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_data(name, tmp_path, seed=1)
-    param = parse_text(net_text(name), NetParameter(), name)
-    [outcome] = compare([Case(param, "TRAIN", seeded_weights(param, recorded(name)["seed"]), folder=tmp_path)])
+    outcome = outcomes[name]
     assert outcome.ours is None and outcome.real is None
     assert not [row for row in outcome.rows if not row.difference <= TOLERANCE]
     # all learnable blobs were compared
