@@ -72,6 +72,15 @@ def tiny(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def forked_trainings():
+    """Drivers and engines that this process starts are forked, as a sweep's are: none imports PyTorch again."""
+    from support.preloaded import forked  # not for tests of the engine alone
+
+    with forked():
+        yield
+
+
+@pytest.fixture
 def driver_world(tmp_path, monkeypatch):
     """The small world in a current folder whose name has a space and a quote."""
     from support.driving import STARTED  # not for tests of the engine alone
