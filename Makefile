@@ -37,9 +37,10 @@ PYTHON_IS_NEW = "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))
 SPLIT = "$(PY)" -m data_prep.split
 SPLIT_OPTIONS = --train "$(TRAIN)" --val "$(VAL)" $(if $(CLASSES),--classes "$(CLASSES)")
 # the tests whose results depend on the processor's instruction set; not those of ways to start a script, of which
-# process holds records, of GPU kernels that are compiled, of the texts of compare, and of records that are read
+# process holds records, of GPU kernels (NumPy interprets them here), of the texts of compare, and of records that are read
 NUMERIC = $(filter-out tests/caffe/test_entry.py tests/engine/test_engine_sharing.py \
-            tests/engine/test_engine_kernels_compile.py tests/conformance/test_compare.py tests/export/test_dataset.py, \
+            tests/engine/test_engine_kernels_compile.py tests/engine/%_triton.py tests/conformance/test_compare.py \
+            tests/export/test_dataset.py, \
             $(wildcard tests/engine/test_*.py tests/conformance/test_*.py tests/caffe/test_*.py tests/export/test_*.py)) \
           $(wildcard tests/commands/test_engine_*.py) tests/commands/test_probe.py tests/run/test_experiment.py
 .DEFAULT_GOAL = help
