@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import python
 
 import transfer_caffe.caffe as caffe
 from transfer_caffe.caffe import __main__ as command
@@ -32,12 +33,11 @@ caffe.log("said")
 
 
 def run(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "transfer_caffe.caffe", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env={**environment(), **more})
+    return python.run("-m", "transfer_caffe.caffe", *arguments, cwd=cwd, env={**environment(), **more})
 
 
 def program(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=cwd)
+    return python.run("-c", code, cwd=cwd, env=environment())
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def script(tmp_path: Path) -> Path:
 
 
 def test_the_command_runs_an_unchanged_script(script: Path, tmp_path: Path) -> None:
-    result = run(str(script), "a", "--b", cwd=tmp_path, GLOG_minloglevel="0")
+    argv = [sys.executable, "-m", "transfer_caffe.caffe", str(script), "a", "--b"]
+    env = {**environment(), "GLOG_minloglevel": "0"}
+    result = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"1.0.0 ['a', '--b'] __main__ {script.parent}\n"
     assert "] said" in result.stderr

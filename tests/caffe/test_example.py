@@ -1,10 +1,9 @@
 """The example in docs/ runs, with the command that its first lines name."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
+from support import python
 
 from transfer_caffe.utils.processes import environment
 
@@ -13,9 +12,8 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "pycaffe_example.py"
 
 def test_the_example_learns_and_writes_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "some folder"
-    argv = [sys.executable, "-m", "transfer_caffe.caffe", str(EXAMPLE), str(folder)]
     env = {**environment(), "PYTHONDONTWRITEBYTECODE": "1", "GLOG_minloglevel": "0"}
-    result = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=tmp_path)
+    result = python.run("-m", "transfer_caffe.caffe", str(EXAMPLE), str(folder), env=env, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     smooth, squares = (float(word) for word in lines[0].rsplit(" ", 2)[1:])

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from support import python
 
 import transfer_caffe.caffe as caffe
 from transfer_caffe.caffe import io
@@ -246,6 +247,5 @@ assert np.cumproduct([2, 3]).tolist() == [2, 6] and np.mat([[1]]).shape == (1, 1
 
 def test_names_that_are_gone_from_python_numpy_and_yaml() -> None:
     Path("script.py").write_text(NAMES)
-    argv = [sys.executable, "-m", "transfer_caffe.caffe", "script.py"]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=120)
+    done = python.run("-m", "transfer_caffe.caffe", "script.py", env=environment())
     assert done.returncode == 0, done.stderr

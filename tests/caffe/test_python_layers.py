@@ -1,7 +1,6 @@
 """Layers written in Python, in nets run by pycaffe's interface, by the engine's API, solver and command line."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import python
 
 import transfer_caffe.caffe as caffe
 from transfer_caffe.engine import Net as EngineNet
@@ -149,8 +149,8 @@ def test_all_ways_of_training_give_the_same_weights(folder: Path) -> None:
         engine.step(1)
     solver = caffe.SGDSolver(str(folder / "solver.prototxt"))
     solver.step(6)
-    command = [sys.executable, "-m", "transfer_caffe.engine", "train", "--solver", str(folder / "solver.prototxt")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=folder.parent)
+    command = ("-m", "transfer_caffe.engine", "train", "--solver", str(folder / "solver.prototxt"))
+    result = python.run(*command, env=environment(), cwd=folder.parent)
     assert result.returncode == 0, result.stderr
     trained = caffe.Net(str(folder / "net.prototxt"), str(folder / "snap_iter_6.caffemodel"), caffe.TRAIN)
     weights = engine.net.weights
@@ -211,8 +211,8 @@ def test_an_exception_names_layer_file_and_line_and_keeps_its_class(
 
 def test_the_command_says_it_in_one_line(folder: Path) -> None:
     path = one_layer(folder, "Broken", "forward")
-    command = [sys.executable, "-m", "transfer_caffe.engine", "time", "--model", path, "--iterations", "1"]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment())
+    command = ("-m", "transfer_caffe.engine", "time", "--model", path, "--iterations", "1")
+    result = python.run(*command, env=environment())
     assert result.returncode == 2
     errors = [line for line in result.stderr.splitlines() if "error:" in line]
     assert len(errors) == 1

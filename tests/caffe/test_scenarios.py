@@ -3,13 +3,14 @@
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import h5py
 import numpy as np
 import pytest
+from support import python
 
 from transfer_caffe.real_caffe import programs as real_caffe
 from transfer_caffe.utils.processes import environment
@@ -38,26 +39,39 @@ def prepare(folder: Path) -> None:
     cv2.imwrite(str(folder / "image.png"), image.astype(np.uint8))
 
 
-def run(python: tuple[str, ...], name: str, folder: Path, env: dict[str, str]) -> dict[str, np.ndarray]:
+Started = Callable[[list[str], dict[str, str]], "subprocess.CompletedProcess[str]"]
+"""A function that runs a Python with pycaffe, with arguments and an environment."""
+
+
+def run(start: Started, name: str, folder: Path, env: dict[str, str]) -> dict[str, np.ndarray]:
     prepare(folder)
     env = {**env, "GLOG_minloglevel": "2", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    argv = [*python, str(SCRIPTS / "scenarios.py"), name, str(folder), str(folder / "out.npz")]
-    result = subprocess.run(argv, env=env, capture_output=True, text=True, errors="replace")
+    result = start([str(SCRIPTS / "scenarios.py"), name, str(folder), str(folder / "out.npz")], env)
     assert result.returncode == 0, result.stderr[-2000:]
     return dict(np.load(folder / "out.npz"))
 
 
 def ours(name: str, folder: Path) -> dict[str, np.ndarray]:
-    return run((sys.executable, "-m", "transfer_caffe.caffe"), name, folder, environment())
+    def start(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return python.run("-m", "transfer_caffe.caffe", *arguments, env=env)
+
+    return run(start, name, folder, environment())
+
+
+def real(name: str, folder: Path) -> dict[str, np.ndarray]:
+    def start(arguments: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        argv = [*(real_caffe.pycaffe() or ()), *arguments]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, errors="replace")
+
+    # its Python searches PYTHONPATH when a net, not the script, imports a module
+    return run(start, name, folder, {**os.environ, "PYTHONPATH": str(folder)})
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_script_gives_real_pycaffes_numbers(name: str, tmp_path: Path) -> None:
-    python = real_caffe.pycaffe()
-    if python is None:
+    if real_caffe.pycaffe() is None:
         pytest.skip("there is no real pycaffe (`make caffe`)")
-    # its Python searches PYTHONPATH when a net, not the script, imports a module
-    theirs = run(python, name, tmp_path / "real", {**os.environ, "PYTHONPATH": str(tmp_path / "real")})
+    theirs = real(name, tmp_path / "real")
     mine = ours(name, tmp_path / "our own")
     assert list(mine) == list(theirs)
     for key, expected in theirs.items():

@@ -2,14 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support.small_world import EXPERIMENT, draw_shapes
-from support.waiting import PATIENCE
 
-from transfer_caffe import data
+from transfer_caffe import data, driver
 from transfer_caffe.utils.files import sha256, write_text
 
 
@@ -30,9 +28,16 @@ def disk(tmp_path, monkeypatch):
     subprocess.run(["umount", "-l", "runs"], check=True)
 
 
-def drive(runs: str = "runs") -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "transfer_caffe.driver", "--recipe", "tiny.yaml", "--treatment", "baseA"]
-    return subprocess.run([*argv, "--runs", runs], capture_output=True, text=True, timeout=PATIENCE)
+@pytest.fixture
+def drive(capsys, forked_trainings):
+    """A function that runs the driver and returns its exit code and output."""
+
+    def run(runs: str = "runs") -> subprocess.CompletedProcess[str]:
+        argv = ["--recipe", "tiny.yaml", "--treatment", "baseA", "--runs", runs]
+        capsys.readouterr()
+        return subprocess.CompletedProcess(argv, driver.main(argv), *capsys.readouterr())
+
+    return run
 
 
 def fill(disk: Path, left: int) -> Path:
@@ -44,7 +49,7 @@ def fill(disk: Path, left: int) -> Path:
     return filler
 
 
-def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on_to_the_same_bytes(disk):
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on_to_the_same_bytes(disk, drive):
     name = Path("tiny/random0-baseA-s0")
     assert drive("elsewhere").returncode == 0
     snapshots = Path("elsewhere") / name / "snapshots"

@@ -1,14 +1,14 @@
 """The study: from weights, a net and a folder of photographs to an answer, and a second time for nothing."""
 
 import argparse
-import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.own_images import NET, make_images, write_net
 
-from transfer_caffe import rates as rates_module
 from transfer_caffe import study as study_module
 from transfer_caffe.engine import Net
 from transfer_caffe.experiment.read import load_recipe
@@ -19,6 +19,7 @@ from transfer_caffe.results.probes import read_probes
 from transfer_caffe.study import SEARCH, main
 from transfer_caffe.sweep.cost import Rate
 from transfer_caffe.tools.compute_mean import write_mean
+from transfer_caffe.utils.processes import environment
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +29,48 @@ def photos(tmp_path, monkeypatch) -> Path:
     return make_images(tmp_path)
 
 
+ARGUMENTS = [
+    "--weights", "weights.caffemodel", "--net", "net.prototxt", "--images", "my photos", "--name", "pets",
+    "--iterations", "8", "--jobs", "2",
+]  # fmt: skip
+
+
 def study(*more: str) -> int:
-    arguments = ["--weights", "weights.caffemodel", "--net", "net.prototxt", "--images", "my photos"]
-    return main([*arguments, "--name", "pets", "--iterations", "8", "--jobs", "2", *more])
+    return main([*ARGUMENTS, *more])
 
 
-def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, monkeypatch):
-    two = functools.partial(rates_module.search, rates=(0.01, 0.001))
-    monkeypatch.setattr(study_module, "search", two)
-    assert study("--seeds", "2") == 0
-    out = capsys.readouterr().out
+SCRIPT = """
+import functools, os, sys
+from transfer_caffe import probe, rates, study
+
+def make_probes(*arguments):
+    sys.stdout.flush()
+    if not (pid := os.fork()):
+        probe.make_probes(*arguments)
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+study.search = functools.partial(rates.search, rates=(0.01, 0.001))
+study.make_probes = make_probes
+sys.exit(study.main(sys.argv[1:]))
+"""
+
+
+def study_as_command(*more: str) -> str:
+    """Run a study, which searches among two learning rates, as a command; return its output.
+
+    Unlike this process, the command imports PyTorch once for all networks. Its probes have a separate process, because
+    a process that has computed with PyTorch does not fork.
+    """
+    argv = [sys.executable, "-c", SCRIPT, *ARGUMENTS, *more]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys):
+    out = study_as_command("--seeds", "2")
     assert "Best: " in out and "pets.yaml: the recipe of the study" in out
     recipe = load_recipe("pets.yaml")
     assert [str(each) for each in recipe.treatments["whole"]] == ["base", "P1", "P2", "P1+", "P2+"]
@@ -64,10 +97,10 @@ def test_a_study_ends_with_an_answer_and_a_second_one_trains_nothing(capsys, mon
 
 def test_a_study_of_gray_images_trains(capsys):
     write_net(Path(), NET.replace("dim: 3 dim: 24", "dim: 1 dim: 24"))
-    assert study("--base-lr", "0.001") == 0
+    out = study_as_command("--base-lr", "0.001")
     recipe = load_recipe("pets.yaml")
     assert recipe.images.gray and recipe.mean == (117,) and SEARCH not in Path("pets.yaml").read_text()
-    assert "Best: " in capsys.readouterr().out
+    assert "Best: " in out
     for name in ("base", "P1+"):  # as the export does that the answer names
         network = read_network(f"runs/pets/whole-{name}-s0")
         assert load(network.net, network.weights, network.shape).inputs["data"][1:] == (1, 24, 24)

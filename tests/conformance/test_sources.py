@@ -1,5 +1,6 @@
 """Compare data layers with real Caffe: the same batches from Data, ImageData, HDF5Data, MemoryData and the others."""
 
+import contextlib
 import subprocess
 
 import cv2
@@ -23,6 +24,12 @@ pytestmark = needs_real_caffe
 def folder(tmp_path, monkeypatch):
     """A folder with databases of raw, encoded and float records, an image list, HDF5 files and a mean image."""
     monkeypatch.chdir(tmp_path)
+    write_sources(tmp_path)
+    return tmp_path
+
+
+def write_sources(folder):
+    """Write the files of the fixture ``folder`` to a folder, which must be the current one."""
     draw = np.random.RandomState(1)
     images = draw.randint(0, 256, (7, 9, 8, 3)).astype(np.uint8)
     with DatabaseWriter("raw_lmdb") as db:
@@ -41,15 +48,14 @@ def folder(tmp_path, monkeypatch):
             db.put(b"%08d" % index, datum.SerializeToString())
     for index, image in enumerate(images):
         cv2.imwrite(f"image {index}.png", image)
-    (tmp_path / "list.txt").write_text("".join(f"image {index}.png {index % 3}\n" for index in range(7)))
+    (folder / "list.txt").write_text("".join(f"image {index}.png {index % 3}\n" for index in range(7)))
     for number, rows in enumerate((3, 4)):
         with h5py.File(f"part{number}.h5", "w") as file:
             file["data"] = draw.standard_normal((rows, 2, 3)).astype(np.float32)
             file["label"] = draw.randint(0, 4, rows)
             file["wide"] = draw.standard_normal((rows, 5))
-    (tmp_path / "files.txt").write_text("part0.h5\npart1.h5\n")
+    (folder / "files.txt").write_text("part0.h5\npart1.h5\n")
     write_binary("mean.binaryproto", array_to_blob(draw.uniform(0, 255, (1, 3, 9, 8))))
-    return tmp_path
 
 
 def data(source, transform="", phase="TEST", batch=5):
@@ -72,50 +78,61 @@ def plain(text):
     return text, "TRAIN"
 
 
-@pytest.mark.parametrize(
-    ("text", "phase"),
-    [
-        data("raw_lmdb"),
-        data("raw_lmdb", batch=12),  # more than there are records
-        data("raw_lmdb", "scale: 0.5 mean_value: 3", "TRAIN"),
-        data("raw_lmdb", "mean_value: 3 mean_value: 100 mean_value: 7"),
-        data("raw_lmdb", 'mean_file: "mean.binaryproto" crop_size: 5 scale: 0.1'),
-        data("raw_lmdb", "crop_size: 8"),
-        data("raw_lmdb", 'mean_file: "mean.binaryproto"', "TRAIN"),
-        data("encoded_lmdb", "crop_size: 4"),
-        data("encoded_lmdb", "force_gray: true"),
-        data("encoded_lmdb", "force_color: true"),
-        data("sizes_lmdb", "crop_size: 5 mean_value: 100 mean_value: 3 mean_value: 7"),
-        data("float_lmdb", "scale: 3"),
-        data("float_lmdb", "crop_size: 3 mean_value: 1"),
-        images("batch_size: 4"),
-        images("batch_size: 9 new_height: 6 new_width: 13"),
-        images("batch_size: 2 is_color: false new_height: 20 new_width: 20", "crop_size: 11 mean_value: 100"),
-        images('batch_size: 3 root_folder: "./"', 'mean_file: "mean.binaryproto"'),
-        plain('type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "files.txt" batch_size: 5 }'),
-        plain('type: "HDF5Data" top: "wide" hdf5_data_param { source: "files.txt" batch_size: 17 }'),
-        plain(
-            'type: "MemoryData" top: "data" top: "label" '
-            "memory_data_param { batch_size: 3 channels: 2 height: 4 width: 5 }"
-        ),
-        plain(
-            'type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 2 dim: 3 } shape { dim: 2 } '
-            'data_filler { type: "constant" value: 2.5 } data_filler { value: 1 } }'
-        ),
-        plain('type: "DummyData" top: "data" dummy_data_param { num: 2 channels: 3 height: 4 width: 5 }'),
-        plain('type: "Input" top: "data" top: "label" input_param { shape { dim: 2 dim: 3 } }'),
-    ],
-)
-def test_the_first_batch_is_real_caffes(text, phase, folder):
-    net = parse_text(f'name: "source" layer {{ name: "data" {text} }}', NetParameter(), text)
-    values = {}
-    if "MemoryData" in text:
-        draw = np.random.RandomState(2)
-        values = {
-            "memory/data": draw.standard_normal((3, 2, 4, 5)),
-            "memory/label": np.array([[[[2]]], [[[0]]], [[[1]]]]),
-        }
-    [outcome] = compare([Case(net, phase, values, folder=folder, backward=False)])
+FIRST = [
+    data("raw_lmdb"),
+    data("raw_lmdb", batch=12),  # more than there are records
+    data("raw_lmdb", "scale: 0.5 mean_value: 3", "TRAIN"),
+    data("raw_lmdb", "mean_value: 3 mean_value: 100 mean_value: 7"),
+    data("raw_lmdb", 'mean_file: "mean.binaryproto" crop_size: 5 scale: 0.1'),
+    data("raw_lmdb", "crop_size: 8"),
+    data("raw_lmdb", 'mean_file: "mean.binaryproto"', "TRAIN"),
+    data("encoded_lmdb", "crop_size: 4"),
+    data("encoded_lmdb", "force_gray: true"),
+    data("encoded_lmdb", "force_color: true"),
+    data("sizes_lmdb", "crop_size: 5 mean_value: 100 mean_value: 3 mean_value: 7"),
+    data("float_lmdb", "scale: 3"),
+    data("float_lmdb", "crop_size: 3 mean_value: 1"),
+    images("batch_size: 4"),
+    images("batch_size: 9 new_height: 6 new_width: 13"),
+    images("batch_size: 2 is_color: false new_height: 20 new_width: 20", "crop_size: 11 mean_value: 100"),
+    images('batch_size: 3 root_folder: "./"', 'mean_file: "mean.binaryproto"'),
+    plain('type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "files.txt" batch_size: 5 }'),
+    plain('type: "HDF5Data" top: "wide" hdf5_data_param { source: "files.txt" batch_size: 17 }'),
+    plain(
+        'type: "MemoryData" top: "data" top: "label" memory_data_param { batch_size: 3 channels: 2 height: 4 width: 5 }'
+    ),
+    plain(
+        'type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 2 dim: 3 } shape { dim: 2 } '
+        'data_filler { type: "constant" value: 2.5 } data_filler { value: 1 } }'
+    ),
+    plain('type: "DummyData" top: "data" dummy_data_param { num: 2 channels: 3 height: 4 width: 5 }'),
+    plain('type: "Input" top: "data" top: "label" input_param { shape { dim: 2 dim: 3 } }'),
+]
+
+
+@pytest.fixture(scope="module")
+def first_batches(tmp_path_factory):
+    """The first batch of each source in both engines, computed at once."""
+    folder = tmp_path_factory.mktemp("sources")
+    with contextlib.chdir(folder):
+        write_sources(folder)
+        cases = []
+        for text, phase in FIRST:
+            net = parse_text(f'name: "source" layer {{ name: "data" {text} }}', NetParameter(), text)
+            values = {}
+            if "MemoryData" in text:
+                draw = np.random.RandomState(2)
+                values = {
+                    "memory/data": draw.standard_normal((3, 2, 4, 5)),
+                    "memory/label": np.array([[[[2]]], [[[0]]], [[[1]]]]),
+                }
+            cases.append(Case(net, phase, values, folder=folder, backward=False))
+        return compare(cases)
+
+
+@pytest.mark.parametrize("index", range(len(FIRST)), ids=[f"{text}-{phase}" for text, phase in FIRST])
+def test_the_first_batch_is_real_caffes(index, first_batches):
+    text, outcome = FIRST[index][0], first_batches[index]
     assert outcome.ours is None and outcome.real is None, (outcome.ours, outcome.real)
     assert len(outcome.rows) == text.count("top:")
     assert outcome.worst() <= 1e-6

@@ -1,13 +1,12 @@
 """`debug_info`: the lines that Caffe writes about each layer, in training, in tests, and in pycaffe's interface."""
 
-import os
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from support import python
 
 from transfer_caffe.caffe.solvers import SGDSolver
 from transfer_caffe.engine import glog
@@ -16,6 +15,7 @@ from transfer_caffe.engine.solver.solver import Solver
 from transfer_caffe.formats.proto import parse_text
 from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
 from transfer_caffe.real_caffe import programs as real_caffe
+from transfer_caffe.utils.processes import environment
 
 FILLER = 'weight_filler { type: "constant" value: 0.1 }'
 NET = f"""
@@ -81,8 +81,7 @@ def assert_same_lines(mine, theirs):
         np.testing.assert_allclose(values[0], values[1], rtol=1e-4, atol=TINY, err_msg=f"{text}\n{expected}")
 
 
-def run(*command):
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, env={**os.environ})
+def errors_of(result):
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stderr
 
@@ -148,8 +147,8 @@ def test_pycaffes_interface_logs_the_same(capfd):
 
 @pytest.mark.parametrize("command", ["train", "test", "pycaffe"])
 def test_real_caffe_writes_the_same_lines(command):
-    program, python = real_caffe.program(), real_caffe.pycaffe()
-    if program is None or python is None:
+    program, pycaffe = real_caffe.program(), real_caffe.pycaffe()
+    if program is None or pycaffe is None:
         pytest.skip("there is no real Caffe (`make caffe`)")
     with open("net.prototxt") as file:
         text = file.read().replace("value: -1.5", "value: -1")
@@ -157,7 +156,7 @@ def test_real_caffe_writes_the_same_lines(command):
         file.write(text)
     with open("traced.prototxt", "w") as file:
         file.write(text + "debug_info: true\n")
-    engine = [sys.executable, "-m", "transfer_caffe.engine"]
+    engine = ["-m", "transfer_caffe.engine"]
     if command == "train":
         flags = ["train", "--solver", "solver.prototxt"]
         both = [[program, *flags], [*engine, *flags]]
@@ -168,7 +167,8 @@ def test_real_caffe_writes_the_same_lines(command):
     else:
         with open("script.py", "w") as file:
             file.write("import caffe\nnet = caffe.Net('traced.prototxt', caffe.TRAIN)\nnet.forward()\nnet.backward()\n")
-        both = [[*python, "script.py"], [sys.executable, "-m", "transfer_caffe.caffe", "script.py"]]
-    theirs, mine = (lines_of(run(*each)) for each in both)
+        both = [[*pycaffe, "script.py"], ["-m", "transfer_caffe.caffe", "script.py"]]
+    theirs = lines_of(errors_of(subprocess.run([str(part) for part in both[0]], capture_output=True, text=True)))
+    mine = lines_of(errors_of(python.run(*both[1], env=environment())))
     assert theirs
     assert_same_lines(mine, theirs)

@@ -12,6 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from support import python
 from support.tiny import net_text, tiny_images, write_lmdb
 from support.waiting import wait_for
 
@@ -101,6 +102,31 @@ def test_a_start_loads_no_compiler_of_pytorchs_which_would_take_a_second(tiny):
         [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True
     )
     assert not ended.stdout.split()
+
+
+USUAL = """input: "x" input_shape { dim: 2 dim: 3 dim: 6 dim: 6 }
+layer { name: "bn" type: "BatchNorm" bottom: "x" top: "bn" }
+layer { name: "scale" type: "Scale" bottom: "bn" top: "scale" scale_param { bias_term: true } }
+layer { name: "bias" type: "Bias" bottom: "scale" top: "bias" }
+layer { name: "prelu" type: "PReLU" bottom: "bias" top: "prelu" }
+layer { name: "power" type: "Power" bottom: "x" top: "power" power_param { power: 2 } }
+layer { name: "sum" type: "Eltwise" bottom: "prelu" bottom: "power" top: "sum" }
+layer { name: "concat" type: "Concat" bottom: "sum" bottom: "power" bottom: "x" top: "concat" }
+layer { name: "split" type: "Slice" bottom: "concat" top: "a" top: "b" slice_param { slice_point: 3 } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "a" bottom: "x" top: "loss" }
+"""
+
+
+def test_the_usual_layers_of_other_nets_load_none_either_and_their_shapes_are_right(tmp_path):
+    (tmp_path / "net.prototxt").write_text(USUAL)
+    script = (
+        "import sys; from transfer_caffe.engine import Net; net = Net.load('net.prototxt', phase='TRAIN'); "
+        "assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules; net.forward(0, keep=True); "
+        "assert {name: tuple(blob.shape) for name, blob in net.blobs.items()} == net.shapes; "
+        "print(net.shapes['concat'], net.shapes['loss'])"
+    )
+    ended = python.run("-c", script, cwd=tmp_path, env=environment())
+    assert ended.stdout == "(2, 9, 6, 6) ()\n", ended.stderr
 
 
 def test_another_seed_gives_other_weights(tiny):

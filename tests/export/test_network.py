@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.preloaded import forked
 from support.small_world import draw_shapes, experiment
 
 from transfer_caffe.data import make_data
@@ -36,7 +37,8 @@ def trained(tmp_path_factory):
         write_text("tiny.yaml", experiment("{random0: [baseA]}"))
         recipe = load_recipe("tiny.yaml")
         make_data(recipe)
-        train(recipe.network("random0", "baseA"))
+        with forked():
+            train(recipe.network("random0", "baseA"))
     return folder
 
 

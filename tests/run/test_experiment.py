@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from support.preloaded import forked
 from support.small_world import EXPERIMENT, draw_shapes
 
 from transfer_caffe.formats.weights import read_weights
@@ -23,7 +24,8 @@ def runs(tmp_path_factory):
     os.chdir(folder)
     draw_shapes()
     write_text("tiny.yaml", EXPERIMENT)
-    assert sweep_main(["run", "--recipe", "tiny.yaml"]) == 0
+    with forked():
+        assert sweep_main(["run", "--recipe", "tiny.yaml"]) == 0
     yield Path("runs/tiny")
     os.chdir(before)
 

@@ -25,7 +25,9 @@ SMALL = (
 )
 
 
-def test_a_sweep_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(tmp_path, monkeypatch):
+def test_a_sweep_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
+    tmp_path, monkeypatch, forked_trainings
+):
     monkeypatch.chdir(tmp_path)
     draw_shapes()
     write_text("tiny.yaml", SMALL)

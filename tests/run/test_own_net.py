@@ -96,7 +96,7 @@ ENGINES = [
 
 
 @pytest.fixture(params=["resnet", "googlenet"])
-def recipe(request, tmp_path, monkeypatch) -> Recipe:
+def recipe(request, tmp_path, monkeypatch, forked_trainings) -> Recipe:
     """A recipe in a folder of its own, beside its net; the current folder is another one."""
     folder, here = tmp_path / "my recipes", tmp_path / "here"
     (folder / "nets").mkdir(parents=True)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.preloaded import forked
 from support.small_world import draw_shapes, experiment
 from support.waiting import PATIENCE, wait_for
 
@@ -46,7 +47,8 @@ def _folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs():
     """Return the folder of the networks of a finished sweep."""
-    assert sweep_main(["run", "--recipe", "tiny.yaml", "--engine", "caffe"]) == 0
+    with forked():
+        assert sweep_main(["run", "--recipe", "tiny.yaml", "--engine", "caffe"]) == 0
     return Path("runs/tiny")
 
 

@@ -29,7 +29,7 @@ RUNS = Path("runs/small")
 
 
 @pytest.fixture(autouse=True)
-def _world(tmp_path, monkeypatch):
+def _world(tmp_path, monkeypatch, forked_trainings):
     make_world(tmp_path)
     monkeypatch.chdir(tmp_path)
 

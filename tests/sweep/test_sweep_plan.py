@@ -297,7 +297,7 @@ def test_room_for_snapshots_follows_from_the_architecture():
     assert sizes.snapshot(network) == 2 * 243_860_896
 
 
-def test_the_small_worlds_snapshots_are_as_large_as_planned(world, capsys):
+def test_the_small_worlds_snapshots_are_as_large_as_planned(world, capsys, forked_trainings):
     assert sweep_main(["run", "--recipe", "small.yaml", "--engine", fake_engine(), "--jobs", "2"]) == 0
     capsys.readouterr()
     real = sum(path.stat().st_size for path in Path("runs").rglob("*.caffemodel"))
@@ -339,7 +339,7 @@ def test_what_is_measured_reads_noise_in_the_sizes_of_the_recipe(tmp_path):
     assert image.std() > 60 and (image != records.record(6)[0]).mean() > 0.9  # uniform noise: 74
 
 
-def test_measuring_needs_no_data_and_gives_hours(world, capsys, monkeypatch):
+def test_measuring_needs_no_data_and_gives_hours(world, capsys, monkeypatch, forked_trainings):
     monkeypatch.setattr(measure, "PLACES", (0, 1))
     monkeypatch.setattr(measure, "ENOUGH", 0.3)
     monkeypatch.setattr(measure, "DISPLAY", 0.02)

@@ -538,7 +538,7 @@ def between():
     n.c = L.PReLU(n.b)
     n.d = L.Eltwise(n.c, n.a, operation=P.Eltwise.PROD)
     n.e = L.InnerProduct(n.d, num_output=5, axis=2)
-    n.f = L.Softmax(n.e)
+    n.f = L.Softmax(n.e, axis=2)  # over the outputs: over the channels, the gradient of their biases would be 0
     n.g = L.InnerProduct(n.f, num_output=3)
     write("between.prototxt", "force_backward: true\n" + str(n.to_proto()))
     net = caffe.Net("between.prototxt", caffe.TRAIN)

@@ -98,6 +98,8 @@ class Layer:
     # if the net's dtype is shorter than float32: whether this layer computes in that dtype (`low`), in the dtype of
     # each bottom (`given`: it moves, selects or scales values), or still in float32
     precision: ClassVar[Literal["float32", "given", "low"]] = "float32"
+    keeps_shape: ClassVar[bool] = False
+    """Whether the only top has the shape of the first bottom."""
     # the index of the bottom that holds labels, if there is one
     label_bottom: ClassVar[int | None] = None
     check_labels: bool = False
@@ -152,9 +154,11 @@ class Layer:
     def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
         """Return the shapes of the tops, from a run on the meta device, which computes shapes without values.
 
-        For some operations PyTorch imports its compiler for that, which takes a second. The layers of a CaffeNet
-        therefore override this method.
+        For some operations PyTorch imports its compiler for that, which takes 1.5 s. The usual layers therefore
+        override this method or set `keeps_shape`.
         """
+        if self.keeps_shape:
+            return [shapes[0]]
         blobs = self.blobs
         self.blobs = [Blob(blob.data.detach().to("meta")) for blob in blobs]
         try:

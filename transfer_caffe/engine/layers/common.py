@@ -123,6 +123,7 @@ class BatchNorm(Layer):
     """
 
     ignores_propagate_down = True
+    keeps_shape = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.batch_norm_param, shapes[0]
@@ -165,6 +166,7 @@ class Bias(Layer):
     """Add a blob, learned or the second bottom, broadcast from ``axis`` on (caffe/layers/bias_layer.cpp)."""
 
     bottoms = (1, 2)
+    keeps_shape = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.bias_param
@@ -341,6 +343,7 @@ class Eltwise(Layer):
     """
 
     bottoms = (2, None)
+    keeps_shape = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.eltwise_param

@@ -247,6 +247,9 @@ class EuclideanLoss(Layer):
         if shapes[0][0] != shapes[1][0] or math.prod(shapes[0]) != math.prod(shapes[1]):
             raise self.error(f"needs bottoms of the same size, not {list(shapes[0])} and {list(shapes[1])}")
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        return [()]
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         difference = bottoms[0].flatten() - bottoms[1].flatten()
         return [difference.square().sum() / (2 * bottoms[0].shape[0])]

@@ -20,6 +20,7 @@ class Neuron(ReadsTop):
     ones. This happens, for example, with Sigmoid followed by in-place Dropout, and with in-place BNLL.
     """
 
+    keeps_shape = True
     keeps_slope_in_place = True
     """Whether the gradient in place, with no in-place layer after it, is the same as with a separate top."""
 
@@ -30,12 +31,11 @@ class Neuron(ReadsTop):
     def gradient(self, above: Tensor, x: Tensor, top: Tensor) -> Tensor:
         return above * self.slope(top if self.in_place else x, top)
 
-    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
-        return [shapes[0]]
-
 
 class AbsVal(Layer):
     """|x|; the gradient at 0 is 0."""
+
+    keeps_shape = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         if self.in_place:
@@ -129,6 +129,8 @@ class Exp(Neuron):
 class Log(Layer):
     """The logarithm to ``base`` of shift + scale * x; base -1 is e."""
 
+    keeps_shape = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         param = self.param.log_param
         if param.base != -1 and (param.base <= 0 or param.base == 1):
@@ -142,6 +144,8 @@ class Log(Layer):
 
 class Power(ReadsTop):
     """(shift + scale * x) ^ power (caffe/layers/power_layer.cpp)."""
+
+    keeps_shape = True
 
     def value(self, x: Tensor) -> Tensor:
         param = self.param.power_param
@@ -161,6 +165,8 @@ class Power(ReadsTop):
 
 class PReLU(Layer):
     """max(x, 0) + slope * min(x, 0), with a learned slope for each channel or one shared by all channels."""
+
+    keeps_shape = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         param, shape = self.param.prelu_param, shapes[0]
@@ -202,6 +208,8 @@ class Sigmoid(Neuron):
 class Swish(ReadsTop):
     """x * sigmoid(beta * x)."""
 
+    keeps_shape = True
+
     def value(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(x * self.param.swish_param.beta)
 
@@ -222,6 +230,8 @@ class TanH(Neuron):
 
 class Threshold(Layer):
     """1 where x is larger than the threshold, otherwise 0. No gradient passes."""
+
+    keeps_shape = True
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [(bottoms[0].detach() > self.param.threshold_param.threshold).to(bottoms[0].dtype)]

@@ -49,6 +49,10 @@ class Concat(Layer):
             [shape[:axis] + shape[axis + 1 :] for shape in shapes], f"bottoms that, except for axis {axis}, are"
         )
 
+    def top_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        first, along = shapes[0], self.along
+        return [(*first[:along], sum(shape[along] for shape in shapes), *first[along + 1 :])]
+
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
         return [torch.cat(bottoms, self.along)]
 
