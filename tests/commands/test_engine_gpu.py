@@ -32,12 +32,16 @@ DEVICES = ["cpu", "stand-in", pytest.param("cuda", marks=needs_gpu)]
 CPU, STAND_IN = torch.device("cpu"), torch.device("cpu", 0)
 RECIPES = {"mini": "demo", "caffenet": "paper"}
 
-BOUNDS = {"mini": {"": 1e-3}, "caffenet": {"conv": 2e-2, "fc": 1e-4}}
+BOUNDS = {"mini": {"": 1e-3}, "caffenet": {"conv": 0.15, "fc": 1e-4}}
 """The largest relative difference of a layer's gradients, by the start of its name.
 
 Two libraries for one CPU, which round differently, agree to 1e-6 in fc6 to fc8 of a CaffeNet, but differ by up to 6e-3
 in its convolutions: rounding moves a few of its many units across the kink of a ReLU or to another maximum in a
 pooling, and each of them carries a complete gradient. `mini` has few units, and none of them moved.
+
+On one CPU, noise in each top of a fraction 1e-6 of its values, by which sums of thousands of products on a GPU may well
+differ, moves the gradients of convolutions by up to 2.2e-2; noise of 2e-5 moves them by 8e-2. `make gpu-check` compares
+each layer on its own, within its own rounding errors.
 """
 
 

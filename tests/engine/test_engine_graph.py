@@ -331,8 +331,8 @@ def test_rates_on_the_device_are_products_rounded_once():
 def test_where_a_kernel_cannot_run_plain_operations_are_used_and_the_log_says_so(capfd):
     assert transform._fused_batches.__wrapped__() is None and device_update._fused_update.__wrapped__() is None
     said = capfd.readouterr().err
-    assert "Batches are made without their Triton kernel: [" in said
-    assert "Updates run without their Triton kernel: [" in said
+    assert "Batches are made without their Triton kernel: " in said
+    assert "Updates run without their Triton kernel: " in said
 
 
 def test_blobs_that_no_update_changes_are_left_out(on_device):
@@ -599,6 +599,26 @@ def unclipped():
     made = solver()
     made.solve(Signals())
     return made
+
+
+def test_a_learned_blob_that_is_an_output_is_displayed_as_the_passes_used_it(monkeypatch):
+    more = """layer { name: "own" type: "Parameter" top: "own" parameter_param { shape { dim: 4 dim: 5 } } }
+      layer { name: "sum" type: "Eltwise" bottom: "f" bottom: "own" top: "sum" }
+      layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "sum" bottom: "label" top: "loss2" }
+      layer { name: "show" type: "Split" bottom: "own" top: "show" }"""
+    eager = solver(more)
+    monkeypatch.setattr(DeviceUpdate, "devices", ("cuda", "cpu"))
+    made = solver(more)
+    with_graph(made)
+    [own] = [layer.blobs[0] for layer in made.net.layers if layer.name == "own"]
+    for _ in range(6):
+        before = own.data.clone()
+        shown = [each._forward_backward()["show"] for each in (eager, made)]
+        assert torch.equal(shown[1], before) and torch.allclose(shown[0], shown[1])
+        for each in (eager, made):
+            each._update(False)
+            each.iteration += 1
+    assert made._pass.recorded and bool(own.data.any())
 
 
 WITH_MEMORY = {

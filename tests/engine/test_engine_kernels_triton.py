@@ -136,6 +136,11 @@ for number, (lrn, with_bias, dtype) in enumerate(itertools.product(
     with torch.no_grad():
         assert torch.equal(pool_triton.FusedPool.apply(x, bias, *windows, lrn, False), y), where
     assert stored
+empty = torch.empty(0, 8, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+bias = torch.ones(8, requires_grad=True)
+y = pool_triton.FusedPool.apply(empty, bias, (3, 3), (2, 2), (0, 0), (2, 3), True, LRNS[0], True)
+y.sum().backward()
+assert y.shape == (0, 8, 2, 3) and empty.grad.shape == empty.shape and not bias.grad.any()
 print("same")
 """
 
@@ -228,7 +233,7 @@ layer { name: "conv" type: "Convolution" bottom: "x" top: "c" param { lr_mult: R
 layer { name: "relu" type: "ReLU" bottom: "c" top: "c" }
 layer { name: "pool" type: "Pooling" bottom: "c" top: "p" pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
 layer { name: "conv2" type: "Convolution" bottom: "p" top: "c2"
-  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } MORE } }
+  convolution_param { num_output: 4 kernel_size: 3 weight_filler { type: "xavier" } MORE } WEIGHT }
 layer { name: "relu2" type: "ReLU" bottom: "c2" top: "c2" }
 layer { name: "pool2" type: "Pooling" bottom: "c2" top: "p2" pooling_param { pool: MAX kernel_size: 2 stride: 2 } }
 EXTRA
@@ -279,12 +284,15 @@ for rate, more, extra, expected, joined in (
     ("1", "", rectified(after='layer { name: "t" type: "TanH" bottom: "c3" top: "c3" }'), both, []),
     ("1", "", rectified(slope="propagate_down: false"), both, []), ("1", "", rectified("loss_weight: 0.1"), both, []),
     ("1", "", rectified('} layer { name: "t" type: "Silence" bottom: "c3"'), both, []),
+    ("1", "loss_weight: 0.3", "", ["conv"], []),
 ):
     found = []
     for fused in (False, True):
         Net.fused_devices = ("cuda", "cpu") if fused else ("cuda",)
         vision.fused_pool = lambda: Operation
-        text = NET.replace("RATE", rate[0], 1).replace("RATE", rate[-1]).replace("MORE", more)
+        text = NET.replace("RATE", rate[0], 1).replace("RATE", rate[-1])
+        weight = more if "loss_weight" in more else ""
+        text = text.replace("WEIGHT", weight).replace("MORE", "" if weight else more)
         text = text.replace("EXTRA", extra.replace("BOTTOM", "p2"))
         if '"n"' in extra:
             text = text.replace('type: "InnerProduct" bottom: "p2"', 'type: "InnerProduct" bottom: "n"')

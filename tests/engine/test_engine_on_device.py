@@ -4,13 +4,17 @@ It runs on PyTorch's device "meta", whose tensors have no values: reading one ra
 and backward pass and in the update.
 """
 
+import warnings
+
 import pytest
 import torch
+from support.plain_pool import PlainPool
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from transfer_caffe.engine.iteration.graph import CAPTURABLE, forward_backward, uncapturable
-from transfer_caffe.engine.layers import LAYERS
+from transfer_caffe.engine.kernels import usable
+from transfer_caffe.engine.layers import LAYERS, vision
 from transfer_caffe.engine.layers.sources import DummyData
 from transfer_caffe.engine.net import Net
 from transfer_caffe.engine.solver.device_update import DeviceUpdate, blobs_with_copies
@@ -174,3 +178,23 @@ def test_reading_a_value_or_copying_from_the_host_would_be_found(monkeypatch):
         _, iteration = run(NETS["ReLU"], TRAIN, torch.float32)
         with pytest.raises((RuntimeError, NotImplementedError, AssertionError)), NothingFromTheHost():
             iteration()
+
+
+@pytest.mark.parametrize(("side", "fused"), [(5, True), (6, False)])
+def test_windows_that_are_large_are_not_fused_as_their_kernels_would_take_minutes_to_compile(side, fused, monkeypatch):
+    monkeypatch.setattr(Net, "fused_devices", ("cpu",))
+    monkeypatch.setattr(vision, "fused_pool", lambda: PlainPool)
+    text = NETS["a pooling after a ReLU"].replace("kernel_size: 3 stride: 2 }", f"kernel_size: {side} }}")
+    net = Net(parse_text(text, NetParameter(), ""), NetState(phase=TRAIN), 1, torch.device("cpu"))
+    assert bool(net.fused_pools) is bool(net.bias_later) is bool(net.norm_after) is fused
+
+
+def test_the_log_says_why_a_kernel_cannot_be_used(logged, capfd):
+    def fails():
+        warnings.warn("a default will change", stacklevel=1)  # which this project's tests would turn into an error
+        raise ValueError("at 2:16:\n    x = load(y)\n\nload needs a pointer\n")
+
+    assert usable("lrn_layer.cpp:0", "LRN runs without its kernel", fails) is None
+    line = capfd.readouterr().err.strip().split("] ")[1]
+    assert line == "LRN runs without its kernel: ValueError: at 2:16: load needs a pointer"
+    assert usable("lrn_layer.cpp:0", "", lambda: 3) == 3

@@ -223,6 +223,12 @@ def test_where_processes_cannot_share_a_gpus_memory_that_is_said():
         with pytest.raises(UserError, match=r"as the holder says it|db: processes cannot share .*\); use --jobs 1"):
             user.receive()
         other.close()
+    ours, its = socket.socketpair()
+    with Connection(its.detach()) as other:  # it has ended after its answer, so there is nothing to map any more
+        other.send(("allocated", 77, False, True))
+        other.send(("records", (sharing.mapped, ("/proc/77/fd/gone", (1,))), None, np.zeros(1)))
+    with pytest.raises(UserError, match="db: process 77, which keeps its records for several networks, has ended; run"):
+        User(ours, Source(Path("db"), None)).receive()
 
 
 def test_damaged_records_are_every_users_error_and_the_holder_ends(share):

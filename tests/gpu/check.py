@@ -71,7 +71,13 @@ def run_all(
     for name in ("log.txt", "results.jsonl", "results.json"):
         (args.out / name).unlink(missing_ok=True)
     chosen = {name: share for name, share in shares.items() if name == "data" or re.search(args.only, name)}
-    start = start or start_by_fork
+    if start is None:
+        start = start_by_fork
+        try:
+            import_all()
+        except Exception:  # each step then says what it needs and lacks
+            traceback.print_exc()
+            start = start_anew
     began, steps = time.monotonic(), []
     end = began + total - sum(chosen.values())
     with tempfile.TemporaryDirectory() as data:
@@ -179,6 +185,8 @@ class _Fork:
 def import_all() -> tuple[Any, ...]:
     """Import the modules of the steps."""
     sys.path[:0] = [each for each in (str(TESTS), str(ROOT)) if each not in sys.path]
+    if UNPACKED.is_dir() and str(UNPACKED) not in sys.path:
+        sys.path.append(str(UNPACKED))
     from benchmarks import speed
     from gpu import correct, speeds, world
 

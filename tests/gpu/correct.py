@@ -262,7 +262,10 @@ def sharing(world: World) -> None:
         folder = Path(name)
         write_solver(world, folder, 7, max_iter=3 if world.tiny else 200, display=1 if world.tiny else 50)
         alone = start_engine(world, folder, "alone.log", "--precision", "bf16")
-        world.check("an engine alone ends with code 0", alone.wait() == 0)
+        code = alone.wait()
+        world.check("an engine alone ends with code 0", code == 0, f"code {code}")
+        if code:
+            show_logs(folder)
         logs = two_networks(world, folder, "turns", {})
         first = (folder / "alone.log").read_text()
         found = [losses(log) for log in (first, *logs)]
@@ -290,6 +293,8 @@ def two_networks(world: World, folder: Path, word: str, environment: dict[str, s
     codes = [each.wait() for each in both]
     logs = [(folder / f"{i}.log").read_text() for i in range(2)]
     world.check(f"two networks by {word} end with code 0", codes == [0, 0], f"codes {codes}")
+    if codes != [0, 0]:
+        show_logs(folder)
     speeds = [re.findall(r"\((\S+) iter/s", log) for log in logs]
     if all(speeds):
         total = sum(float(each[-1]) for each in speeds) * world.batch
@@ -300,12 +305,13 @@ def two_networks(world: World, folder: Path, word: str, environment: dict[str, s
 def _kill_holder(world: World, folder: Path, share: dict[str, str]) -> None:
     write_solver(world, folder, max_iter=100000, display=10)
     both = [start_engine(world, folder, f"k{i}.log", "--precision", "bf16", **share) for i in range(2)]
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30  # an engine imports PyTorch, and then its holder does
     holder = None
     while time.monotonic() < end and (holder is None or not all(losses(_text(folder, i)) for i in range(2))):
         time.sleep(0.2)
         pids = re.findall(r"kept by process (\d+)", _text(folder, 0) + _text(folder, 1))
         holder = int(pids[0]) if pids else None
+    world.check("two networks that share records have started", holder is not None)
     if holder is not None:
         os.kill(holder, signal.SIGKILL)
     codes = []
@@ -316,6 +322,14 @@ def _kill_holder(world: World, folder: Path, share: dict[str, str]) -> None:
             each.kill()
             codes.append(each.wait())
     world.check("engines end with code 2 when the holder is killed", codes == [2, 2], f"codes {codes}")
+    if codes != [2, 2]:
+        show_logs(folder)
+
+
+def show_logs(folder: Path) -> None:
+    """Print the ends of a folder's logs, those of holders too, before the folder is deleted."""
+    for path in sorted(folder.rglob("*.log")):
+        print(f"-- {path.relative_to(folder)}\n{path.read_text(errors='replace')[-2000:]}", flush=True)
 
 
 def _text(folder: Path, number: int) -> str:

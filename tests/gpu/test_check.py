@@ -141,6 +141,24 @@ def test_if_a_forked_process_cannot_use_the_device_all_steps_run_in_processes_of
     assert anew == ["data", "rates", "smoke"]
 
 
+def test_forked_steps_can_import_what_a_bundle_contains(tmp_path, monkeypatch):
+    (tmp_path / "only_in_a_bundle.py").write_text("")
+    monkeypatch.setattr(check, "UNPACKED", tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    check.import_all()
+    importlib.import_module("only_in_a_bundle")
+
+
+def test_if_something_cannot_be_imported_each_step_runs_in_a_process_of_its_own(tmp_path, steps, monkeypatch, capfd):
+    def fails():
+        raise ModuleNotFoundError("No module named 'lmdb'")
+
+    steps(GOOD)
+    monkeypatch.setattr(check, "import_all", fails)
+    assert check.run_all(options(tmp_path), {"data": 9, "rates": 9}, 20) == 0
+    assert "No module named 'lmdb'" in capfd.readouterr().err
+
+
 def test_what_the_steps_import_does_not_use_the_gpu():
     """A process that was forked after CUDA had been used could not use it."""
     code = """if True:

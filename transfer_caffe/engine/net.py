@@ -162,7 +162,7 @@ class Net:
         if self._fused is None:
             return
         self.fused_pools = dict.fromkeys(pools, self._fused)
-        later = passes.biases_to_postpone(self.layers, self.relu_after)
+        later = passes.biases_to_postpone(self.layers, self.relu_after, counts_in_loss)
         self.bias_later = {pool: conv for pool, conv in later.items() if pool in self.fused_pools}
         self.bias_later |= {relu: conv for relu, conv in rectified.items() if relu not in self.postponed}
         self.norm_after = passes.norms_to_join(self.layers, pools, counts_in_loss)

@@ -65,7 +65,9 @@ def relus_to_postpone(
     return found
 
 
-def biases_to_postpone(layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU]) -> dict[Layer, Convolution]:
+def biases_to_postpone(
+    layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU], counts_in_loss: Sequence[bool]
+) -> dict[Layer, Convolution]:
     """Find convolutions whose top only a postponed ReLU and its pooling read; return a dict from that pooling to them.
 
     On a GPU one operation then adds the bias, pools and rectifies (`layers.pool_triton`).
@@ -75,7 +77,9 @@ def biases_to_postpone(layers: Sequence[Layer], relu_after: Mapping[Layer, ReLU]
         blob = relu.top[0]
         makers = [layer for layer in layers if blob in layer.top and layer is not relu]
         users = [layer for layer in layers if blob in layer.param.bottom]
-        if len(makers) == 1 and len(users) == 2 and type(makers[0]) is Convolution and makers[0].bias_can_wait:
+        if len(makers) != 1 or len(users) != 2 or counts_in_loss[layers.index(makers[0])]:
+            continue
+        if type(makers[0]) is Convolution and makers[0].bias_can_wait:
             found[pooling] = makers[0]
     return found
 

@@ -75,9 +75,10 @@ def make(
     size_of_one = height * width * channels
     blocks = triton.cdiv(size_of_one, BLOCK)
     sizes = (size_of_one, blocks, given.shape[1], given.shape[2])
-    _make[(count * blocks,)](
-        given, given if windows is None else windows, top if image is None else image, top, left, flip,
-        top if mean is None else mean, out, *sizes, 1 if mean is None else mean.shape[1], scale, width, channels,
-        pixels is not None, windows is not None, mean is not None, mean_file, scale != 1, BLOCK,
-    )  # fmt: skip
+    with torch.cuda.device_of(given):  # Triton uses the current GPU
+        _make[(count * blocks,)](
+            given, given if windows is None else windows, top if image is None else image, top, left, flip,
+            top if mean is None else mean, out, *sizes, 1 if mean is None else mean.shape[1], scale, width, channels,
+            pixels is not None, windows is not None, mean is not None, mean_file, scale != 1, BLOCK,
+        )  # fmt: skip
     return out

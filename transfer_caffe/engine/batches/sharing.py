@@ -163,10 +163,7 @@ class User:
             try:
                 kind, *rest = self._message()
             except Lost:
-                raise UserError(
-                    f"{self.source.path}: process {self.pid}, which keeps its records for several networks, has ended; "
-                    "run the same command again"
-                ) from None
+                raise self._ended() from None
             if kind == "said":
                 glog.info(_PLACE, rest[0])
             elif kind == "error":
@@ -178,10 +175,18 @@ class User:
                 try:
                     pixels, others = (each and each[0](*each[1]) for each in exports)
                 except RuntimeError as error:
+                    if self._connection.poll():  # nothing more is sent, so this is the end
+                        raise self._ended() from None
                     raise UserError(no_ipc(self.source, error)) from None
                 if self.on_device:
                     threading.Thread(target=self._watch, daemon=True).start()
                 return pixels, others, labels
+
+    def _ended(self) -> UserError:
+        return UserError(
+            f"{self.source.path}: process {self.pid}, which keeps its records for several networks, has ended; "
+            "run the same command again"
+        )
 
     def _watch(self) -> None:
         """End this process when the holder ends, since the shared memory is freed then."""

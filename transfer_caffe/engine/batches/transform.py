@@ -20,7 +20,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine.kernels import usable
 from transfer_caffe.formats.proto import read_mean
 from transfer_caffe.formats.proto.caffe_pb2 import TransformationParameter
 from transfer_caffe.utils.errors import UserError
@@ -228,14 +228,14 @@ class OnDevice:
 
 @functools.lru_cache(maxsize=1)
 def _fused_batches() -> Callable[..., Tensor] | None:
-    """Return the Triton kernel for batches; None without Triton or what it needs to compile (a C compiler)."""
-    try:
+    """Return the Triton kernel for batches; None if it cannot be used."""
+
+    def probe() -> Callable[..., Tensor]:
         from transfer_caffe.engine.batches.batch_triton import make
 
         pixels = torch.zeros((1, 1, 1, 1), dtype=torch.uint8, device="cuda")
         drawn = torch.zeros((3, 1), dtype=torch.int64, device="cuda")
         make(pixels, None, drawn[0], drawn, None, False, 1.0, (1, 1), torch.float32)
-    except Exception as error:  # whatever the reason, there is another implementation
-        glog.info("data_layer.cpp:0", f"Batches are made without their Triton kernel: {str(error).splitlines()[:1]}")
-        return None
-    return make
+        return make
+
+    return usable("data_layer.cpp:0", "Batches are made without their Triton kernel", probe)

@@ -376,7 +376,8 @@ class Parameter(Layer):
         self.add_blob(tuple(self.param.parameter_param.shape.dim), FillerParameter())
 
     def forward(self, bottoms: list[Tensor], batch: int) -> list[Tensor]:
-        return [self.blobs[0].data.view_as(self.blobs[0].data)]
+        # a copy: an update that is recorded with the passes changes the blob before its values are displayed
+        return [self.blobs[0].data.clone()]
 
 
 LAYERS = (InnerProduct, Embed, BatchNorm, Bias, Scale, MVN, Softmax, ArgMax, Eltwise, Parameter)

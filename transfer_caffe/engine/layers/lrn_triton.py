@@ -105,7 +105,8 @@ class FusedLRN(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         y, root = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
         ctx.settings = (size // 2, beta == 0.75, BLOCK, x.numel() > 2**31 - 2 * BLOCK)
-        _forward[_grid(x)](x, y, root, x.numel(), x.shape[1], alpha / size, beta, k, *ctx.settings)
+        with torch.cuda.device_of(x):  # Triton uses the current GPU
+            _forward[_grid(x)](x, y, root, x.numel(), x.shape[1], alpha / size, beta, k, *ctx.settings)
         ctx.save_for_backward(x, y, root)
         ctx.factor, ctx.beta, ctx.buffer = 2 * alpha * beta / size, beta, buffer
         return y
@@ -118,7 +119,8 @@ class FusedLRN(torch.autograd.Function):
         gradient, top = (each.contiguous(memory_format=torch.channels_last) for each in (grad_outputs[0], top))
         out = torch.empty_like(x)
         sizes = (x.numel(), x.shape[1], ctx.factor, ctx.beta)
-        _backward[_grid(x)](gradient, x, top, root, out, *sizes, *ctx.settings)
+        with torch.cuda.device_of(x):
+            _backward[_grid(x)](gradient, x, top, root, out, *sizes, *ctx.settings)
         return out, None, None, None, None, None
 
 

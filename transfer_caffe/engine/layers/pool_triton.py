@@ -218,13 +218,14 @@ class FusedPool(torch.autograd.Function):
         if norm:
             top, root = torch.empty_like(y), torch.empty_like(y, dtype=torch.float32) if keep else y
             span, factor, beta, k = BLOCK // channels * channels, norm[1] / norm[0], norm[2], norm[3]
-        count = y[0].numel()
+        count = channels * size[0] * size[1]
         blocks = triton.cdiv(count, span)
         ctx.sizes, ctx.windows, ctx.relu = (channels, height, width, *size, *pad), (*kernel, *stride), relu
-        _forward[(images * blocks,)](
-            x, y if bias is None else bias, y, index, top, root, count, blocks, span, *ctx.sizes, factor, beta, k,
-            *ctx.windows, relu, bias is not None, *_constants(norm), keep, BLOCK,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # Triton uses the current GPU
+            _forward[(images * blocks,)](
+                x, y if bias is None else bias, y, index, top, root, count, blocks, span, *ctx.sizes, factor, beta, k,
+                *ctx.windows, relu, bias is not None, *_constants(norm), keep, BLOCK,
+            )  # fmt: skip
         if keep:
             ctx.save_for_backward(index, *((y, top, root) if norm else ()))
         ctx.shape, ctx.norm, ctx.bias_type = x.shape, norm, None if bias is None else bias.dtype
@@ -267,10 +268,11 @@ def _launch_below(
     out = torch.empty_like(gradient) if write else gradient
     y, top, root = kept or (gradient, gradient, gradient)
     factor, beta = (2 * norm[1] * norm[2] / norm[0], norm[2]) if norm else (0.0, 0.0)
-    _below[grid](
-        gradient, index, y, top, root, out, sums, windows, channels, factor, beta, relu, bias, write,
-        *_constants(norm), ROWS, CHANNELS, STEPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(gradient):
+        _below[grid](
+            gradient, index, y, top, root, out, sums, windows, channels, factor, beta, relu, bias, write,
+            *_constants(norm), ROWS, CHANNELS, STEPS,
+        )  # fmt: skip
     return out, sums
 
 
@@ -280,10 +282,11 @@ def _launch_backward(
     channels, height, width, _, _, pad_h, pad_w = sizes
     by_two = windows[2:] == (2, 2)
     down, across = (height + pad_h + 1) // 2, (width + pad_w + 1) // 2
-    count = down * across * channels if by_two else out[0].numel()
+    count = down * across * channels if by_two else height * width * channels
     blocks = triton.cdiv(count, BLOCK)
     given = (gradient, index, out, count, blocks, BLOCK, *sizes)
-    if by_two:
-        _backward_by_two[(len(out) * blocks,)](*given, across, *windows[:2], BLOCK)
-    else:
-        _backward[(len(out) * blocks,)](*given, *windows, BLOCK)
+    with torch.cuda.device_of(gradient):
+        if by_two:
+            _backward_by_two[(len(out) * blocks,)](*given, across, *windows[:2], BLOCK)
+        else:
+            _backward[(len(out) * blocks,)](*given, *windows, BLOCK)

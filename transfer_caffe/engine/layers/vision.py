@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transfer_caffe.engine import glog
+from transfer_caffe.engine.kernels import usable
 from transfer_caffe.engine.layers.base import Buffer, Layer, Shape, spatial
 from transfer_caffe.engine.layers.convolve import Method, channels_last, convolve, convolve_transposed, unfolded
 from transfer_caffe.formats.proto.caffe_pb2 import LayerParameter, LRNParameter
@@ -322,8 +322,12 @@ class Pooling(Layer):
 
     @property
     def can_be_fused(self) -> bool:
-        """Whether `fused` can compute this layer: a plain maximum of a window whose places a byte can number."""
-        return self.is_plain_maximum and math.prod(self.kernel) < 255
+        """Whether `fused` can compute this layer: a plain maximum of a small window.
+
+        The kernels' loops over a window are unrolled: for 15 x 15 they take minutes to compile. A byte numbers the
+        places of a window.
+        """
+        return self.is_plain_maximum and math.prod(self.kernel) <= 25
 
     def fused(
         self, function: Any, x: Tensor, bias: Tensor | None, relu: bool,
@@ -466,34 +470,32 @@ def _negative_power(x: Tensor, beta: float) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _fused_lrn() -> type[torch.autograd.Function] | None:
-    """Return the Triton implementation for GPUs; None without Triton or what it needs to compile (a C compiler)."""
-    try:
+    """Return the Triton implementation for GPUs; None if it cannot be used."""
+
+    def probe() -> type[torch.autograd.Function]:
         from transfer_caffe.engine.layers.lrn_triton import FusedLRN
 
-        with torch.enable_grad():  # the first call may come from a test pass
-            probe = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
-            FusedLRN.apply(probe, 1, 1.0, 0.75, 1.0, None).sum().backward()
-    except Exception as error:  # whatever the reason, there is another implementation
-        glog.info("lrn_layer.cpp:0", f"LRN runs without its Triton kernels: {str(error).splitlines()[:1]}")
-        return None
-    return FusedLRN
+        one = torch.ones(1, 1, 1, 1, device="cuda", requires_grad=True)
+        FusedLRN.apply(one, 1, 1.0, 0.75, 1.0, None).sum().backward()
+        return FusedLRN
+
+    return usable("lrn_layer.cpp:0", "LRN runs without its Triton kernels", probe)
 
 
 @functools.lru_cache(maxsize=1)
 def fused_pool() -> type[torch.autograd.Function] | None:
-    """Return bias, MAX pooling, ReLU and LRN as Triton kernels; None without Triton or what it needs to compile."""
-    try:
+    """Return bias, MAX pooling, ReLU and LRN as Triton kernels; None if they cannot be used."""
+
+    def probe() -> type[torch.autograd.Function]:
         from transfer_caffe.engine.layers.pool_triton import FusedPool
 
-        with torch.enable_grad():
-            probe, bias = (torch.ones(shape, device="cuda", requires_grad=True) for shape in ((1, 1, 1, 1), (1,)))
-            windows = ((1, 1), (1, 1), (0, 0), (1, 1))
-            for norm in (None, (5, 1e-4, 0.75, 1.0)):
-                FusedPool.apply(probe, bias, *windows, True, norm, True).sum().backward()
-    except Exception as error:  # whatever the reason, there is another implementation
-        glog.info("pooling_layer.cpp:0", f"Pooling runs without its Triton kernels: {str(error).splitlines()[:1]}")
-        return None
-    return FusedPool
+        one, bias = (torch.ones(shape, device="cuda", requires_grad=True) for shape in ((1, 1, 1, 1), (1,)))
+        windows = ((1, 1), (1, 1), (0, 0), (1, 1))
+        for norm in (None, (5, 1e-4, 0.75, 1.0)):
+            FusedPool.apply(one, bias, *windows, True, norm, True).sum().backward()
+        return FusedPool
+
+    return usable("pooling_layer.cpp:0", "Pooling runs without its Triton kernels", probe)
 
 
 def rectified(function: Any, x: Tensor, bias: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfer_caffe.engine import glog
 from transfer_caffe.engine.batches.staging import Staging
+from transfer_caffe.engine.kernels import usable
 from transfer_caffe.engine.layers.base import Blob, Layer
 from transfer_caffe.formats.proto.caffe_pb2 import SolverParameter
 
@@ -148,13 +148,13 @@ def plain(
 
 @functools.lru_cache(maxsize=1)
 def _fused_update() -> Kernel | None:
-    """Return the Triton kernel; None without Triton or what it needs to compile (a C compiler)."""
-    try:
+    """Return the Triton kernel; None if it cannot be used."""
+
+    def probe() -> Kernel:
         from transfer_caffe.engine.solver.update_triton import update
 
         weight, gradient, history, rates = (torch.ones(1, device="cuda") for _ in range(4))
         update(weight, gradient, history, rates, 0, 0.5, 0.5, 0.5, None, None)
-    except Exception as error:  # whatever the reason, there is another implementation
-        glog.info("sgd_solver.cpp:0", f"Updates run without their Triton kernel: {str(error).splitlines()[:1]}")
-        return None
-    return update
+        return update
+
+    return usable("sgd_solver.cpp:0", "Updates run without their Triton kernel", probe)

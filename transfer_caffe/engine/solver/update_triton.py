@@ -6,6 +6,7 @@ correctness was tested with Triton's interpreter.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -47,6 +48,7 @@ def update(
     # without a copy or a scale, any pointer
     more = (weight if low is None else low, rates if scale is None else scale)
     settings = (index, count, momentum, decay, factor)
-    _update[grid](
-        weight, gradient, history, rates, *more, *settings, low is not None, scale is not None, BLOCK
-    )  # fmt: skip
+    with torch.cuda.device_of(weight):  # Triton uses the current GPU
+        _update[grid](
+            weight, gradient, history, rates, *more, *settings, low is not None, scale is not None, BLOCK
+        )  # fmt: skip
