@@ -284,6 +284,10 @@ for rate, more, extra, expected, joined in (
     ("1", "", rectified(after='layer { name: "t" type: "TanH" bottom: "c3" top: "c3" }'), both, []),
     ("1", "", rectified(slope="propagate_down: false"), both, []), ("1", "", rectified("loss_weight: 0.1"), both, []),
     ("1", "", rectified('} layer { name: "t" type: "Silence" bottom: "c3"'), both, []),
+    ("1", "", rectified().replace('std: 1 } } ', 'std: 1 } bias_term: false } '), both, []),
+    ("1", "", rectified(after='layer { name: "t" type: "Eltwise" bottom: "c3" bottom: "d3" top: "e3" }')
+     .replace('bottom: "c3" top: "c3"', 'bottom: "c3" top: "d3"')
+     .replace('bottom: "c3" top: "n"', 'bottom: "e3" top: "n"'), both, []),
     ("1", "loss_weight: 0.3", "", ["conv"], []),
 ):
     found = []
