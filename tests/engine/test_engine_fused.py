@@ -61,7 +61,10 @@ def drawn(draw):
             if top != bottom:
                 sides[top], channels[top] = side, channels[bottom]
             slope = "relu_param { negative_slope: 0.1 }" if draw.random() < 0.1 else ""
-            add(*(("TanH", [bottom], [top]) if kind == "in place" else ("ReLU", [bottom], [top], slope)))
+            if kind == "relu":
+                add("ReLU", [bottom], [top], slope)
+            else:
+                add("TanH", [bottom], [top])
         elif kind == "user":
             del sides[top], channels[top]
             add("Silence", [bottom], [])
