@@ -13,7 +13,10 @@ import transfer_caffe
 
 PACKAGE = Path(transfer_caffe.__file__).parent
 TESTS = Path(__file__).resolve().parent.parent
-SUPPORT = ("__init__.py", "python.py", "tiny.py", "waiting.py", "solver_suite.py", "gpu.py", "tape.py")
+SUPPORT = (
+    "__init__.py", "python.py", "tiny.py", "waiting.py", "solver_suite.py", "gpu.py", "tape.py", "streams.py",
+    "guards.py", "plain_pool.py",
+)  # fmt: skip
 
 
 @pytest.fixture

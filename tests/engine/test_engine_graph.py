@@ -8,7 +8,6 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from conformance.layer_cases import LAYER_CASES
 from support.streams import OnCpu
 from support.tape import Tape, capturing
 
@@ -16,7 +15,7 @@ from transfer_caffe.engine import net as net_module
 from transfer_caffe.engine.batches import resident, transform
 from transfer_caffe.engine.iteration import graph, ways
 from transfer_caffe.engine.iteration.graph import Pass, TestPass, uncapturable
-from transfer_caffe.engine.layers import LAYERS, vision
+from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.layers.base import Blob
 from transfer_caffe.engine.layers.data import Images
 from transfer_caffe.engine.layers.neuron import Dropout
@@ -29,7 +28,7 @@ from transfer_caffe.engine.solver.solver import Signals, Solver
 from transfer_caffe.engine.solver.solverstate import read_state
 from transfer_caffe.formats.datum import raw_datum
 from transfer_caffe.formats.proto import parse_text
-from transfer_caffe.formats.proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter
+from transfer_caffe.formats.proto.caffe_pb2 import TRAIN, NetParameter, NetState, SolverParameter
 from transfer_caffe.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("logged")
@@ -754,37 +753,3 @@ def test_a_cuda_graph_is_captured_on_the_current_stream_into_the_memory_of_all_g
         made.replay()
     settings = {"pool": 0, "stream": "the current stream", "capture_error_mode": "thread_local"}
     assert seen == [("generator", generator), settings, "captured", "replayed"] * 2
-
-
-# Power computes a constant in the host's memory, which the stand-in takes for the device's
-RECORDED = {"Power"} ^ {
-    name for name, layer in LAYERS.items() if issubclass(layer, graph.CAPTURABLE) and name in LAYER_CASES
-}
-
-
-@pytest.mark.parametrize("kind", sorted(RECORDED))
-def test_a_layer_that_can_be_recorded_computes_the_same_from_other_values(kind):
-    for case in LAYER_CASES[kind]:
-        found = []
-        for recorded in (False, True):
-            phase = TRAIN if case.phase == "TRAIN" else TEST
-            net = Net(case.net, NetState(phase=phase), 1, torch.device("cpu"))
-            for layer in net.layers:
-                layer.check_labels = False  # as on a GPU
-
-            def run(net=net):
-                return graph.forward_backward(net, 0)
-
-            net.feed(case.bottoms(0))
-            made = graph.Graph(net, Tape(net))
-            assert not recorded or made.record(run) == ""
-            inputs = [layer.forward([], 0)[0] for layer in net.layers if layer.type == "Input"]
-            for tensor, values in zip(inputs, case.bottoms(1).values(), strict=True):
-                tensor.detach().copy_(torch.from_numpy(values))
-            with contextlib.nullcontext() if recorded else capturing():
-                _, outputs = made.replay(0) if recorded else run()
-            found.append([*outputs.values(), *(blob.leaf.grad for blob in net.learnable)])
-            found[-1] += [blob.data.detach() for blob in net.learnable]
-        for one, other in zip(*found, strict=True):
-            assert (one is None) == (other is None), case.name
-            assert one is None or torch.equal(one.nan_to_num(9), other.nan_to_num(9)), case.name
