@@ -9,10 +9,12 @@ from support.tables import write_table
 
 from transfer_caffe.analysis import analyse
 from transfer_caffe.analysis.answer import Option, answers, export_commands, options_of, seeds_to_decide
+from transfer_caffe.analysis.effects import Effect, decides, interval
 from transfer_caffe.analysis.text import report_text
 from transfer_caffe.figures import study as study_figure
 from transfer_caffe.figures.draw import draw_figures
 from transfer_caffe.report import write_report
+from transfer_caffe.report.words import verdict
 from transfer_caffe.results.markers import markers_of
 from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import read_results
@@ -45,13 +47,61 @@ def test_the_number_of_seeds_that_would_decide_is_the_first_whose_interval_exclu
     pairs = [best.by_seed[seed] - other.by_seed[seed] for seed in range(6)]
     needed = seeds_to_decide(other, best)
     assert needed is not None and needed > 6
-    for seeds, decides in ((needed - 1, False), (needed, True)):
+    for seeds, enough in ((needed - 1, False), (needed, True)):
         reach = t.ppf(0.975, seeds - 1) * np.std(pairs, ddof=1) / seeds**0.5
-        assert (reach < np.mean(pairs)) == decides
+        assert (reach < np.mean(pairs)) == enough
     lines = answers(markers_of(study(tmp_path / "again", 6), "final"))
     assert f"About {needed - 6} more seeds would decide for P3+" in lines[1]
     same = Option("P1", "X", 1, {0: 0.5, 1: 0.6}), Option("P2", "X", 2, {0: 0.6, 1: 0.5})
     assert seeds_to_decide(*same) is None and seeds_to_decide(Option("P1", "X", 1, {0: 0.5}), same[1]) is None
+
+
+def networks_of(folder: Path, accuracies: dict[str, dict[int, float]]):
+    """Results of networks on all classes: treatment -> seed -> accuracy."""
+    rows = [("whole", name, seed, value) for name, each in accuracies.items() for seed, value in each.items()]
+    return markers_of(read_results(write_table(folder, rows)), "final")
+
+
+def test_while_networks_are_missing_treatments_are_compared_by_the_same_seeds(tmp_path):
+    markers = networks_of(
+        tmp_path, {"base": {0: 0.50, 1: 0.51, 2: 0.60}, "P3": {0: 0.60, 1: 0.62, 2: 0.72}, "P5": {2: 0.66}}
+    )
+    best = answers(markers)[0]
+    assert best.startswith("Best: P3, copy the first 3 stages and freeze them, 64.7% (from scratch 53.7%, +11.0 points")
+    only = networks_of(tmp_path / "less", {"base": {0: 0.50, 1: 0.40}, "P3": {1: 0.6}})
+    assert answers(only)[0].startswith(
+        "Best: P3, copy the first 3 stages and freeze them, 60.0% (from scratch 40.0%, +20.0"
+    )
+    without = networks_of(tmp_path / "no base", {"P3": {0: 0.5, 1: 0.7}, "P5": {1: 0.65}})
+    assert "Best: P5" in answers(without)[0]
+
+
+def test_the_seeds_that_are_missing_are_counted_from_those_that_both_treatments_have(tmp_path):
+    markers = networks_of(
+        tmp_path,
+        {
+            "base": {seed: 0.5 for seed in range(5)},
+            "P3": {0: 0.600, 1: 0.604, 2: 0.602, 3: 0.6, 4: 0.6},
+            "P5": {0: 0.595, 1: 0.598},
+        },
+    )
+    (options,) = options_of(markers).values()
+    needed = seeds_to_decide(options[1], options[0])
+    assert options[0].name == "P3" and needed is not None and needed > 2
+    assert f"About {needed - 2} more seed" in " ".join(answers(markers))
+
+
+def test_the_same_difference_in_all_seeds_decides_nothing_however_it_is_rounded(tmp_path):
+    differences = [0.62 - 0.6, 0.3 - 0.28]  # one of 50 images; in floats they differ
+    assert differences[0] != differences[1]
+    found = networks_of(tmp_path, {"base": {0: 0.5, 1: 0.2}, "P3": {0: 0.62, 1: 0.3}, "P5": {0: 0.6, 1: 0.28}})
+    said = " ".join(answers(found))
+    assert "worse" not in said and "Too few seeds, or too few validation images, to compare it with P5" in said
+    low, high = interval(differences) or (0, 1)
+    assert low == high and not decides((low, high)) and decides(interval([0.02, 0.03]))
+    effect = Effect("r", "reduced", "frozen", "3", "seed", 0.02, low, high, 2, "seed", 2, 0.02, None)
+    assert not effect.sure and verdict(effect) == "unknown"
+    assert verdict(replace(effect, high=0.03)) == "above"
 
 
 def test_times_probes_and_what_would_separate_the_causes_are_said(tmp_path):

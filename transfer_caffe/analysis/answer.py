@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
 
 from transfer_caffe.analysis.costs import Costs, costs_of
-from transfer_caffe.analysis.effects import interval
+from transfer_caffe.analysis.effects import decides, interval
 from transfer_caffe.results.markers import Marker
 from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import Row
@@ -45,6 +45,11 @@ class Option:
         """The mean accuracy over the seeds."""
         return math.fsum(self.by_seed.values()) / len(self.by_seed)
 
+    def only(self, seeds: Iterable[int]) -> Option:
+        """Return the option with these seeds only; with its own if it has none of them."""
+        common = {seed: self.by_seed[seed] for seed in seeds if seed in self.by_seed}
+        return replace(self, by_seed=common or self.by_seed)
+
 
 def options_of(markers: Sequence[Marker]) -> dict[tuple[str, str, str], list[Option]]:
     """Return the treatments that a study compares, by recipe, split and target, best first.
@@ -59,10 +64,24 @@ def options_of(markers: Sequence[Marker]) -> dict[tuple[str, str, str], list[Opt
             option = found.setdefault(place, {}).setdefault(name, Option(name, marker.kind, marker.n, {}))
             option.by_seed[marker.seed] = marker.accuracy
     return {
-        place: sorted(options.values(), key=lambda option: (-option.mean, option.n, option.kind))
+        place: _best_first(list(options.values()))
         for place, options in found.items()
         if any(option.kind != "base" for option in options.values())
     }
+
+
+def _best_first(options: list[Option]) -> list[Option]:
+    """Sort options by what they gain over training from scratch with the same seeds, then by n and kind.
+
+    Without such seeds, by their means. Seeds differ: while networks are missing, the means of all seeds that an option
+    has would favour those with good seeds.
+    """
+    base = next((option for option in options if option.kind == "base"), None)
+
+    def gain(option: Option) -> float:
+        return option.mean if base is None else base.mean + difference(option, base)[0]
+
+    return sorted(options, key=lambda option: (-gain(option), option.n, option.kind))
 
 
 def difference(one: Option, two: Option) -> tuple[float, tuple[float, float] | None]:
@@ -146,9 +165,11 @@ class _Answer:
         where = "" if not target else f" ({split}, half {target})"
         best = self.options[0]
         scratch = next((option for option in self.options if option.kind == "base"), None)
-        text = f"Best{where}: {self._words(best)}, {_percent(best.mean)}"
+        own = best if scratch is None else best.only(scratch.by_seed)
+        text = f"Best{where}: {self._words(best)}, {_percent(own.mean)}"
         if scratch is not None and scratch is not best:
-            text += f" (from scratch {_percent(scratch.mean)}, {_points(*difference(best, scratch))})"
+            same = scratch.only(best.by_seed)
+            text += f" (from scratch {_percent(same.mean)}, {_points(*difference(best, scratch))})"
         text += "."
         if all(len(option.by_seed) < 2 for option in self.options):
             return (
@@ -163,7 +184,7 @@ class _Answer:
 
     def _close(self) -> str:
         best = self.options[0]
-        decided = [option for option in self.options[1:] if _decides(difference(option, best)[1])]
+        decided = [option for option in self.options[1:] if decides(difference(option, best)[1])]
         unknown = [option.name for option in self.options[1:] if option not in decided]
         few = (
             f" Too few seeds, or too few validation images, to compare it with {', '.join(unknown)}." if unknown else ""
@@ -180,7 +201,8 @@ class _Answer:
         text = f"Not distinguishable from {best.name}: {names}."
         if known:
             name = min(known, key=lambda name: known[name])
-            more = known[name] - len(best.by_seed)
+            pairs = next(option for option in close if option.name == name).by_seed.keys() & best.by_seed.keys()
+            more = known[name] - len(pairs)
             text += f" About {more} more seed{'s' * (more != 1)} would decide for {name}" + (
                 f"; more than {MOST_SEEDS} seeds would be needed for the others." if len(known) < len(needed) else "."
             )
@@ -193,7 +215,7 @@ class _Answer:
         frozen = [
             option
             for option in self.options
-            if option.kind == "X" and _decides(difference(option, best)[1]) and not _worse(option, best)
+            if option.kind == "X" and decides(difference(option, best)[1]) and not _worse(option, best)
         ]
         if not frozen or best.kind == "X":
             return ""
@@ -250,15 +272,7 @@ def _counted(n: int, name: str) -> str:
 def _worse(option: Option, best: Option) -> bool:
     """Whether an option is worse than the best one for sure."""
     ends = difference(option, best)[1]
-    return _decides(ends) and ends is not None and ends[1] < 0
-
-
-def _decides(ends: tuple[float, float] | None) -> bool:
-    """Whether an interval says anything: it needs two seeds, and an equal difference in all of them is chance.
-
-    Accuracies on a small validation set have few values, so that differences are easily equal.
-    """
-    return ends is not None and ends[0] < ends[1]
+    return decides(ends) and ends is not None and ends[1] < 0
 
 
 def _percent(accuracy: float) -> str:

@@ -33,6 +33,10 @@ RANGES = ((1, 7), (3, 7), (5, 7))
 """The ranges of n over which the paper's Table 1 pools networks."""
 
 
+EQUAL = 1e-9
+"""Differences of accuracies are equal if they differ by less: no validation set has a thousand million images."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A difference between two kinds of networks (see `transfer_caffe.results.markers.KINDS`), and their pairing."""
@@ -100,8 +104,10 @@ class Effect:
 
     @property
     def sure(self) -> bool:
-        """Whether the 95% confidence interval excludes zero."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+        """Whether the 95% confidence interval excludes zero; an interval without width says nothing (`decides`)."""
+        return self.low is not None and self.high is not None and decides((self.low, self.high)) and not (
+            self.low <= 0 <= self.high
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,12 +139,25 @@ def groups_of(markers: Iterable[Marker]) -> dict[tuple[str, str], list[Marker]]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95% confidence interval (Student's t) of the mean of independent values; None for fewer than two."""
+    """Return the 95% confidence interval (Student's t) of the mean of independent values; None for fewer than two.
+
+    The limits of equal values, up to the rounding of their differences, are equal.
+    """
     if len(values) < 2:
         return None
+    if max(values) - min(values) < EQUAL:
+        return values[0], values[0]
     reach = float(stdtrit(len(values) - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     mean = math.fsum(values) / len(values)
     return mean - reach, mean + reach
+
+
+def decides(ends: tuple[float, float] | None) -> bool:
+    """Whether an interval says anything: it needs two values, and an equal difference in all of them is chance.
+
+    Accuracies on a small validation set have few values, so that differences are easily equal.
+    """
+    return ends is not None and ends[0] < ends[1]
 
 
 def cluster_means(differences: Sequence[tuple[Marker, float]]) -> tuple[str, dict[str | int, float]]:

@@ -90,7 +90,7 @@ def interval_words(effect: Effect) -> str:
 
 def verdict(effect: Effect) -> str:
     """Return the position of the interval relative to zero: above, below, within (includes zero) or unknown."""
-    if effect.low is None:
+    if effect.low is None or effect.low == effect.high:  # one cluster, or the same difference in all
         return "unknown"
     if not effect.sure:
         return "within"
