@@ -35,6 +35,8 @@ from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import read_json, sha256, write_json, write_text
 
 RATES = (0.01, 0.003, 0.001, 0.0003)
+MARK = "made_by_rates.txt"
+"""The file that tells a search's own dataset from a user's."""
 HELD_OUT = 0.2
 """Fraction of the training images of each class that the rates are compared on."""
 
@@ -58,9 +60,11 @@ def search(
     made_from = {"recipes": list(texts.values()), "list": sha256(recipe.dataset_folder(data) / "train.txt")}
     if record.is_file() and (known := read_json(record)).get("made_from") == made_from:
         return {kind: {float(rate): value for rate, value in each.items()} for kind, each in known["found"].items()}
-    begun = folder / "made_from.json"
+    begun, dataset = folder / "made_from.json", data / _dataset(recipe)
+    if dataset.exists() and not (dataset / MARK).is_file():
+        raise UserError(f"{dataset} exists, and the search needs that name for its own lists; rename it")
     if folder.exists() and (not begun.is_file() or read_json(begun) != made_from):
-        _remove(folder, data / _dataset(recipe))  # of another recipe: the driver would refuse its networks
+        _remove(folder, dataset)  # of another recipe: the driver would refuse its networks
     folder.mkdir(parents=True, exist_ok=True)
     write_json(begun, made_from)
     _write_lists(recipe, data)
@@ -84,7 +88,7 @@ def search(
     if not any(value for each in found.values() for value in each.values()):
         raise UserError(f"recipe {recipe.name}: no network of the search for a learning rate could be trained")
     write_json(record, {"made_from": made_from, "found": found})
-    _remove(folder, data / _dataset(recipe))
+    _remove(folder, dataset)
     return found
 
 
@@ -183,6 +187,7 @@ def _write_lists(recipe: Recipe, data: Path) -> None:
         raise UserError(f"recipe {recipe.name}: every class has one training image only; a search needs two or more")
     folder = data / _dataset(recipe)
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / MARK, f"transfer_caffe.rates made this folder for the recipe {recipe.name}, and removes it.\n")
     for part, chosen in parts.items():
         write_list(folder / f"{part}.txt", chosen)
 

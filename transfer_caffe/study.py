@@ -243,6 +243,7 @@ def prepare(args: argparse.Namespace) -> Path:
         why = "is the name of the demo's images" if name == PHOTOS else "cannot be the name of a study"
         raise UserError(f"{name!r} {why}; give one of letters, digits, _, . and - with --name")
     if path.exists():
+        _require_same(args, path, Path(args.data) / name / "images")
         print(f"{path}: exists already and is used as it is; edit it, or remove it to make it again")
         return path
     study = described(args, name)
@@ -251,6 +252,24 @@ def prepare(args: argparse.Namespace) -> Path:
     write_text(path, study.text(Path()))
     print(f"{path}: the recipe of the study; edit it to change what is trained")
     return path
+
+
+def _require_same(args: argparse.Namespace, path: Path, images: Path) -> None:
+    """Raise UserError if an existing study has other weights, another net or other images than those that are given.
+
+    ``images`` is the study's link to its images. Say it if a number of seeds is given that the study does not have.
+    """
+    recipe = load_recipe(path)
+    used = [("--weights", args.weights, recipe.source_file(letter)) for letter in list(recipe.sources)[:1]]
+    used += [("--net", args.net, recipe.net_file), ("--images", args.images, images if images.exists() else None)]
+    for option, given, own in used:
+        if own is not None and os.path.realpath(given) != os.path.realpath(own):
+            raise UserError(
+                f"{path} is a study with {option} {os.path.realpath(own)}, not {given}; give the new study another "
+                "--name, or edit or remove that file"
+            )
+    if args.seeds not in (1, len(recipe.seeds)):
+        print(f"--seeds {args.seeds} changes nothing: {path} lists its seeds; edit them there")
 
 
 def described(args: argparse.Namespace, name: str) -> Study:

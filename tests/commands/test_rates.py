@@ -97,6 +97,18 @@ def test_an_interrupted_search_resumes_and_a_finished_one_is_not_repeated(recipe
     assert search(recipe, Path("data"), Path("runs"), list(ACCURACIES)) == found
 
 
+def test_a_dataset_of_the_users_is_neither_overwritten_nor_removed(recipe, monkeypatch):
+    monkeypatch.setattr(rates, "sweep", Sweep())
+    Path("data/pets-rates").mkdir()
+    Path("data/pets-rates/train.txt").write_text("mine.png 0\n")
+    with pytest.raises(
+        UserError, match="data/pets-rates exists, and the search needs that name for its own lists; ren"
+    ):
+        search(recipe, Path("data"), Path("runs"), list(ACCURACIES))
+    assert [each.name for each in Path("data/pets-rates").iterdir()] == ["train.txt"]
+    assert Path("data/pets-rates/train.txt").read_text() == "mine.png 0\n"
+
+
 def test_what_another_recipe_left_is_removed_and_not_used(recipe, monkeypatch):
     monkeypatch.setattr(rates, "sweep", Sweep(codes=[0, 130]))
     with pytest.raises(SystemExit):

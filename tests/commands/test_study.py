@@ -148,6 +148,21 @@ def test_images_of_another_folder_are_not_mixed_up(tmp_path, capsys):
     assert study("--plan", "--images", "my photos/../my photos") == 0  # the same folder
 
 
+def test_a_study_is_not_taken_for_one_of_other_weights_nets_or_images(tmp_path, capsys):
+    assert study("--plan") == 0
+    make_images(tmp_path / "other")
+    for change in (("--weights", "other.caffemodel"), ("--net", "other.prototxt"), ("--images", "other/my photos")):
+        capsys.readouterr()
+        assert study("--plan", *change) == 2
+        error = capsys.readouterr().err
+        assert f"pets.yaml is a study with {change[0]} " in error and f", not {change[1]}; give the new" in error
+        assert error.count("\n") == 1
+    assert study("--plan", "--seeds", "3", "--weights", str(Path("weights.caffemodel").resolve())) == 0
+    assert "--seeds 3 changes nothing: pets.yaml lists its seeds; edit them there" in capsys.readouterr().out
+    Path("pets.yaml").write_text(Path("pets.yaml").read_text().replace("seeds: [0]", "seeds: [0, 1, 2]"))
+    assert study("--plan", "--seeds", "3") == 0 and "changes nothing" not in capsys.readouterr().out
+
+
 def test_rates_are_written_also_into_a_recipe_without_a_last_line_end(monkeypatch):
     assert study("--plan") == 0
     path = Path("pets.yaml")
