@@ -159,14 +159,15 @@ def make_database(recipe: Recipe, data: Path, folder: Path, part: str, say: Say)
     """Build FOLDER/PART_lmdb from FOLDER/PART.txt; raise UserError if it exists with another list or other settings."""
     database, image_list, images = folder / f"{part}_lmdb", _list_of(folder, part), recipe.images
     settings = _settings(recipe)
+    root = recipe.dataset_folder(data) / (images.root if part == "train" else images.val_root)
     if database.exists():
         _require_made_so(database, settings | {"list_sha256": sha256(image_list)}, views=False)
+        _require_made_of(database, root, image_list)
         return
     _forget(database, part)
     from transfer_caffe.tools import build_lmdb
 
     say(f"{database}: images")
-    root = recipe.dataset_folder(data) / (images.root if part == "train" else images.val_root)
     build_lmdb.build(str(root), str(image_list), str(database), build_lmdb.Settings(**settings), recipe.images.on_error)
 
 
@@ -235,6 +236,28 @@ def _require_made_so(database: Path, settings: dict[str, Any], views: bool) -> N
             raise UserError(
                 f"{database} was built with {key} {made.get(key)}, but the recipe now has {value}; remove it to build "
                 "it again (networks trained on it were then trained on other data)"
+            )
+
+
+def _require_made_of(database: Path, root: Path, image_list: Path) -> None:
+    """Raise UserError if a database was built from other images: those of another folder, which are not the same files.
+
+    A folder that was copied or renamed has the same images: the first, middle and last one of the list are compared.
+    """
+    record = database / "build.json"
+    made = read_json(record).get("root") if record.exists() else None  # relative to the folder of the command
+    before = Path(made or root)
+    if not before.is_dir() or not root.is_dir() or before.samefile(root):
+        return
+    from transfer_caffe.formats.image_list import read_list
+
+    paths = [path for path, _ in read_list(image_list)]
+    for path in {paths[0], paths[len(paths) // 2], paths[-1]}:
+        old, new = (folder / path.lstrip("/") for folder in (before, root))
+        if old.is_file() and new.is_file() and old.read_bytes() != new.read_bytes():
+            raise UserError(
+                f"{database} was built from the images in {before}, but the recipe has those in {root}; remove it to "
+                "build it again (networks trained on it were then trained on other data)"
             )
 
 

@@ -124,6 +124,22 @@ def test_a_database_of_other_settings_is_refused(capsys):
     assert "train_lmdb was built with seed 3, but the recipe now has 4; remove it" in capsys.readouterr().err
 
 
+def test_a_database_of_other_images_is_refused_and_one_of_a_copy_of_its_images_is_not(capsys):
+    assert make() == 0
+    shutil.copytree("pictures", "copies")
+    Path("small.yaml").write_text(RECIPE.replace("../../pictures", "../../copies"))
+    assert make() == 0
+    for path in Path("copies").rglob("*.png"):
+        assert cv2.imwrite(str(path), np.zeros((14, 16, 3), np.uint8))
+    capsys.readouterr()
+    assert make() == 2
+    error = capsys.readouterr().err
+    assert "train_lmdb was built from the images in " in error and "/pictures, but the recipe has those in " in error
+    assert error.count("\n") == 1
+    shutil.move("pictures", "moved")  # where the database's images are not there any more, nothing can be compared
+    assert make() == 0
+
+
 def test_a_database_of_another_list_is_refused(capsys):
     assert make() == 0
     with open(FOLDERS[1] / "val.txt", "a") as image_list:
