@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -26,6 +26,12 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage before the error, as argparse does."""
         raise UserError(f"{message}; --help shows the arguments of this command")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Refuse an empty file or folder: `--runs "$RUNS"` without RUNS would otherwise use the current folder."""
+        if not arg_string and action.default != "" and action.metavar in ("DIR", "FILE", "DB", "MEAN"):
+            raise argparse.ArgumentError(action, "is empty; is a shell variable unset?")
+        return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def named_path(text: str) -> Path:
