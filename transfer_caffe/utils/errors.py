@@ -29,7 +29,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Refuse an empty file or folder: `--runs "$RUNS"` without RUNS would otherwise use the current folder."""
-        if not arg_string and action.default != "" and action.metavar in ("DIR", "FILE", "DB", "MEAN"):
+        if not arg_string and action.default != "" and action.metavar in ("DIR", "FILE", "MEAN"):
             raise argparse.ArgumentError(action, "is empty; is a shell variable unset?")
         return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
 
