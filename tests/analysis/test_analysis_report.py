@@ -132,6 +132,16 @@ def test_a_table_1_of_another_table_does_not_stay(tmp_path):
     assert names == {"effects.csv", "findings.csv", "mine.txt"}
 
 
+def test_a_table_1_that_the_analysis_did_not_write_stays_as_it_is(tmp_path):
+    own = [tmp_path / "out" / name for name in ("table1.csv", "table1.md")]
+    (tmp_path / "out").mkdir()
+    for path in own:
+        path.write_bytes(b"mine\xff\n")
+    (tmp_path / "results.csv").write_text(to_csv(rows_of([("random0", "baseA", 0, 0.6)])))
+    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
+    assert {path.read_bytes() for path in own} == {b"mine\xff\n"}
+
+
 def test_the_report_says_everything_a_reader_needs(capsys):
     assert run("--results", "paper", "--metric", "top10") == 0
     text = capsys.readouterr().out

@@ -41,6 +41,10 @@ BESIDE_TABLE_1 = {
     "AnB+_BnB+_same_target": ("AnB+ - BnB+", "same target"),
 }
 """The comparison and pairing of the columns of table1.csv that follow the published numbers."""
+TABLE1_CSV = "recipe,layers,over_baseB,"
+"""The beginning of each table1.csv."""
+TABLE1_MD = "# Performance boost of AnB+ in percentage points (the paper's Table 1)\n"
+"""The beginning of each table1.md."""
 METRIC_WORDS = {
     "final": "after the last iteration",
     "top10": "the mean of the ten highest test accuracies of a training run, as plotted in the paper; because these "
@@ -235,8 +239,7 @@ def table1_md(analyses: Iterable[Analysis]) -> str:
         return ""
     columns = ["layers", "over baseB, as published", "over BnB+, as published"]
     columns += [f"{comparison} ({pairing})" for comparison, pairing in BESIDE_TABLE_1.values()]
-    lines = ["# Performance boost of AnB+ in percentage points (the paper's Table 1)", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = [TABLE1_MD, "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     several = len({row["recipe"] for row in rows}) > 1
     for row in rows:
         cells = [(row["recipe"] + " " if several else "") + row["layers"]]
