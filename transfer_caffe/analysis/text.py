@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_caffe.analysis.answer import answers
 from transfer_caffe.analysis.costs import Costs
 from transfer_caffe.analysis.design import SUPPORTED, Finding, half_differences, natural, ranges
-from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
+from transfer_caffe.analysis.effects import Effect, Published, groups_of, published_number, ranges_of
 from transfer_caffe.results.markers import FAMILIES, METRICS, Marker
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
     for analysis in analyses:
         members = groups_of(analysis.markers).get((analysis.recipe, "random"), [])
         paired = {(e.comparison, e.pairing, e.n): e for e in analysis.effects if e.family == "random"}
-        for first, last in RANGES:
+        for first, last in ranges_of(members):
             base, selffer = (published_number(members, other, first, last) for other in ("base", "BnB+"))
             if base is not None:
                 n = f"{first}-{last}"
