@@ -9,7 +9,8 @@ import sys
 import pytest
 from support.analysis_tables import complete, read, row, rows_of, run
 
-from transfer_caffe.analysis import analyse
+from transfer_caffe.analysis import analyse, table1_md
+from transfer_caffe.analysis.text import table1_rows
 from transfer_caffe.results.table import to_csv
 from transfer_caffe.utils.errors import UserError
 
@@ -132,6 +133,16 @@ def test_a_table_1_of_another_table_does_not_stay(tmp_path):
     assert names == {"effects.csv", "findings.csv", "mine.txt"}
 
 
+def test_a_table_1_that_the_analysis_did_not_write_stays_as_it_is(tmp_path):
+    own = [tmp_path / "out" / name for name in ("table1.csv", "table1.md")]
+    (tmp_path / "out").mkdir()
+    for path in own:
+        path.write_bytes(b"mine\xff\n")
+    (tmp_path / "results.csv").write_text(to_csv(rows_of([("random0", "baseA", 0, 0.6)])))
+    assert run("--results", tmp_path / "results.csv", "--out", tmp_path / "out") == 0
+    assert {path.read_bytes() for path in own} == {b"mine\xff\n"}
+
+
 def test_the_report_says_everything_a_reader_needs(capsys):
     assert run("--results", "paper", "--metric", "top10") == 0
     text = capsys.readouterr().out
@@ -163,6 +174,34 @@ def test_a_complete_design_shows_one_column_of_frozen_transfer_and_seeds_are_mar
     text = capsys.readouterr().out
     assert "both causes, same networks" in text and "all frozen transfer" not in text
     assert "3     -1.00 [-1.00, -1.00] 2s/4" in text
+
+
+def test_table_1_of_a_deep_net_has_its_own_ranges_with_their_pairs(tmp_path):
+    networks = [("random0", f"base{half}", seed, 0.5) for half in "AB" for seed in (0, 1)]
+    for source, target in ("AB", "BA", "AA", "BB"):
+        gain = 0.02 if source != target else 0.01
+        networks += [
+            ("random0", f"{source}{n}{target}+", seed, 0.5 + gain * (n > 5)) for n in range(1, 11) for seed in (0, 1)
+        ]
+    analyses = analyse(rows_of(networks))
+    rows = table1_rows(analyses)
+    assert [row["layers"] for row in rows] == ["1-10", "6-10"]
+    assert [round(100 * row["base"].difference, 6) for row in rows] == [1, 2]
+    assert [round(100 * row["selffer"].difference, 6) for row in rows] == [0.5, 1]
+    assert [round(100 * row["AnB+_BnB+_same_target"].estimate, 6) for row in rows] == [0.5, 1]
+    assert "no pairs" not in table1_md(analyses)
+    published = [each for each in analyses[0].effects if each.pairing == "as published"]
+    assert {each.n for each in published} == {"1-10", "6-10"}
+    why = {each.comparison: each.why for each in analyses[0].findings if each.pairing == "as published"}
+    assert set(why) == {"AnB+ - base", "AnB+ - BnB+"}
+
+
+def test_the_part_of_easier_halves_is_that_of_all_stages_of_a_deep_net():
+    networks = [("random0", "baseA", 0, 0.5), ("random0", "baseB", 0, 0.6)]
+    networks += [("random0", f"A{n}B+", 0, 0.6 + 0.01 * (n > 7)) for n in range(1, 15)]
+    findings = analyse(rows_of(networks))[0].findings
+    (why,) = (each.why for each in findings if (each.comparison, each.pairing) == ("AnB+ - base", "as published"))
+    assert "the pooled difference of +5.50 points" in why  # all 14 stages; +5.00 of the first 7
 
 
 def test_table_1_is_about_random_splits_alone(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from transfer_caffe.data_prep.classes import read_classes
-from transfer_caffe.data_prep.folders import main
+from transfer_caffe.data_prep.folders import main, read_groups
 from transfer_caffe.data_prep.split import main as split
 from transfer_caffe.formats.image_list import read_list
 
@@ -174,6 +174,12 @@ def test_groups_make_a_class_file_that_natman_reads(tmp_path, images):
     assert {path[0] for path, _ in read_list(tmp_path / "natman/A/train.txt")} == {"b"}
 
 
+def test_a_class_name_in_a_group_file_may_have_a_unicode_line_separator(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text("name,group\na\u2028b,natural\nc\x85,man-made\n", encoding="utf-8")
+    assert [c.group for c in read_groups(path, ["a\u2028b", "c\x85"])] == ["natural", "man-made"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -184,6 +190,7 @@ def test_groups_make_a_class_file_that_natman_reads(tmp_path, images):
         ("name,group\na,natural\na,natural\n", "line 3: 'a' is listed twice"),
         ("name,group\na,natural\n", "no group for 'C' (2 of 3"),
         ("name,group\na\n", "line 2: 1 columns"),
+        ('name,group\n"' + "a" * 131073, "line 2: not valid CSV"),
     ],
 )
 def test_a_wrong_group_file_is_an_error_that_says_where(tmp_path, images, capsys, text, message):

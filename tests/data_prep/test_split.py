@@ -189,11 +189,20 @@ def test_an_image_list_may_have_spaces_in_paths_and_dos_line_ends(tmp_path):
         ("index,wnid,words,group\n0,n1,x,natural\n2,n2,y,natural\n", "line 3"),
         ("index,wnid,words,group\n0,n1,x,artificial\n", "artificial.*natural and man-made"),
         ("index,wnid,words,group\n0,n1,x\n", "3 columns"),
+        ('index,wnid,words,group\n0,n1,"' + "x" * 131073, r"c\.csv: line 2: not valid CSV"),
+        ('index,wnid,words,group\n0,n1,"x,natural\n', r"c\.csv: line 2: not valid CSV"),
     ],
 )
 def test_a_malformed_class_file_is_an_error_that_says_where(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_classes(write(tmp_path / "c.csv", text))
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\x0c", "\n"])
+def test_signs_that_unicode_calls_line_breaks_are_kept_in_a_class_file(tmp_path, sign):
+    classes = [Class(0, "a", f"one{sign}two", "natural"), Class(1, "b", f"{sign}x", "man-made")]
+    write_classes(tmp_path / "c.csv", classes)
+    assert read_classes(tmp_path / "c.csv") == classes
 
 
 def test_a_malformed_class_map_is_an_error_that_names_the_line(tmp_path):

@@ -218,6 +218,7 @@ def test_the_papers_exceptions_go_with_the_papers_rule_only(files, capsys):
         ("wnid,words,group\nn1,a,natural\n", "line 2: 'n1' is not the id"),
         ("wnid,words,group\nn00000001,a,artificial\n", "line 2: unknown group 'artificial'"),
         ("wnid,words,group\nn00000001,a,natural\nn00000001,a,man-made\n", "line 3: n00000001 is listed twice"),
+        ('wnid,words,group\nn00000001,"' + "a" * 131073, "line 2: not valid CSV"),
     ],
 )
 def test_a_malformed_file_of_exceptions_is_an_error_that_says_where(tmp_path, text, message):

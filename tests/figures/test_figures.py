@@ -253,6 +253,21 @@ def test_a_figure_of_an_earlier_table_does_not_stay(tmp_path):
     assert not list((tmp_path / "out").glob("figure3.*"))
 
 
+@pytest.mark.parametrize("captions", [None, b"# Mine\n\nFiles: curves.csv\n", b"# Figures\n\n\xff\n"])
+def test_files_that_no_earlier_figures_wrote_stay_as_they_are(tmp_path, captions):
+    out = tmp_path / "out"
+    out.mkdir()
+    own = [out / name for name in ("curves.csv", "reduced.png", "table1.csv", "table1.md")]
+    for path in own:
+        path.write_bytes(b"mine\xff\n")
+    if captions is not None:
+        (out / "captions.md").write_bytes(captions)
+    networks = write_table(tmp_path, NETWORKS[:1])
+    for _ in range(2):  # the second run reads the captions of the first
+        run(networks, out)
+    assert {path.read_bytes() for path in own} == {b"mine\xff\n"}
+
+
 def test_table_1_is_written_where_there_are_fine_tuned_transfer_networks_and_does_not_stay(tmp_path, capsys):
     run(write_table(tmp_path, NETWORKS), tmp_path / "out")
     tables = [tmp_path / "out" / name for name in ("table1.csv", "table1.md")]

@@ -1,6 +1,9 @@
 """Tests of the parser of Caffe's log, with lines that real Caffe 1.0 wrote."""
 
+import datetime
 import math
+
+import pytest
 
 from transfer_caffe.formats.log import LogParser, Row, parse_log, read_log
 
@@ -143,6 +146,33 @@ def test_failed_checks_error_lines_and_ignored_layers_are_kept(tmp_path):
     log = read_log(path)
     assert log.ignored_layers == ["fc3"]
     assert [error[:12] for error in log.errors] == ["Cannot copy ", "python -m tr"]
+
+
+class _Today(datetime.date):
+    """A date whose today is the last day of December and then the first of January."""
+
+    days = iter(())
+
+    @classmethod
+    def today(cls):
+        return next(cls.days)
+
+
+@pytest.mark.parametrize("year", [2027, 2028])
+def test_a_run_over_new_year_takes_as_long_as_its_clock_says(monkeypatch, year):
+    monkeypatch.setattr(_Today, "days", iter([datetime.date(year, 12, 31)] + [datetime.date(year + 1, 1, 1)] * 99))
+    monkeypatch.setattr(datetime, "date", _Today)
+    lines = [
+        "I1231 23:59:50.000000  9956 solver.cpp:289] Solving tiny",
+        "I1231 23:59:55.000000  9956 solver.cpp:239] Iteration 0 (1 iter/s, 0s/5 iters), loss = 1.4",
+        "I0101 00:00:05.000000  9956 solver.cpp:239] Iteration 5 (1 iter/s, 0s/5 iters), loss = 1.3",
+        "I0101 00:00:06.000000  9956 solver.cpp:347] Iteration 5, Testing net (#0)",
+        "I0101 00:00:08.000000  9956 solver.cpp:414]     Test net output #0: accuracy = 0.22",
+        "I0101 00:00:10.000000  9956 solver.cpp:332] Optimization Done.",
+    ]
+    log = parse_log("\n".join([*lines, ""]))
+    assert log.seconds == pytest.approx(20)
+    assert log.display_seconds == [pytest.approx(2)] and log.test_seconds == [pytest.approx(2)]
 
 
 def test_the_mean_of_the_last_training_losses_is_that_of_the_displays_in_the_window():

@@ -213,6 +213,26 @@ def test_a_networks_page_has_its_training_layers_settings_origin_and_log(runs, t
 
 
 @pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("split", "treatment", "words"),
+    [
+        ("natman", "P3A", "stages 1 to 3 are copied from the recipe's weights P and frozen; the other stages are "
+         "re-initialised; the network is trained on the man-made classes."),
+        ("random0", "P1B+", "stage 1 is copied from the recipe's weights P and fine-tuned; the other stages are "
+         "re-initialised; the network is trained on half B of random0."),
+        ("whole", "Q2", "stages 1 to 2 are copied from the recipe's weights Q and frozen; the other stages are "
+         "re-initialised; the network is trained on all classes."),
+    ],
+)  # fmt: skip
+def test_a_network_of_existing_weights_is_said_to_be_copied_from_the_recipes_weights(tmp_path, split, treatment, words):
+    folder = tmp_path / "runs"
+    write_table(folder, [*NETWORKS, (split, treatment, 0, 0.6)])
+    detail = detail_of(page_of(folder, tmp_path / "out"), f"demo/{split}-{treatment}-s0")
+    text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", detail)).split())
+    assert f"Existing weights: {words}" in text
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_networks_training_is_drawn_over_the_papers_of_the_same_treatment(runs, tmp_path):
     write_network(runs / "random0-A3B-s0")
     detail = detail_of(page_of(runs, tmp_path / "out"), "demo/random0-A3B-s0")

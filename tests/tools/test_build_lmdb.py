@@ -12,7 +12,7 @@ import pytest
 
 from transfer_caffe.formats.database import Database
 from transfer_caffe.formats.proto import caffe_pb2
-from transfer_caffe.tools import build_lmdb
+from transfer_caffe.tools import build_lmdb, compute_mean, inspect
 from transfer_caffe.tools.build_lmdb import main
 from transfer_caffe.tools.images import Settings, read_image
 
@@ -167,6 +167,26 @@ def test_a_broken_image_is_left_out_named_and_counted_on_demand(images, capsys, 
     assert [key for key, _ in records()] == [b"00000000_a.png", b"00000002_b.png"]
     [skipped] = json.loads((images / "db/build.json").read_text())["skipped"]
     assert (skipped["line"], skipped["path"]) == (2, "sub dir/c d.jpg")
+
+
+@pytest.mark.parametrize("flags", ["--encoded", "--encode_type=jpg", "--encoded --gray"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_decodable_part_of_a_damaged_image_is_encoded_so_that_other_tools_read_it(images, capsys, flags, channels):
+    photo = PHOTO if channels == 3 else PHOTO[:, :, 0]
+    for name in ("c d", "e"):
+        cv2.imwrite(f"img/sub dir/{name}.jpg", photo)
+    cut = images / "img/sub dir/c d.jpg"
+    cut.write_bytes(cut.read_bytes()[: int(cut.stat().st_size * 0.7)])
+    (images / "list.txt").write_text("sub dir/c d.jpg 1\nsub dir/e.jpg 2\n")
+    assert main([*flags.split(), "--on_error=caffe", "img/", "list.txt", "db"]) == 0
+    assert "stored as far as it could be decoded" in capsys.readouterr().err
+    damaged, intact = (caffe_pb2.Datum.FromString(record).data for _, record in records())
+    assert intact == (images / "img/sub dir/e.jpg").read_bytes()  # as without damage
+    stored, seen = cv2.imdecode(np.frombuffer(damaged, np.uint8), -1), cv2.imread(str(cut), -1)
+    assert stored is not None and seen is not None and stored.shape == seen.shape == photo.shape
+    assert np.abs(stored.astype(int) - seen).mean() < 3
+    assert compute_mean.main(["db", "mean.binaryproto"]) == 0
+    assert inspect.main(["db"]) == 0
 
 
 def test_a_list_of_nothing_but_broken_images_makes_no_database(images, capsys):

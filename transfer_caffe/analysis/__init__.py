@@ -22,7 +22,7 @@ from pathlib import Path
 from transfer_caffe.analysis.costs import Costs, costs_of
 from transfer_caffe.analysis.design import Finding, findings_of
 from transfer_caffe.analysis.effects import Effect, Published, effects_of, interval, published_number
-from transfer_caffe.analysis.text import effects_csv, findings_csv, table1_csv, table1_md
+from transfer_caffe.analysis.text import TABLE1_CSV, TABLE1_MD, effects_csv, findings_csv, table1_csv, table1_md
 from transfer_caffe.results.markers import METRICS, Marker, markers_of
 from transfer_caffe.results.probes import Probe
 from transfer_caffe.results.table import Row
@@ -31,7 +31,7 @@ from transfer_caffe.utils.files import write_text
 
 __all__ = [
     "Analysis", "Costs", "Effect", "Finding", "Published", "analyse", "costs_of", "effects_of", "findings_of",
-    "interval", "published_number", "table1_csv", "table1_md", "write_analysis",
+    "interval", "published_number", "table1_csv", "table1_md", "write_analysis", "write_table1",
 ]  # fmt: skip
 
 
@@ -74,15 +74,28 @@ def analyse(rows: Sequence[Row], metric: str = "final", probes: Sequence[Probe] 
 
 def write_analysis(analyses: Sequence[Analysis], out: str | os.PathLike[str]) -> list[Path]:
     """Write effects.csv, findings.csv and, if there are AnB+ networks, table1.csv and table1.md; return their paths."""
-    texts = {
-        "effects.csv": effects_csv(analyses),
-        "findings.csv": findings_csv(analyses),
-        "table1.csv": table1_csv(analyses),
-        "table1.md": table1_md(analyses),
-    }
-    for name, text in texts.items():
+    folder = Path(out)
+    written = []
+    for name, text in (("effects.csv", effects_csv(analyses)), ("findings.csv", findings_csv(analyses))):
+        write_text(folder / name, text)
+        written.append(folder / name)
+    return written + write_table1(analyses, folder)
+
+
+def write_table1(analyses: Sequence[Analysis], folder: Path) -> list[Path]:
+    """Write the paper's Table 1 as table1.csv and table1.md and return their paths; none without AnB+ networks.
+
+    Without these networks, remove the tables of an earlier results table, known by their beginning.
+    """
+    written = []
+    for name, beginning, text in (
+        ("table1.csv", TABLE1_CSV, table1_csv(analyses)),
+        ("table1.md", TABLE1_MD, table1_md(analyses)),
+    ):
+        path = folder / name
         if text:
-            write_text(Path(out) / name, text)
-        else:  # a file left over from an earlier results table
-            (Path(out) / name).unlink(missing_ok=True)
-    return [Path(out) / name for name, text in texts.items() if text]
+            write_text(path, text)
+            written.append(path)
+        elif path.is_file() and path.read_bytes().startswith(beginning.encode()):
+            path.unlink()
+    return written

@@ -17,12 +17,12 @@ from scipy.special import stdtrit
 
 from transfer_caffe.analysis.effects import (
     PAIRED,
-    RANGES,
     Comparison,
     cluster_means,
     differences_of,
     groups_of,
     published_number,
+    ranges_of,
 )
 from transfer_caffe.experiment.treatment import Treatment
 from transfer_caffe.results.markers import Marker, cells_of, pooled_sd
@@ -142,7 +142,7 @@ def _paired(recipe: str, family: str, comparison: Comparison, members: Sequence[
 
 
 def _published(recipe: str, family: str, other: str, members: Sequence[Marker]) -> Finding | None:
-    number = published_number(members, other, *RANGES[0])
+    number = published_number(members, other, *ranges_of(members)[0])
     if number is None:
         return None
     left = [marker for marker in members if marker.kind == "AnB+"]

@@ -202,7 +202,7 @@ def _between_gains(left: Iterable[Marker], right: Iterable[Marker]) -> list[tupl
 
 
 def effects_of(markers: Sequence[Marker]) -> list[Effect]:
-    """Return the effects of all `PAIRED` comparisons for each n and each of `RANGES`, then Table 1 as published."""
+    """Return the effects of all `PAIRED` comparisons for each n and each of `ranges_of`, then Table 1 as published."""
     effects: list[Effect] = []
     for (recipe, family), members in groups_of(markers).items():
         for comparison in PAIRED:
@@ -213,7 +213,7 @@ def effects_of(markers: Sequence[Marker]) -> list[Effect]:
                 if part:
                     effects.append(_paired(recipe, family, comparison, first, last, part))
         for other in ("base", "BnB+"):
-            for first, last in RANGES:
+            for first, last in ranges_of(members):
                 number = published_number(members, other, first, last)
                 if number is not None:
                     effects.append(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transfer_caffe.analysis.answer import answers
 from transfer_caffe.analysis.costs import Costs
 from transfer_caffe.analysis.design import SUPPORTED, Finding, half_differences, natural, ranges
-from transfer_caffe.analysis.effects import RANGES, Effect, Published, groups_of, published_number
+from transfer_caffe.analysis.effects import Effect, Published, groups_of, published_number, ranges_of
 from transfer_caffe.results.markers import FAMILIES, METRICS, Marker
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ BESIDE_TABLE_1 = {
     "AnB+_BnB+_same_target": ("AnB+ - BnB+", "same target"),
 }
 """The comparison and pairing of the columns of table1.csv that follow the published numbers."""
+TABLE1_CSV = "recipe,layers,over_baseB,"
+"""The beginning of each table1.csv."""
+TABLE1_MD = "# Performance boost of AnB+ in percentage points (the paper's Table 1)\n"
+"""The beginning of each table1.md."""
 METRIC_WORDS = {
     "final": "after the last iteration",
     "top10": "the mean of the ten highest test accuracies of a training run, as plotted in the paper; because these "
@@ -180,7 +184,7 @@ def table1_rows(analyses: Iterable[Analysis]) -> list[dict[str, Any]]:
     for analysis in analyses:
         members = groups_of(analysis.markers).get((analysis.recipe, "random"), [])
         paired = {(e.comparison, e.pairing, e.n): e for e in analysis.effects if e.family == "random"}
-        for first, last in RANGES:
+        for first, last in ranges_of(members):
             base, selffer = (published_number(members, other, first, last) for other in ("base", "BnB+"))
             if base is not None:
                 n = f"{first}-{last}"
@@ -235,8 +239,7 @@ def table1_md(analyses: Iterable[Analysis]) -> str:
         return ""
     columns = ["layers", "over baseB, as published", "over BnB+, as published"]
     columns += [f"{comparison} ({pairing})" for comparison, pairing in BESIDE_TABLE_1.values()]
-    lines = ["# Performance boost of AnB+ in percentage points (the paper's Table 1)", ""]
-    lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    lines = [TABLE1_MD, "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     several = len({row["recipe"] for row in rows}) > 1
     for row in rows:
         cells = [(row["recipe"] + " " if several else "") + row["layers"]]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +32,13 @@ def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]
     The file is CSV with the header `index,wnid,words,group` (or `name` instead of `wnid`). Raise UserError, naming file
     and line, for another format, for classes not numbered 0, 1, 2, ..., or for a group other than natural and man-made.
     """
-    rows = csv.reader(read_text(path).splitlines())
-    header = next(rows, [])
+    rows = csv_lines(path)
+    _, header = next(rows, (0, []))
     if header not in (["index", "wnid", "words", "group"], ["index", "name", "words", "group"]):
         raise UserError(f"{path}: not a class file: its first line must be index,wnid,words,group (or name for wnid)")
     result: list[Class] = []
-    for row in rows:
-        where = f"{path}: line {rows.line_num}"
+    for number, row in rows:
+        where = f"{path}: line {number}"
         if len(row) != 4:
             raise UserError(f"{where}: {len(row)} columns; index, {header[1]}, words and group were expected")
         if row[0] != str(len(result)):
@@ -48,6 +49,19 @@ def read_classes(path: str | os.PathLike[str] = IMAGENET_CLASSES) -> list[Class]
     if not result:
         raise UserError(f"{path}: the class file has no classes")
     return result
+
+
+def csv_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the fields of each row of a CSV file. Raise UserError if it is not valid CSV.
+
+    Unlike `str.splitlines`, this ends a row only at a line feed, not at U+2028 and other characters of a name.
+    """
+    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path}: line {rows.line_num}: not valid CSV: {error}") from None
 
 
 def write_classes(path: str | os.PathLike[str], classes: Iterable[Class], key: str = "name") -> None:

@@ -12,7 +12,6 @@ only on its name, its images and the seed.
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 import zlib
@@ -21,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_caffe.data_prep.classes import GROUPS, Class, write_class_names, write_classes
+from transfer_caffe.data_prep.classes import GROUPS, Class, csv_lines, write_class_names, write_classes
 from transfer_caffe.data_prep.split import MAX_SEED
 from transfer_caffe.formats.image_list import Line, write_list
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, named_path
-from transfer_caffe.utils.files import read_text, whole_folder
+from transfer_caffe.utils.files import whole_folder
 
 IMAGES, VAL_IMAGES = "images", "val_images"
 
@@ -106,12 +105,12 @@ def draw(tree: Tree, count: int, seed: int, where: Path) -> tuple[Tree, Tree]:
 
 def read_groups(path: Path, names: list[str]) -> list[Class]:
     """Return the classes ``names`` with their groups from a CSV file with the header `name,group`."""
-    rows = csv.reader(read_text(path).splitlines())
-    if next(rows, []) != ["name", "group"]:
+    rows = csv_lines(path)
+    if next(rows, (0, []))[1] != ["name", "group"]:
         raise UserError(f"{path}: its first line must be name,group")
     groups: dict[str, str] = {}
-    for row in rows:
-        where = f"{path}: line {rows.line_num}"
+    for number, row in rows:
+        where = f"{path}: line {number}"
         if not row:
             continue
         if len(row) != 2:

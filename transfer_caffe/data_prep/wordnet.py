@@ -17,7 +17,6 @@ or Ubuntu:
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 import sys
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transfer_caffe.data_prep.classes import GROUPS, Class, read_classes, write_classes
+from transfer_caffe.data_prep.classes import GROUPS, Class, csv_lines, read_classes, write_classes
 from transfer_caffe.data_prep.noun_file import INSTALLED, VERSION, Nouns, noun_file
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file
 from transfer_caffe.utils.files import read_text, refuse_existing
@@ -66,12 +65,12 @@ def read_exceptions(path: str | os.PathLike[str]) -> dict[str, tuple[str, str]]:
 
     Raise UserError, naming file and line, if it is malformed.
     """
-    rows = csv.reader(read_text(path).splitlines())
-    if next(rows, []) != ["wnid", "words", "group"]:
+    rows = csv_lines(path)
+    if next(rows, (0, []))[1] != ["wnid", "words", "group"]:
         raise UserError(f"{path}: not a file of exceptions: its first line must be wnid,words,group")
     result: dict[str, tuple[str, str]] = {}
-    for row in rows:
-        where = f"{path}: line {rows.line_num}"
+    for number, row in rows:
+        where = f"{path}: line {number}"
         if len(row) != 3:
             raise UserError(f"{where}: {len(row)} columns; wnid, words and group were expected")
         wnid, words, group = row

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_caffe.analysis import analyse, table1_csv, table1_md
+from transfer_caffe.analysis import analyse, write_table1
 from transfer_caffe.experiment.treatment import LAYERS
 from transfer_caffe.figures.draw import CAPTIONS, draw_figures
 from transfer_caffe.figures.figure1 import TREATMENTS, draw_figure1, treatments_of
@@ -25,21 +25,12 @@ from transfer_caffe.results.arguments import add_compare, add_metric
 from transfer_caffe.results.markers import accuracy_of
 from transfer_caffe.results.table import Row, load
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
-from transfer_caffe.utils.files import write_text
 
 
 def _write_table1(rows: Sequence[Row], metric: str, folder: Path) -> list[Path]:
     """Write the paper's Table 1 as table1.csv and table1.md and return their paths; none without AnB+ networks."""
-
     whole = [row for row in rows if row.images_per_class is None and accuracy_of(row, metric) is not None]
-    analyses = analyse(whole, metric) if whole else []
-    texts = {"table1.csv": table1_csv(analyses), "table1.md": table1_md(analyses)} if analyses else {}
-    for name in ("table1.csv", "table1.md"):
-        if text := texts.get(name):
-            write_text(folder / name, text)
-        else:  # a file left over from an earlier results table
-            (folder / name).unlink(missing_ok=True)
-    return [folder / name for name, text in texts.items() if text]
+    return write_table1(analyse(whole, metric) if whole else [], folder)
 
 
 @command

@@ -52,6 +52,7 @@ ENDINGS = ("png", "svg", "pdf", "csv")
 
 
 CAPTIONS = "captions.md"
+HEADING = "# Figures\n"
 
 
 def draw_figures(
@@ -91,9 +92,10 @@ def draw_figures(
         curves = {network: curve_of(tests) for network, tests in read_tests(CURVES).items()}
     drawn += [draw_filters(markers, weights, folder), draw_curves(sources[0], curves, folder)]
     found = [each for each in drawn if each is not None]
+    captioned = _captioned_files(folder)
     for missing in set(NAMES) - {each.name for each in found}:  # files left over from an earlier results table
-        for ending in ENDINGS:
-            (folder / f"{missing}.{ending}").unlink(missing_ok=True)
+        for name in captioned.intersection(f"{missing}.{ending}" for ending in ENDINGS):
+            (folder / name).unlink(missing_ok=True)
     _write_captions(found, folder)
     return found
 
@@ -123,9 +125,19 @@ def _of_folders(rows: Sequence[Row], markers: Sequence[Marker], runs: Path) -> t
     return weights, curves
 
 
+def _captioned_files(folder: Path) -> set[str]:
+    """Return the files that the folder's captions.md lists; none if `_write_captions` did not write that file."""
+    try:
+        text = (folder / CAPTIONS).read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return set()
+    lists = re.findall(r"^Files: (.+)$", text, re.MULTILINE) if text.startswith(HEADING) else []
+    return {name for files in lists for name in files.split(", ")}
+
+
 def _write_captions(drawn: Sequence[Drawn], folder: Path) -> None:
     """Write captions.md with the title, caption and files of every figure."""
-    parts = ["# Figures\n"]
+    parts = [HEADING]
     for each in drawn:
         files = ", ".join(path.name for path in each.files)
         parts.append(f"## {each.title}\n\n{each.caption}\n\nFiles: {files}\n")

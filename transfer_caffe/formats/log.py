@@ -144,6 +144,7 @@ class LogParser:
     def __init__(self) -> None:
         self.log = Log()
         self._rest = ""  # an incomplete line
+        self._year = datetime.date.today().year  # glog writes no year: that of reading is assumed for all lines
         self._process: int | None = None  # the engine's process number; None before its first line
         self._testing: int | None = None
         self._first = self._last = 0.0  # times of the run's first and last line
@@ -173,15 +174,14 @@ class LogParser:
                 self.log.errors.append(line)
             return
         level, *stamp, process, source, message = match.groups()
-        now = _seconds(*stamp)
-        self._clock(now, int(process), source)
+        now = self._clock(_seconds(self._year, *stamp), int(process), source)
         if level in "EF" or "Check failed" in message:
             self.log.errors.append(message)
         elif source not in _THREADS:
             self._message(message, now)
 
-    def _clock(self, now: float, process: int, source: str) -> None:
-        """Update the run's time, and detect the start of a new run."""
+    def _clock(self, now: float, process: int, source: str) -> float:
+        """Update the run's time, and detect the start of a new run. Return the line's time on the run's clock."""
         if source == START:
             self._new_run(now)
             self._process = None
@@ -190,9 +190,11 @@ class LogParser:
                 self._new_run(now)  # the runs of this log are not separated by a driver's lines
             self._process = process
         if now < self._last - 43200:
-            now += 366 * 86400  # the time stamps have no year, and this log extends over New Year
+            # the time stamps have no year, and this log extends over New Year
+            now += datetime.date(self._year, 12, 31).timetuple().tm_yday * 86400
         self._last = max(self._last, now)
         self.log.seconds = self._seconds_before + self._last - self._first
+        return now
 
     def _new_run(self, now: float) -> None:
         """Start a new run: reset the fields that describe only the last run."""
@@ -274,10 +276,10 @@ def _number_into(numbers: dict[Any, float], key: Any, text: str) -> None:
         return
 
 
-def _seconds(month: str, day: str, hour: str, minute: str, second: str, fraction: str) -> float:
-    """Return the seconds since the start of the year; glog writes no year, so the current one is assumed."""
+def _seconds(year: int, month: str, day: str, hour: str, minute: str, second: str, fraction: str) -> float:
+    """Return the seconds since the start of the year."""
     try:
-        days = datetime.date(datetime.date.today().year, int(month), int(day)).timetuple().tm_yday
+        days = datetime.date(year, int(month), int(day)).timetuple().tm_yday
     except ValueError:
         days = 0  # 29 February, read in another year: only the durations are wrong
     return days * 86400 + int(hour) * 3600 + int(minute) * 60 + int(second) + float(f"0.{fraction}")

@@ -154,6 +154,12 @@ def _words(row: Row) -> str:
     what = "fine-tuned" if treatment.finetuned else "frozen"
     kind = "Selffer" if treatment.is_selffer else "Transfer"
     is_or_are = "is" if treatment.n == 1 else "are"
+    if treatment.is_external:
+        stages = "stage 1" if treatment.n == 1 else f"stages 1 to {treatment.n}"
+        return (
+            f"Existing weights: {stages} {is_or_are} copied from the recipe's weights {treatment.source} and {what}; "
+            f"the other stages are re-initialised; the network is trained on {on}."
+        )
     return (
         f"{kind} network: {first} {is_or_are} copied from the base network of {half(treatment.source)} and {what}; the "
         f"other layers are re-initialised; the network is trained on {on}."

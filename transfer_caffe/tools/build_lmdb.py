@@ -5,7 +5,8 @@
 The positional arguments, flags, keys and records are the same as convert_imageset's (Caffe's
 tools/convert_imageset.cpp, and ReadImageToDatum in src/caffe/util/io.cpp). Differences:
 - A missing or broken image ends the run (--on_error fail), or is left out and reported (--on_error skip), or is treated
-  as in Caffe and reported: stored as far as it can be decoded, otherwise left out (--on_error caffe).
+  as in Caffe and reported: stored as far as it can be decoded, otherwise left out (--on_error caffe). In encoded
+  records this part of the image is re-encoded, where Caffe stores the damaged file.
 - The order of --shuffle is determined by --seed.
 - Images are decoded by one thread per core (--jobs); the database does not depend on the number of threads.
 - The database is written atomically and contains a file build.json that says how it was built. After a kill, a full

@@ -44,7 +44,7 @@ class Settings:
 
     ``seed`` determines the order of ``shuffle``. ``jpeg_quality`` is used for re-encoded images (Caffe uses OpenCV's
     default, 95). With ``scaled_decode`` libjpeg decodes at 1/2, 1/4 or 1/8 of the size: see `_how_to_decode`. With
-    ``damaged`` truncated JPEGs are stored as in Caffe, gray where data is missing.
+    ``damaged`` truncated JPEGs are stored as in Caffe, gray where data is missing (re-encoded in encoded records).
     """
 
     gray: bool = False
@@ -161,7 +161,8 @@ def image_record(path: str, label: int, settings: Settings, from_file: bool = Fa
     """Return the serialized Datum of an image file, as ReadImageToDatum builds it, and the shape of the stored image.
 
     Encoded records contain the file's own bytes if it has the requested type and is not resized (even with gray: real
-    Caffe then stores the colour file, too). Otherwise the image is re-encoded.
+    Caffe then stores the colour file, too). Otherwise the image is re-encoded. So is the part of a truncated image that
+    was decoded ``from_file``: its own bytes (which real Caffe stores) cannot be decoded from a record.
     """
     image, data = read_image(path, settings, from_file)
     if not (settings.encoded or settings.encode_type):
@@ -170,11 +171,17 @@ def image_record(path: str, label: int, settings: Settings, from_file: bool = Fa
     if not (kind := settings.encode_type or extension):
         raise BrokenImage("its name has no extension that determines the encoding: give --encode_type")
     if not settings.resize_height and (extension == kind.lower() or (extension, kind) == ("jpeg", "jpg")):
-        return encoded_datum(data, label), image.shape
+        if not from_file:
+            return encoded_datum(data, label), image.shape
+        stored = cv2.imread(path, cv2.IMREAD_ANYCOLOR)  # with the channels of the file, as the other records
+        if stored is None:
+            raise BrokenImage("cannot be decoded: not an image, or truncated")
+    else:
+        stored = image
     if not _can_encode(kind):
         raise BrokenImage(f"cannot be encoded as .{kind}: give --encode_type")
     quality = [cv2.IMWRITE_JPEG_QUALITY, settings.jpeg_quality] if kind.lower() in ("jpg", "jpeg") else []
-    return encoded_datum(cv2.imencode(f".{kind}", image, quality)[1].tobytes(), label), image.shape
+    return encoded_datum(cv2.imencode(f".{kind}", stored, quality)[1].tobytes(), label), image.shape
 
 
 class Made(NamedTuple):
