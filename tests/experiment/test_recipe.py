@@ -213,6 +213,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"solver": DEMO["solver"] | {"test_interval": 0}}, "max_iter 10 is not a multiple of test_interval 0"),
     ({"solver_for": {"n*": {"max_iter": 11}}}, r"solver_for: n\*: max_iter 11 is not a multiple of test_interval 5"),
     ({"solver": DEMO["solver"] | {"lr_policy": "step"}}, "the policy step needs a stepsize"),
+    ({"solver": DEMO["solver"] | {"lr_policy": ["step"]}}, r"lr_policy: one of fixed, step, .* not \['step'\]"),
     ({"solver": DEMO["solver"] | {"lr_policy": "mutlistep"}}, "lr_policy: one of fixed, step"),
     ({"images": None}, "images: a mapping .* not nothing"),
     ({"architecture": "resnet"}, "architecture: one of caffenet, mini"),
@@ -259,6 +260,29 @@ def test_what_a_recipe_cannot_mean_is_refused_by_file_and_key(
     with pytest.raises(UserError, match=message) as caught:
         recipe_of(tmp_path, **changes)
     assert str(caught.value).startswith(str(tmp_path / "small.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "missing"),
+    [
+        ("step", {"stepsize": 5}, "a gamma"), ("step", {}, "a stepsize and a gamma"), ("exp", {}, "a gamma"),
+        ("inv", {"gamma": 0.1}, "a power"), ("multistep", {"gamma": 0.1}, "a stepvalue"),
+        ("multistep", {"gamma": 0.1, "stepvalue": []}, "a stepvalue"), ("poly", {}, "a power"),
+        ("sigmoid", {"gamma": 0.1}, "a stepsize"),
+    ],
+)  # fmt: skip
+def test_a_rate_policy_without_its_parameters_is_refused_for_the_merged_solver_of_each_network(
+    tmp_path: Path, policy: str, given: dict[str, Any], missing: str
+) -> None:
+    changed = {"lr_policy": policy, **given}
+    words = rf"small\.yaml: solver: lr_policy: the policy {policy} needs {missing} \(random0-"
+    with pytest.raises(UserError, match=words + "baseA"):
+        recipe_of(tmp_path, solver=DEMO["solver"] | changed)
+    with pytest.raises(UserError, match=words + "A3B"):
+        recipe_of(tmp_path, solver_for={"A*": changed})
+    rest = {"stepsize": 5, "stepvalue": [5], "gamma": 0.1, "power": 1}
+    recipe = recipe_of(tmp_path, solver=DEMO["solver"] | rest, solver_for={"A*": {"lr_policy": policy}})
+    assert recipe.network("random0", "A3B").solver == DEMO["solver"] | rest | {"lr_policy": policy}
 
 
 def test_broken_yaml_is_refused_by_file_and_line(tmp_path: Path) -> None:
