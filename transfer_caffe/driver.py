@@ -280,8 +280,8 @@ def run_engine(
     """Run the engine in the network's folder until it ends, append its output to train.log, and return its exit code.
 
     ``written`` is called with the iterations of new snapshots once the log reports that they are complete.
-    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits. The
-    engine inherits the lock, so that if it outlives this process, other processes still wait for it.
+    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits; so
+    it does after any other exception, such as that of a closed standard output. The engine inherits the lock, so that if it outlives this process, other processes still wait for it.
     """
     path = folder / LOG
     _drop_cut_off_line(path)
@@ -293,8 +293,9 @@ def run_engine(
         process = processes.start(argv, output, folder, env, keep_open=[lock])
     try:
         _follow(process, path, before, written, say)
-    except KeyboardInterrupt:
-        say("stopping: the engine writes a snapshot (press Ctrl-C again to end it without one)")
+    except BaseException:  # also an output that is closed or full: the engine would die with this process
+        with contextlib.suppress(OSError):
+            say("stopping: the engine writes a snapshot (press Ctrl-C again to end it without one)")
         process.send_signal(signal.SIGINT)
         try:
             process.wait()

@@ -18,7 +18,7 @@ from transfer_caffe.results.table import read_results
 from transfer_caffe.sweep import mps
 from transfer_caffe.sweep import run as sweep_run
 from transfer_caffe.sweep.__main__ import main as sweep_main
-from transfer_caffe.sweep.display import Running, State, duration
+from transfer_caffe.sweep.display import Lines, Running, State, duration
 from transfer_caffe.sweep.selection import in_order
 from transfer_caffe.sweep.slots import Gpu, GpuSlots, Slot
 from transfer_caffe.utils import processes
@@ -158,6 +158,20 @@ def test_a_second_interrupt_ends_all_at_once():
     for name in ("random0-baseA-s0", "random0-baseB-s0"):  # no process is using them any more
         with lock(RUNS / f".{name}.lock", name, pytest.fail):
             pass
+
+
+def test_a_sweep_whose_standard_output_is_closed_leaves_snapshots(monkeypatch):
+    def show(*_: object) -> None:
+        if len(list(RUNS.glob("*/snapshots/net_iter_3.solverstate"))) == 2:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(Lines, "update", show)
+    monkeypatch.setattr(Lines, "event", show)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # the command replaces it
+    assert run(fake_engine("slow")) == 141
+    sys.stdout.close()
+    logs = [path.read_text() for path in RUNS.glob("*/train.log")]
+    assert len(logs) == 2 and all("Optimization stopped early." in log for log in logs)
 
 
 def gpus_of_the_machine(monkeypatch, tmp_path, count: int) -> None:

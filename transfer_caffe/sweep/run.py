@@ -3,8 +3,8 @@
     python -m transfer_caffe.sweep run --recipe demo --jobs 2
     python -m transfer_caffe.sweep run --recipe paper --gpu 0,1,3
 
-If a network fails, the others continue; networks that need it are not started. On Ctrl-C (or SIGTERM) every network
-writes a snapshot, and the next run resumes from there. A second Ctrl-C ends all at once. With --report DIR the report
+If a network fails, the others continue; networks that need it are not started. On Ctrl-C (or SIGTERM, SIGHUP) every one
+in training writes a snapshot, and the next run resumes there. A second Ctrl-C ends all at once. With --report DIR the report
 is written early, and updated as networks finish.
 """
 
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
             sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going, reports, forks)
             try:
                 sweep.run()
-            except KeyboardInterrupt:
+            except BaseException:  # also an output that is closed or full: drivers die with this process
                 sweep.stop()
                 raise
         path, _ = write_results(recipe, args.runs)
@@ -347,9 +347,11 @@ class Sweep:
             for job in self.running:
                 job.process.send_signal(signal.SIGINT)
             if self.running:
-                self.display.event(
-                    f"stopping: {len(self.running)} networks write a snapshot (press Ctrl-C again to end without one)"
-                )
+                with contextlib.suppress(OSError):
+                    self.display.event(
+                        f"stopping: {len(self.running)} networks write a snapshot "
+                        "(press Ctrl-C again to end without one)"
+                    )
             for job in self.running:
                 job.process.wait()
         except KeyboardInterrupt:
@@ -357,6 +359,8 @@ class Sweep:
                 job.process.kill()
             for job in self.running:
                 job.process.wait()
+        for job in self.running:
+            job.output.close()
 
     def state(self) -> State:
         """Return the sweep's progress for the display."""
