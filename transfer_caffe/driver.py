@@ -199,7 +199,7 @@ def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
             f"{network.name} copies layers from {network.base.name}, which is not done; train that first: "
             f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
-    if network.recipe.net_file and (note := changed_setting(network.base, base)):
+    if note := changed_setting(network.base, base):
         raise UserError(f"{network.name}: its base {network.base.name} is out of date: {note}; retrain that first")
     return base
 

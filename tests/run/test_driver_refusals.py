@@ -148,6 +148,15 @@ def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
     assert "its base random0-baseA-s0 has been retrained since" in capsys.readouterr().err
 
 
+def test_a_network_whose_base_was_trained_with_other_settings_is_refused(capsys):
+    assert drive("baseA") == 0
+    Path("small.yaml").write_text(RECIPE.replace("base_lr: 0.5", "base_lr: 0.25"))
+    assert drive("A3B") == 2
+    error = capsys.readouterr().err
+    assert "its base random0-baseA-s0 is out of date: solver.base_lr was 0.5 and is 0.25; retrain that first" in error
+    assert not (RUNS / "random0-A3B-s0").exists()
+
+
 @pytest.mark.parametrize("checksum", [True, False], ids=["with checksum", "without"])
 @pytest.mark.parametrize("name", ["train_lmdb/data.mdb", "val_lmdb/data.mdb", "mean.binaryproto"])
 def test_damaged_data_is_an_error_before_any_engine_starts(name, checksum, capsys):

@@ -88,6 +88,25 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     assert "done, but out of date" in capsys.readouterr().out
 
 
+def test_networks_trained_with_a_recipe_that_was_edited_meanwhile_are_not_done(capsys, monkeypatch):
+    start = sweep_run.Sweep._job
+
+    def edit_and_start(sweep: sweep_run.Sweep, network: Network, slot: Slot) -> sweep_run.Job:
+        if network.name == "random0-baseB-s0":
+            Path("small.yaml").write_text(RECIPE.replace("lr: 0.5", "lr: 1"))
+        return start(sweep, network, slot)
+
+    monkeypatch.setattr(sweep_run.Sweep, "_job", edit_and_start)
+    assert run(None, "--jobs", "1") == 1
+    captured = capsys.readouterr()
+    assert "1 of 6 networks of small are done" in captured.out
+    for name in ("random0-baseB-s0", "whole-base-s0", "whole-R2-s0"):
+        assert f"{name}: trained with other settings than this sweep's" in captured.err
+    assert "meanwhile: solver.base_lr was 1 and is 0.5; undo the edit" in captured.err
+    assert "A3B-s0: its base random0-baseA-s0 is out of date: solver.base_lr was 0.5 and is 1; retrain" in captured.err
+    assert not (RUNS / "random0-A3B-s0" / "done.json").exists()
+
+
 def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():
     assert run() == 0
     two = weights()
