@@ -85,9 +85,8 @@ def train(
     require_made(network, data)  # before anything is written; everything else is checked under the lock
     require_base(network, runs)
     with lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as held:
-        if restart:
-            set_aside(folder, say)
-        elif done := read_done_or_set_aside(network, runs, say):  # the process that held the lock has finished it
+        # the process that held the lock may have finished it
+        if not restart and (done := read_done_or_set_aside(network, runs, say)):
             require_unchanged(network, runs, data, done)
             say("finished by another process in the meantime; nothing to do")
             return done
@@ -95,6 +94,8 @@ def train(
         # 1. Check the data and write the prototxts
         precision = engine.computing_in(network.recipe.precision, network.recipe.deterministic)
         require_data(network, data, views=engine.reads_views)
+        if restart:  # after the checks: if they fail, the finished network stays where it is
+            set_aside(folder, say)
         net = render_here(network, folder, data).net
         layers = weighted_layers(net)
         names = [layer.name for layer in layers]
@@ -280,8 +281,9 @@ def run_engine(
     """Run the engine in the network's folder until it ends, append its output to train.log, and return its exit code.
 
     ``written`` is called with the iterations of new snapshots once the log reports that they are complete.
-    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits; so
-    it does after any other exception, such as that of a closed standard output. The engine inherits the lock, so that if it outlives this process, other processes still wait for it.
+    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits. Any
+    other exception, for example because the standard output is closed, stops the engine in the same way. The engine
+    inherits the lock, so that if it outlives this process, other processes still wait for it.
     """
     path = folder / LOG
     _drop_cut_off_line(path)

@@ -83,6 +83,20 @@ def test_changed_settings_are_refused_until_restart(capsys):
     assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25
 
 
+def test_a_restart_that_cannot_begin_leaves_the_finished_network_in_its_place(capsys):
+    assert drive("baseA") == 0
+    recipe = RECIPE + "precision: bf16\n"  # the fake engine is taken for real Caffe, which only knows fp32
+    Path("small.yaml").write_text(recipe)
+    assert drive("baseA", more=("--restart",)) == 2
+    assert "bf16" in capsys.readouterr().err
+    Path("small.yaml").write_text(RECIPE)
+    mean_without_a_number()
+    assert drive("baseA", more=("--restart",)) == 2
+    assert "one image of finite values was expected" in capsys.readouterr().err
+    assert (RUNS / "random0-baseA-s0" / "done.json").exists()
+    assert not (RUNS / "random0-baseA-s0.old1").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "difference"),
     [
