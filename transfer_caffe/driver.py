@@ -85,9 +85,8 @@ def train(
     require_made(network, data)  # before anything is written; everything else is checked under the lock
     require_base(network, runs)
     with lock(folder.parent / f".{network.name}.lock", network.name, say, wait) as held:
-        if restart:
-            set_aside(folder, say)
-        elif done := read_done_or_set_aside(network, runs, say):  # the process that held the lock has finished it
+        # the process that held the lock may have finished it
+        if not restart and (done := read_done_or_set_aside(network, runs, say)):
             require_unchanged(network, runs, data, done)
             say("finished by another process in the meantime; nothing to do")
             return done
@@ -95,6 +94,8 @@ def train(
         # 1. Check the data and write the prototxts
         precision = engine.computing_in(network.recipe.precision, network.recipe.deterministic)
         require_data(network, data, views=engine.reads_views)
+        if restart:  # after the checks: if they fail, the finished network stays where it is
+            set_aside(folder, say)
         net = render_here(network, folder, data).net
         layers = weighted_layers(net)
         names = [layer.name for layer in layers]
@@ -199,7 +200,7 @@ def require_base(network: Network, runs: Path) -> dict[str, Any] | None:
             f"{network.name} copies layers from {network.base.name}, which is not done; train that first: "
             f"python -m transfer_caffe.driver {arguments_of(network.base, runs)}"
         )
-    if network.recipe.net_file and (note := changed_setting(network.base, base)):
+    if note := changed_setting(network.base, base):
         raise UserError(f"{network.name}: its base {network.base.name} is out of date: {note}; retrain that first")
     return base
 
@@ -280,8 +281,9 @@ def run_engine(
     """Run the engine in the network's folder until it ends, append its output to train.log, and return its exit code.
 
     ``written`` is called with the iterations of new snapshots once the log reports that they are complete.
-    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits. The
-    engine inherits the lock, so that if it outlives this process, other processes still wait for it.
+    KeyboardInterrupt (Ctrl-C, SIGTERM) is passed on to the engine as SIGINT: it then writes a snapshot and exits. Any
+    other exception, for example because the standard output is closed, stops the engine in the same way. The engine
+    inherits the lock, so that if it outlives this process, other processes still wait for it.
     """
     path = folder / LOG
     _drop_cut_off_line(path)
@@ -293,8 +295,9 @@ def run_engine(
         process = processes.start(argv, output, folder, env, keep_open=[lock])
     try:
         _follow(process, path, before, written, say)
-    except KeyboardInterrupt:
-        say("stopping: the engine writes a snapshot (press Ctrl-C again to end it without one)")
+    except BaseException:  # also an output that is closed or full: the engine would die with this process
+        with contextlib.suppress(OSError):
+            say("stopping: the engine writes a snapshot (press Ctrl-C again to end it without one)")
         process.send_signal(signal.SIGINT)
         try:
             process.wait()

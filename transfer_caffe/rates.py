@@ -29,6 +29,7 @@ from transfer_caffe.experiment.read import load_recipe
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.formats.image_list import Line, read_list, write_list
 from transfer_caffe.results.table import load
+from transfer_caffe.run.differences import sha256_of
 from transfer_caffe.run.folder import LOG
 from transfer_caffe.sweep.__main__ import main as sweep
 from transfer_caffe.utils.errors import ArgumentParser, UserError, command
@@ -58,7 +59,12 @@ def search(
     folder, record = runs / recipe.name / "rates", runs / recipe.name / "rates.json"
     texts = {rate: _recipe_text(recipe, data, folder, rate, list(kinds.values())) for rate in rates}
     made_from = {"recipes": list(texts.values()), "list": sha256(recipe.dataset_folder(data) / "train.txt")}
-    if record.is_file() and (known := read_json(record)).get("made_from") == made_from:
+    made_from |= {
+        "net": recipe.net_sha256,
+        "weights": {each: sha256_of(recipe.source_file(each)) for each in recipe.sources},
+    }
+    known = read_json(record) if record.is_file() else None
+    if isinstance(known, dict) and known.get("made_from") == made_from:
         return {kind: {float(rate): value for rate, value in each.items()} for kind, each in known["found"].items()}
     begun, dataset = folder / "made_from.json", data / _dataset(recipe)
     if dataset.exists() and not (dataset / MARK).is_file():
@@ -196,7 +202,7 @@ def _recipe_text(recipe: Recipe, data: Path, folder: Path, rate: float, treatmen
     """The recipe of the networks with one rate, as YAML; its paths are relative to ``folder``."""
     settings: dict[str, Any] = recipe.settings()
     settings.pop("net_sha256", None)
-    root = os.path.relpath(recipe.dataset_folder(data) / recipe.images.root, data / _dataset(recipe))
+    root = _relative(recipe.dataset_folder(data) / recipe.images.root, data / _dataset(recipe))
     solver = dict(settings["solver"])
     iterations = solver["max_iter"]
     if solver["lr_policy"] in ("fixed", "poly"):  # the others have steps that would have to be moved
@@ -206,14 +212,22 @@ def _recipe_text(recipe: Recipe, data: Path, folder: Path, rate: float, treatmen
         "test_initialization": False,
     }  # fmt: skip
     assert recipe.net_file is not None  # only recipes with a net of their own have sources
-    sources = {letter: {"weights": os.path.relpath(recipe.source_file(letter), folder)} for letter in recipe.sources}
+    sources = {letter: {"weights": _relative(recipe.source_file(letter), folder)} for letter in recipe.sources}
     settings |= {
         "name": _name(recipe, rate), "dataset": _dataset(recipe),
         "images": {**settings["images"], "root": root, "val_root": root},
-        "architecture": os.path.relpath(recipe.net_file, folder), "sources": sources, "solver": solver,
+        "architecture": _relative(recipe.net_file, folder), "sources": sources, "solver": solver,
         "solver_for": {}, "seeds": [0], "keep_snapshots": 1, "networks": {"whole": list(treatments)},
     }  # fmt: skip
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return the path from ``folder``, which may be behind a link, such as runs/ on another disk: `..` leads elsewhere.
+
+    A link at the end of the path is kept: it has the name that the recipe gives.
+    """
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
 
 
 def rates_of(text: str) -> list[float]:

@@ -97,6 +97,47 @@ def test_an_interrupted_search_resumes_and_a_finished_one_is_not_repeated(recipe
     assert search(recipe, Path("data"), Path("runs"), list(ACCURACIES)) == found
 
 
+def test_rates_of_other_weights_or_another_net_or_of_a_damaged_file_are_searched_again(recipe, monkeypatch):
+    def searched() -> int:
+        monkeypatch.setattr(rates, "sweep", run := Sweep())
+        search(load_recipe("pets.yaml"), Path("data"), Path("runs"), list(ACCURACIES))
+        return len(run.recipes)
+
+    assert [searched(), searched()] == [3, 0]
+    with open("weights.caffemodel", "ab") as weights:
+        weights.write(b"\0")
+    assert [searched(), searched()] == [3, 0]
+    net = Path("net.prototxt").read_text()
+    Path("net.prototxt").write_text(net.replace('"pretrained"', '"other"'))
+    assert [searched(), searched()] == [3, 0]
+    Path("runs/pets/rates.json").write_text("[1]\n")
+    assert [searched(), searched()] == [3, 0]
+
+
+def test_a_search_finds_net_weights_and_images_where_runs_and_data_are_links(recipe, monkeypatch):
+    for name in ("runs", "data"):
+        there = Path("other disk/deep", name)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if Path(name).exists():
+            Path(name).rename(there)
+        else:
+            there.mkdir()
+        Path(name).symlink_to(there.resolve())
+    run = Sweep()
+
+    def check(argv: list[str]) -> int:
+        code = run(argv)
+        made = run.recipes[-1]
+        assert made.source_file("P").samefile("weights.caffemodel") and made.net_file.samefile("net.prototxt")
+        images = recipe.dataset_folder(Path("data")) / recipe.images.root
+        assert (made.dataset_folder(Path("data")) / made.images.root).samefile(images)
+        return code
+
+    monkeypatch.setattr(rates, "sweep", check)
+    search(recipe, Path("data"), Path("runs"), [0.01])
+    assert len(run.recipes) == 1
+
+
 def test_a_dataset_of_the_users_is_neither_overwritten_nor_removed(recipe, monkeypatch):
     monkeypatch.setattr(rates, "sweep", Sweep())
     Path("data/pets-rates").mkdir()

@@ -1,6 +1,7 @@
 """Recipes: reading them, their networks and settings, and the errors for invalid ones."""
 
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transfer_caffe.experiment import read
 from transfer_caffe.experiment.read import load_recipe, recipe_names
 from transfer_caffe.experiment.recipe import Recipe
 from transfer_caffe.utils.errors import UserError
+from transfer_caffe.utils.strict_yaml import load_yaml
 
 DEMO: dict[str, Any] = {
     "name": "small",
@@ -213,6 +215,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"solver": DEMO["solver"] | {"test_interval": 0}}, "max_iter 10 is not a multiple of test_interval 0"),
     ({"solver_for": {"n*": {"max_iter": 11}}}, r"solver_for: n\*: max_iter 11 is not a multiple of test_interval 5"),
     ({"solver": DEMO["solver"] | {"lr_policy": "step"}}, "the policy step needs a stepsize"),
+    ({"solver": DEMO["solver"] | {"lr_policy": ["step"]}}, r"lr_policy: one of fixed, step, .* not \['step'\]"),
     ({"solver": DEMO["solver"] | {"lr_policy": "mutlistep"}}, "lr_policy: one of fixed, step"),
     ({"images": None}, "images: a mapping .* not nothing"),
     ({"architecture": "resnet"}, "architecture: one of caffenet, mini"),
@@ -261,6 +264,29 @@ def test_what_a_recipe_cannot_mean_is_refused_by_file_and_key(
     assert str(caught.value).startswith(str(tmp_path / "small.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("policy", "given", "missing"),
+    [
+        ("step", {"stepsize": 5}, "a gamma"), ("step", {}, "a stepsize and a gamma"), ("exp", {}, "a gamma"),
+        ("inv", {"gamma": 0.1}, "a power"), ("multistep", {"gamma": 0.1}, "a stepvalue"),
+        ("multistep", {"gamma": 0.1, "stepvalue": []}, "a stepvalue"), ("poly", {}, "a power"),
+        ("sigmoid", {"gamma": 0.1}, "a stepsize"),
+    ],
+)  # fmt: skip
+def test_a_rate_policy_without_its_parameters_is_refused_for_the_merged_solver_of_each_network(
+    tmp_path: Path, policy: str, given: dict[str, Any], missing: str
+) -> None:
+    changed = {"lr_policy": policy, **given}
+    words = rf"small\.yaml: solver: lr_policy: the policy {policy} needs {missing} \(random0-"
+    with pytest.raises(UserError, match=words + "baseA"):
+        recipe_of(tmp_path, solver=DEMO["solver"] | changed)
+    with pytest.raises(UserError, match=words + "A3B"):
+        recipe_of(tmp_path, solver_for={"A*": changed})
+    rest = {"stepsize": 5, "stepvalue": [5], "gamma": 0.1, "power": 1}
+    recipe = recipe_of(tmp_path, solver=DEMO["solver"] | rest, solver_for={"A*": {"lr_policy": policy}})
+    assert recipe.network("random0", "A3B").solver == DEMO["solver"] | rest | {"lr_policy": policy}
+
+
 def test_broken_yaml_is_refused_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("name: x\nimages: {root: [}\n", encoding="utf-8")
@@ -273,6 +299,36 @@ def test_a_key_twice_is_refused_by_file_and_line(tmp_path: Path) -> None:
     path.write_text("name: x\ncrop: 3\ncrop: 4\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"twice\.yaml:3: .*duplicate key crop"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize("number", ["010", "-017", "1:04", "1:04:30", "1:04.5"])
+def test_numbers_that_yaml_reads_as_others_are_refused_by_file_and_line(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "number.yaml"
+    path.write_text(f"name: x\ncrop: {number}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"number\.yaml:2: .*: {number} would be read as another number"):
+        load_recipe(path)
+    path.write_text(f"{number}: x\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"number\.yaml:1: .*: {number} would"):
+        load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [("2024-02-30", "timestamp"), ("0b_", "int"), ("!!int ''", "int"), ("!!float x", "float"), ("!!bool maybe", "bool"),
+     ("!!timestamp soon", "timestamp")],
+)  # fmt: skip
+def test_values_that_yaml_cannot_read_are_refused_by_file_and_line(tmp_path: Path, value: str, kind: str) -> None:
+    path = tmp_path / "value.yaml"
+    path.write_text(f"name: x\nsolver: {{base_lr: {value}}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=rf"value\.yaml:2: not valid YAML: .*cannot be read as {kind}; write text in"):
+        load_recipe(path)
+
+
+def test_numbers_that_mean_what_they_look_like_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("[0, -3, 0x10, 1_000, 0.05, 00.5, 1.0e-4, .inf, '010', '1:04', 2024-02-29]\n", encoding="utf-8")
+    numbers = [0, -3, 16, 1000, 0.05, 0.5, 1e-4, float("inf"), "010", "1:04", date(2024, 2, 29)]
+    assert load_yaml(path) == numbers
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:

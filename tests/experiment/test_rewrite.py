@@ -235,8 +235,13 @@ def test_a_template_is_rendered_with_the_side_of_the_images_and_rewritten_like_a
         ("{% for n in %}", r"blocks\.prototxt\.j2:1: "),
         ("{{ sides }}", r"'sides' is undefined; templates may use `crop`"),
         ("layer {", "blocks"),
+        ("{{ crop // 0 }}", r"blocks\.prototxt\.j2: the template cannot be rendered: ZeroDivisionError: "),
+        ("{{ crop + 'x' }}", "cannot be rendered: TypeError: "),
+        ("{% include 'missing.j2' %}", r"cannot be rendered: TemplateNotFound: .*missing\.j2"),
+        ("{% include 'blocks.prototxt.j2' %}", "cannot be rendered: RecursionError: "),
+        ("name: '\xe9'", "cannot be rendered: UnicodeDecodeError: "),
     ):
-        (tmp_path / "blocks.prototxt.j2").write_text(wrong)
+        (tmp_path / "blocks.prototxt.j2").write_text(wrong, encoding="latin-1")
         with pytest.raises(UserError, match=words):
             read_own_net(tmp_path / "blocks.prototxt.j2", crop=24)
 

@@ -35,6 +35,29 @@ def test_what_sbatch_would_not_take_is_an_error_that_names_the_key(given, said):
         read_slurm(Section(given, "r.yaml: slurm"))
 
 
+@pytest.mark.parametrize(
+    "flag",
+    ["-Jfoo", "-J=foo", "-o/x", "-d1", "-H", "--job=x", "--job-n=x", "--outp=/x", "--dep=singleton", "--arr=1-3",
+     "--o=x", "-M", "-Mall", "--clusters=all", "--cluster=all"],
+)  # fmt: skip
+def test_flags_that_the_sweep_sets_are_refused_however_they_are_spelled(flag):
+    with pytest.raises(UserError, match=f"r.yaml: slurm: {flag}: the sweep sets this flag of sbatch itself; remove it"):
+        read_slurm(Section({"extra": [flag]}, "r.yaml: slurm"))
+
+
+def test_flags_that_only_look_like_those_of_the_sweep_are_passed_on():
+    given = [
+        "--wait-all-nodes=1",
+        "--constraint=a100",
+        "--open-mode=append",
+        "-pgpu",
+        "-C a100",
+        "--qos=long",
+        "-xnode1",
+    ]
+    assert read_slurm(Section({"extra": given}, "r.yaml: slurm")).extra == tuple(given)
+
+
 def test_extra_flags_come_last_so_that_they_win():
     given = flags(SlurmSettings(extra=("--gres=gpu:a100:1",)), threads=8, gpus=1)
     assert "--cpus-per-task=8" in given

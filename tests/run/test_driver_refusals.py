@@ -83,6 +83,20 @@ def test_changed_settings_are_refused_until_restart(capsys):
     assert done_of("random0-baseA-s0")["settings"]["solver"]["base_lr"] == 0.25
 
 
+def test_a_restart_that_cannot_begin_leaves_the_finished_network_in_its_place(capsys):
+    assert drive("baseA") == 0
+    recipe = RECIPE + "precision: bf16\n"  # the fake engine is taken for real Caffe, which only knows fp32
+    Path("small.yaml").write_text(recipe)
+    assert drive("baseA", more=("--restart",)) == 2
+    assert "bf16" in capsys.readouterr().err
+    Path("small.yaml").write_text(RECIPE)
+    mean_without_a_number()
+    assert drive("baseA", more=("--restart",)) == 2
+    assert "one image of finite values was expected" in capsys.readouterr().err
+    assert (RUNS / "random0-baseA-s0" / "done.json").exists()
+    assert not (RUNS / "random0-baseA-s0.old1").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "difference"),
     [
@@ -146,6 +160,15 @@ def test_a_network_whose_base_was_trained_anew_is_refused(capsys):
     path.write_text(json.dumps(done))
     assert drive("A3B") == 2
     assert "its base random0-baseA-s0 has been retrained since" in capsys.readouterr().err
+
+
+def test_a_network_whose_base_was_trained_with_other_settings_is_refused(capsys):
+    assert drive("baseA") == 0
+    Path("small.yaml").write_text(RECIPE.replace("base_lr: 0.5", "base_lr: 0.25"))
+    assert drive("A3B") == 2
+    error = capsys.readouterr().err
+    assert "its base random0-baseA-s0 is out of date: solver.base_lr was 0.5 and is 0.25; retrain that first" in error
+    assert not (RUNS / "random0-A3B-s0").exists()
 
 
 @pytest.mark.parametrize("checksum", [True, False], ids=["with checksum", "without"])

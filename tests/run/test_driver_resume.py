@@ -87,7 +87,7 @@ def test_damaged_initial_weights_are_made_again(capsys):
     assert init.read_bytes() == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
     process = start_driver("baseA", "slow")
     process.send_signal(number)
@@ -95,6 +95,18 @@ def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
     assert process.returncode == 130, err
     assert "stopping: the engine writes a snapshot" in out
     assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_driver_whose_standard_output_is_closed_or_full_leaves_a_snapshot(full):
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [sys.executable, "-m", "transfer_caffe.driver", *arguments("baseA", fake_engine("slow"))]
+    with open("/dev/full" if full else writer, "wb") as output, open("error", "wb") as error:
+        done = subprocess.run(argv, stdout=output, stderr=error, timeout=PATIENCE)
+    assert done.returncode != 0 and "Traceback" not in Path("error").read_text()
+    assert "Optimization stopped early." in (RUNS / "random0-baseA-s0" / "train.log").read_text()
+    assert iterations(RUNS / "random0-baseA-s0") == [3]
 
 
 def test_signals_that_a_scheduler_sends_to_everyone_and_twice_still_leave_a_snapshot():

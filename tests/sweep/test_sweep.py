@@ -18,7 +18,7 @@ from transfer_caffe.results.table import read_results
 from transfer_caffe.sweep import mps
 from transfer_caffe.sweep import run as sweep_run
 from transfer_caffe.sweep.__main__ import main as sweep_main
-from transfer_caffe.sweep.display import Running, State, duration
+from transfer_caffe.sweep.display import Lines, Running, State, duration
 from transfer_caffe.sweep.selection import in_order
 from transfer_caffe.sweep.slots import Gpu, GpuSlots, Slot
 from transfer_caffe.utils import processes
@@ -86,6 +86,25 @@ def test_a_network_whose_settings_have_changed_is_reported_and_the_others_go_on(
     assert "random0-A4B-s0: not started" in error
     assert sweep_main(["plan", "--recipe", "small.yaml"]) == 0
     assert "done, but out of date" in capsys.readouterr().out
+
+
+def test_networks_trained_with_a_recipe_that_was_edited_meanwhile_are_not_done(capsys, monkeypatch):
+    start = sweep_run.Sweep._job
+
+    def edit_and_start(sweep: sweep_run.Sweep, network: Network, slot: Slot) -> sweep_run.Job:
+        if network.name == "random0-baseB-s0":
+            Path("small.yaml").write_text(RECIPE.replace("lr: 0.5", "lr: 1"))
+        return start(sweep, network, slot)
+
+    monkeypatch.setattr(sweep_run.Sweep, "_job", edit_and_start)
+    assert run(None, "--jobs", "1") == 1
+    captured = capsys.readouterr()
+    assert "1 of 6 networks of small are done" in captured.out
+    for name in ("random0-baseB-s0", "whole-base-s0", "whole-R2-s0"):
+        assert f"{name}: trained with other settings than this sweep's" in captured.err
+    assert "meanwhile: solver.base_lr was 1 and is 0.5; undo the edit" in captured.err
+    assert "A3B-s0: its base random0-baseA-s0 is out of date: solver.base_lr was 0.5 and is 1; retrain" in captured.err
+    assert not (RUNS / "random0-A3B-s0" / "done.json").exists()
 
 
 def test_networks_do_not_depend_on_how_many_are_trained_at_a_time():
@@ -158,6 +177,20 @@ def test_a_second_interrupt_ends_all_at_once():
     for name in ("random0-baseA-s0", "random0-baseB-s0"):  # no process is using them any more
         with lock(RUNS / f".{name}.lock", name, pytest.fail):
             pass
+
+
+def test_a_sweep_whose_standard_output_is_closed_leaves_snapshots(monkeypatch):
+    def show(*_: object) -> None:
+        if len(list(RUNS.glob("*/snapshots/net_iter_3.solverstate"))) == 2:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(Lines, "update", show)
+    monkeypatch.setattr(Lines, "event", show)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # the command replaces it
+    assert run(fake_engine("slow")) == 141
+    sys.stdout.close()
+    logs = [path.read_text() for path in RUNS.glob("*/train.log")]
+    assert len(logs) == 2 and all("Optimization stopped early." in log for log in logs)
 
 
 def gpus_of_the_machine(monkeypatch, tmp_path, count: int) -> None:

@@ -1,12 +1,14 @@
-"""Tests of the processors and memory that a process may use, and of how its threads wait."""
+"""Tests of the processors and memory that a process may use, of how its threads wait, and of signals that stop it."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from transfer_caffe.utils.machine import available_memory, cores
+from transfer_caffe.utils.processes import interrupt_on_signals
 
 GIB = 1 << 30
 
@@ -78,6 +80,17 @@ def test_the_affinity_counts_where_it_is_less_than_the_quota(tmp_path, monkeypat
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert cores(tmp_path) == 1
+
+
+def test_a_closed_terminal_stops_a_command_in_order_unless_nohup_has_it_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    interrupt_on_signals()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)  # repeated
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    interrupt_on_signals()
+    signal.raise_signal(signal.SIGHUP)
 
 
 @pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])

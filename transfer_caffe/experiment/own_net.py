@@ -39,6 +39,6 @@ def read_own_net(path: str | os.PathLike[str], crop: int | None = None) -> NetPa
         raise UserError(f"{error.filename or path}:{error.lineno}: {error.message}") from None
     except jinja2.UndefinedError as error:
         raise UserError(f"{path}: {error.message}; templates may use `crop`, the side of the images") from None
-    except jinja2.TemplateError as error:
-        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # those of its expressions, such as a division by zero, and of a file that is not UTF-8
+        raise UserError(f"{path}: the template cannot be rendered: {type(error).__name__}: {error}") from None
     return upgrade_net(parse_text(text, NetParameter(), f"the net of {path}"), os.fspath(path))

@@ -34,7 +34,11 @@ RECIPES = PACKAGE / "recipes"
 PRECISIONS = ["fp32", "tf32", "bf16"]
 
 # The policies of SGDSolver::GetLearningRate; real Caffe reports an unknown one only at the first iteration.
-LR_POLICIES = ("fixed", "step", "exp", "inv", "multistep", "poly", "sigmoid")
+# Each with the parameters it needs: the defaults, 0 or nothing, mean a rate of 0, or one that never changes.
+LR_POLICIES: dict[str, tuple[str, ...]] = {
+    "fixed": (), "step": ("stepsize", "gamma"), "exp": ("gamma",), "inv": ("gamma", "power"),
+    "multistep": ("stepvalue", "gamma"), "poly": ("power",), "sigmoid": ("stepsize", "gamma"),
+}  # fmt: skip
 
 # Solver fields that are derived from the network and its folder, or that the driver relies on.
 _NOT_IN_RECIPES = {
@@ -134,6 +138,12 @@ def _recipe_of(value: Any, where: str, folder: Path) -> Recipe:
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     for network in recipe.networks():  # several patterns of solver_for may name one network
+        policy = network.solver["lr_policy"]
+        if missing := [key for key in LR_POLICIES[policy] if network.solver.get(key, []) == []]:
+            raise UserError(
+                f"{where}: solver: lr_policy: the policy {policy} needs a {' and a '.join(missing)} "
+                f"({network.split}-{network.treatment})"
+            )
         if network.max_iter % network.solver["test_interval"]:
             raise UserError(
                 f"{where}: solver_for: {network.split}-{network.treatment}: max_iter {network.max_iter} is not a "
@@ -245,7 +255,7 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
         repeated = key == "stepvalue"
         if repeated and not isinstance(each, list):
             section.fail(key, f"a list of whole numbers was expected, not {shown(each)}")
-        if key == "lr_policy" and each not in LR_POLICIES:
+        if key == "lr_policy" and (not isinstance(each, str) or each not in LR_POLICIES):
             section.fail(key, f"one of {', '.join(LR_POLICIES)} was expected, not {shown(each)}")
         for item in each if repeated else [each]:
             problem = _not_a(field, item)
@@ -255,8 +265,6 @@ def _solver_of(value: Any, where: str) -> dict[str, Any]:
     for key, least in (("max_iter", 1), ("test_interval", 0), ("display", 0), ("snapshot", 0), ("stepsize", 1)):
         if key in solver and solver[key] < least:
             section.fail(key, f"{least} or more was expected, not {solver[key]}")
-    if solver.get("lr_policy") == "step" and "stepsize" not in solver:
-        section.fail("lr_policy", "the policy step needs a stepsize")
     return solver
 
 

@@ -21,6 +21,7 @@ TIME = '"HH:MM:SS", "D-HH:MM:SS" or minutes, in quotes, was expected'
 OURS = {
     "-a", "--array", "--comment", "-D", "--chdir", "-d", "--dependency", "-J", "--job-name", "-o", "--output",
     "--no-requeue", "--parsable", "-Q", "--quiet", "--signal", "--wrap", "-W", "--wait", "--test-only", "-H", "--hold",
+    "-M", "--clusters",
 }  # fmt: skip
 
 
@@ -54,8 +55,9 @@ class SlurmSettings:
         if not re.fullmatch(r"[0-9]+[KMGT]?", self.memory):
             raise UserError(f"{where}: memory: a number with K, M, G or T was expected, not {shown(self.memory)}")
         for flag in self.extra:
-            name = flag.split("=", 1)[0]
-            if name in OURS:
+            # sbatch also takes -JNAME for -J NAME, and the beginning of a long flag
+            name = flag.split("=", 1)[0] if flag.startswith("--") else flag[:2]
+            if name in OURS or (len(name) > 2 and any(ours.startswith(name) for ours in OURS)):
                 raise UserError(f"{where}: {flag}: the sweep sets this flag of sbatch itself; remove it")
         return self
 

@@ -3,9 +3,9 @@
     python -m transfer_caffe.sweep run --recipe demo --jobs 2
     python -m transfer_caffe.sweep run --recipe paper --gpu 0,1,3
 
-If a network fails, the others continue; networks that need it are not started. On Ctrl-C (or SIGTERM) every network
-writes a snapshot, and the next run resumes from there. A second Ctrl-C ends all at once. With --report DIR the report
-is written early, and updated as networks finish.
+If a network fails, the others continue; networks that need it are not started. On Ctrl-C (or SIGTERM, SIGHUP) every
+network writes a snapshot, and the next run resumes from there. A second Ctrl-C ends all at once. With --report DIR the
+report is written early, and updated as networks finish.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from transfer_caffe.run.watch import remarks_of
 from transfer_caffe.sweep import mps
 from transfer_caffe.sweep.display import Display, Running, State, duration, open_display
 from transfer_caffe.sweep.estimate import Estimate
-from transfer_caffe.sweep.progress import look
+from transfer_caffe.sweep.progress import changed, look
 from transfer_caffe.sweep.reports import Reports
 from transfer_caffe.sweep.selection import Selection, add_recipe_arguments, selected
 from transfer_caffe.sweep.sizes import Sizes
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
             sweep = Sweep(selection, args.runs, args.data, options, slots, display, args.keep_going, reports, forks)
             try:
                 sweep.run()
-            except KeyboardInterrupt:
+            except BaseException:  # also an output that is closed or full: drivers die with this process
                 sweep.stop()
                 raise
         path, _ = write_results(recipe, args.runs)
@@ -323,6 +323,14 @@ class Sweep:
         except UserError as error:
             done = None
             self._fail(job.network, str(error))
+        if done and (note := changed(job.network, done, None)):  # its driver read the recipe later than this sweep
+            done = None
+            again = f"python -m transfer_caffe.driver {arguments_of(job.network, self.runs, self.data)} --restart"
+            self._fail(
+                job.network,
+                f"trained with other settings than this sweep's, as the recipe was edited meanwhile: {note}; undo the "
+                f"edit and retrain it: {again}",
+            )
         self._estimate.ended(job.network, time.monotonic(), done is not None)
         if done:
             self.done.add(job.network.name)
@@ -347,9 +355,11 @@ class Sweep:
             for job in self.running:
                 job.process.send_signal(signal.SIGINT)
             if self.running:
-                self.display.event(
-                    f"stopping: {len(self.running)} networks write a snapshot (press Ctrl-C again to end without one)"
-                )
+                with contextlib.suppress(OSError):
+                    self.display.event(
+                        f"stopping: {len(self.running)} networks write a snapshot "
+                        "(press Ctrl-C again to end without one)"
+                    )
             for job in self.running:
                 job.process.wait()
         except KeyboardInterrupt:
@@ -357,6 +367,8 @@ class Sweep:
                 job.process.kill()
             for job in self.running:
                 job.process.wait()
+        for job in self.running:
+            job.output.close()
 
     def state(self) -> State:
         """Return the sweep's progress for the display."""

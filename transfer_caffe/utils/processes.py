@@ -221,11 +221,11 @@ def _dies_with(parent: int) -> Callable[[], None]:
 
 
 def interrupt_on_signals() -> None:
-    """Make SIGTERM and SIGUSR1 act like Ctrl-C: an orderly stop, with a snapshot. Call it in a command's main thread.
+    """Make SIGTERM, SIGUSR1 and SIGHUP act like Ctrl-C: an orderly stop, with a snapshot. Call it in the main thread.
 
-    SIGINT is handled in the background too, where a shell has it ignored. Repeated SIGTERM and SIGUSR1 are ignored:
-    Slurm sends them to all processes of a job, and the job's script passes them on. Only a second Ctrl-C stops the
-    command at once.
+    SIGINT is handled in the background too, where a shell has it ignored. SIGHUP, which a closed terminal sends, stays
+    ignored if it was, as by nohup. Repeated SIGTERM, SIGUSR1 and SIGHUP are ignored: Slurm sends the first two to all
+    processes of a job, and the job's script passes them on. Only a second Ctrl-C stops the command at once.
     """
     asked: list[int] = []
 
@@ -235,5 +235,6 @@ def interrupt_on_signals() -> None:
         asked.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)

@@ -32,6 +32,20 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node. Raise ConstructorError, for one line with its place, if it cannot be meant.
+
+        YAML 1.1 reads 010 as 8 and 1:30 as 90; PyYAML's own errors for an impossible date, for example, name no line.
+        """
+        if node.tag.endswith((":int", ":float")) and re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", str(node.value)):
+            problem = f"{node.value} would be read as another number; omit leading zeros, or write it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            problem = f"{node.value} cannot be read as {node.tag.rpartition(':')[2]}; write text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 def load_yaml(path: Path) -> Any:
     """Return the content of a YAML file. Raise UserError, with file and line, for bad YAML or duplicate keys."""
