@@ -89,6 +89,7 @@ def test_damaged_initial_weights_are_made_again(capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_an_interrupted_driver_leaves_a_snapshot_and_exits_130(number):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests, and what they start, would ignore it
     process = start_driver("baseA", "slow")
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
