@@ -23,7 +23,7 @@ import numpy as np
 from transfer_caffe.data_prep.classes import GROUPS, Class, csv_lines, write_class_names, write_classes
 from transfer_caffe.data_prep.split import MAX_SEED
 from transfer_caffe.formats.image_list import Line, write_list
-from transfer_caffe.utils.errors import ArgumentParser, UserError, command, named_path
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import whole_folder
 
 IMAGES, VAL_IMAGES = "images", "val_images"
@@ -170,9 +170,9 @@ def _parser() -> ArgumentParser:
         epilog="example: python -m data_prep.folders ~/birds --out data/birds --val-images-per-class 50",
     )
     parser.add_argument(
-        "images", type=named_path, metavar="IMAGES", help="folder that contains a folder of images for each class"
+        "images", type=Path, metavar="IMAGES", help="folder that contains a folder of images for each class"
     )
-    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="the new folder: data/NAME")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder: data/NAME")
     validation = parser.add_mutually_exclusive_group(required=True)
     validation.add_argument("--val", metavar="VAL", help="folder with the validation images, with the same classes")
     validation.add_argument(

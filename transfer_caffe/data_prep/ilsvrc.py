@@ -37,7 +37,7 @@ from transfer_caffe.data_prep.ilsvrc_images import (
     unpack_val,
 )
 from transfer_caffe.formats.image_list import Line, write_list
-from transfer_caffe.utils.errors import ArgumentParser, UserError, command, named_path
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command
 from transfer_caffe.utils.files import write_text
 from transfer_caffe.utils.locks import lock
 
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int | None:
         "archives",
         metavar="ARCHIVES",
         nargs="?",
-        type=named_path,
+        type=Path,
         help=f"folder with {TRAIN_TAR}, {VAL_TAR} and {DEVKIT}",
     )
     parser.add_argument("--train", type=Path, metavar="PATH", help="training archive, or folder of class folders")
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int | None:
         "--val-list", type=Path, metavar="LIST", help="Caffe's val.txt, instead of the development kit"
     )
     parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="the dataset's folder, for example data/ilsvrc2012"
+        "--out", type=Path, required=True, metavar="DIR", help="the dataset's folder, for example data/ilsvrc2012"
     )
     args = parser.parse_args(argv)
     if args.archives and not args.archives.is_dir():

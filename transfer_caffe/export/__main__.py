@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfer_caffe.export import Differs
-from transfer_caffe.utils.errors import ArgumentParser, UserError, command, named_path, require_file, say_error
+from transfer_caffe.utils.errors import ArgumentParser, UserError, command, require_file, say_error
 from transfer_caffe.utils.files import read_text, whole_file
 
 if TYPE_CHECKING:
@@ -77,22 +77,22 @@ def _parser() -> ArgumentParser:
         epilog=EXAMPLES,
     )
     parser.add_argument(
-        "net", metavar="NET", type=named_path, nargs="?",
+        "net", metavar="NET", type=Path, nargs="?",
         help="a deploy.prototxt or train_val.prototxt, or a .safetensors file written by this command",
     )  # fmt: skip
     parser.add_argument(
         "--network",
         metavar="DIR",
-        type=named_path,
+        type=Path,
         help="a trained network's folder, runs/RECIPE/NETWORK, instead of NET",
     )
-    parser.add_argument("--weights", metavar="FILE", type=named_path, help="the .caffemodel (or .h5) with its weights")
-    parser.add_argument("--onnx", metavar="FILE", type=named_path, help="write this ONNX file")
-    parser.add_argument("--safetensors", metavar="FILE", type=named_path, help="write the weights to this file")
+    parser.add_argument("--weights", metavar="FILE", type=Path, help="the .caffemodel (or .h5) with its weights")
+    parser.add_argument("--onnx", metavar="FILE", type=Path, help="write this ONNX file")
+    parser.add_argument("--safetensors", metavar="FILE", type=Path, help="write the weights to this file")
     parser.add_argument(
         "--caffemodel",
         metavar="FILE",
-        type=named_path,
+        type=Path,
         help="write the .caffemodel that NET, a .safetensors, came from",
     )
     parser.add_argument(
@@ -113,7 +113,7 @@ def _parser() -> ArgumentParser:
         help="shape of the net's input images, if the net does not say it",
     )  # fmt: skip
     group.add_argument("--with-preprocessing", action="store_true", help="make it part of the graph: RGB bytes in")
-    parser.add_argument("--classes", metavar="FILE", type=named_path, help="names of the classes, one per line")
+    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of the classes, one per line")
     return parser
 
 

@@ -29,16 +29,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Refuse an empty file or folder: `--runs "$RUNS"` without RUNS would otherwise use the current folder."""
-        if not arg_string and action.default != "" and action.metavar in ("DIR", "FILE", "MEAN"):
+        is_path = action.type is Path or action.metavar in ("DIR", "FILE", "MEAN")
+        if is_path and not arg_string and action.default != "":
             raise argparse.ArgumentError(action, "is empty; is a shell variable unset?")
         return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def named_path(text: str) -> Path:
-    """Return a command line argument as a path: the argparse ``type`` for paths that must not be empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("is empty; is a shell variable unset?")
-    return Path(text)
 
 
 def require_file(path: str | os.PathLike[str], remedy: str) -> None:
