@@ -98,6 +98,7 @@ from transfer_caffe.engine.batches import transform
 from transfer_caffe.engine.layers import vision
 from transfer_caffe.engine.solver import device_update
 
+assert vision.MOST_JOINED == pool_triton.BLOCK
 assert vision.fused_pool() and vision._fused_lrn() and device_update._fused_update() and transform._fused_batches()
 """
 EXPECTED = [

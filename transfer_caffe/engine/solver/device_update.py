@@ -126,7 +126,7 @@ def blobs_with_copies(layers: Sequence[Layer], dtype: torch.dtype) -> list[Blob]
         return []
     uses = [id(blob if blob.owner is None else blob.owner) for layer in layers for blob in layer.blobs]
     low = [layer for layer in layers if layer.precision == "low" and len(layer.param.bottom) == 1]
-    # a view of another blob is no use of its own
+    # a view of another blob counts as a use of that one
     return [blob for layer in low for blob in layer.blobs[:1] if uses.count(id(blob)) == 1]
 
 
